@@ -1,0 +1,165 @@
+//! How the processes of a node listen: ports, addresses and timeouts of control and data plane.
+//!
+//! Owns the one place where manifest settings become transport settings.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ditmesh_transport::control::ControlConfig;
+use ditmesh_transport::error::TransportError;
+use ditmesh_transport::fabric::Fabric;
+use ditmesh_transport::identity::Identity;
+use ditmesh_transport::ids::Incarnation;
+use ditmesh_transport::in_process::InProcessHub;
+use ditmesh_transport::quic::{QuicConfig, QuicFabric};
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{Manifest, NodeSection};
+
+/// UDP ports that one fabric listens on.
+const PORTS_PER_FABRIC: usize = 2;
+
+/// Settings of a node's data plane over QUIC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DataPlaneConfig {
+    pub(crate) address: IpAddr,
+    /// First and last port; the system chooses when absent.
+    ports: Option<(u16, u16)>,
+    mtu_bytes: u16,
+    heartbeat_ms: u32,
+    dead_ms: u32,
+}
+
+impl DataPlaneConfig {
+    /// Those of `node`.
+    ///
+    /// # Errors
+    /// In words, when its address cannot be resolved.
+    pub(crate) fn of(manifest: &Manifest, node: &NodeSection) -> Result<Self, String> {
+        Ok(Self {
+            address: resolve(&node.address)?,
+            ports: node.bulk_ports,
+            mtu_bytes: manifest.transport.mtu_bytes,
+            heartbeat_ms: manifest.health.heartbeat_ms,
+            dead_ms: manifest.health.dead_ms,
+        })
+    }
+}
+
+/// The data plane of a node.
+#[derive(Clone)]
+pub(crate) enum DataPlane {
+    /// Memory of this process.
+    InProcess(InProcessHub),
+    /// QUIC with the node's certificate.
+    Quic(DataPlaneConfig, Identity),
+}
+
+/// Why a fabric cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DataPlaneError {
+    #[error("bulk_ports {first} to {last} are too few: place {place} needs ports up to {needed}")]
+    Ports { first: u16, last: u16, place: usize, needed: usize },
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+}
+
+impl DataPlane {
+    /// Over QUIC.
+    pub(crate) fn quic(config: DataPlaneConfig, identity: Identity) -> Self {
+        Self::Quic(config, identity)
+    }
+
+    /// A fabric of its own for the process at `place`: the device's index, or one past the last
+    /// for the coordinator.
+    ///
+    /// # Errors
+    /// When its ports are taken or too few.
+    pub(crate) fn fabric(
+        &self,
+        place: usize,
+        incarnation: u64,
+    ) -> Result<Arc<dyn Fabric>, DataPlaneError> {
+        let (config, identity) = match self {
+            Self::InProcess(hub) => return Ok(hub.fabric()),
+            Self::Quic(config, identity) => (config, identity),
+        };
+        let [control, bulk] = config.ports_of(place)?;
+        let at = |port| SocketAddr::new(config.address, port);
+        let (idle_timeout, keep_alive) = timeouts(config.heartbeat_ms, config.dead_ms);
+        let quic = QuicConfig {
+            incarnation: Incarnation(incarnation),
+            mtu_bytes: config.mtu_bytes,
+            idle_timeout,
+            keep_alive,
+            ..QuicConfig::new(identity.clone(), at(control), at(bulk))
+        };
+        Ok(QuicFabric::bind(&quic)?)
+    }
+}
+
+impl DataPlaneConfig {
+    fn ports_of(&self, place: usize) -> Result<[u16; PORTS_PER_FABRIC], DataPlaneError> {
+        let Some((first, last)) = self.ports else { return Ok([0, 0]) };
+        let control = usize::from(first) + place * PORTS_PER_FABRIC;
+        match (u16::try_from(control), u16::try_from(control + 1)) {
+            (Ok(control), Ok(bulk)) if bulk <= last => Ok([control, bulk]),
+            _ => Err(DataPlaneError::Ports { first, last, place, needed: control + 1 }),
+        }
+    }
+}
+
+/// Settings of a control endpoint of this cluster.
+pub(crate) fn control_config(
+    identity: Identity,
+    bind: SocketAddr,
+    heartbeat_ms: u32,
+    dead_ms: u32,
+) -> ControlConfig {
+    let (idle_timeout, keep_alive) = timeouts(heartbeat_ms, dead_ms);
+    ControlConfig { idle_timeout, keep_alive, ..ControlConfig::new(identity, bind) }
+}
+
+/// The transport is a little more patient than the heartbeats, which know more.
+fn timeouts(heartbeat_ms: u32, dead_ms: u32) -> (Duration, Duration) {
+    let idle = Duration::from_millis(u64::from(dead_ms) * 6 / 5);
+    let keep_alive = Duration::from_millis(u64::from(heartbeat_ms) * 3 / 2).min(idle / 3);
+    (idle, keep_alive)
+}
+
+/// The address of a host.
+///
+/// # Errors
+/// In words, when there is none.
+pub(crate) fn resolve(host: &str) -> Result<IpAddr, String> {
+    let mut found =
+        (host, 0).to_socket_addrs().map_err(|error| format!("address {host}: {error}"))?;
+    found.next().map(|address| address.ip()).ok_or_else(|| format!("address {host} is unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(ports: Option<(u16, u16)>) -> DataPlaneConfig {
+        let address = IpAddr::from([127, 0, 0, 1]);
+        DataPlaneConfig { address, ports, mtu_bytes: 1452, heartbeat_ms: 200, dead_ms: 1500 }
+    }
+
+    #[test]
+    fn each_place_has_two_ports_of_the_range() {
+        assert_eq!(config(None).ports_of(3).expect("any port"), [0, 0]);
+        let ranged = config(Some((7000, 7003)));
+        assert_eq!(ranged.ports_of(1).expect("in range"), [7002, 7003]);
+        let error = ranged.ports_of(2).expect_err("out of range").to_string();
+        assert!(error.contains("7003") && error.contains("7005"), "{error}");
+    }
+
+    #[test]
+    fn the_transport_waits_longer_than_the_heartbeats() {
+        let (idle, keep_alive) = timeouts(200, 1500);
+        assert_eq!(idle, Duration::from_millis(1800));
+        assert_eq!(keep_alive, Duration::from_millis(300));
+    }
+}

@@ -1,0 +1,278 @@
+//! The actor of one host: keeps its workers alive and the coordinator informed.
+//!
+//! Owns the workers' restart budgets and their incarnations. How a worker is started is its
+//! home's. Never touches a device or weights.
+//!
+//! Invariant: it ends only after all its workers have.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::sync::oneshot;
+
+use super::restarts::Restarts;
+use super::worker_home::WorkerHome;
+use crate::membership::Incarnation;
+use crate::protocol::{DeviceId, FromCoordinator, Party, ToCoordinator};
+use crate::session::dial::Dialer;
+use crate::session::handshake;
+use crate::session::uplink::{Uplink, UplinkArgs, UplinkEvent, UplinkMsg};
+
+/// How an agent ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AgentEnd {
+    /// It was told to.
+    Told,
+    /// The coordinator will not have it.
+    GaveUp(String),
+}
+
+/// What an agent is made of.
+pub(crate) struct NodeAgentArgs {
+    pub(crate) cluster: String,
+    pub(crate) node: String,
+    pub(crate) devices: usize,
+    pub(crate) restarts_max: u32,
+    pub(crate) dialer: Dialer,
+    pub(crate) home: WorkerHome,
+    /// Told once how it ended.
+    pub(crate) ended: oneshot::Sender<AgentEnd>,
+}
+
+/// What an agent is sent.
+#[derive(Debug)]
+pub(crate) enum NodeAgentMsg {
+    Uplink(UplinkEvent),
+    /// A worker ended, as its home says it.
+    WorkerEnded {
+        index: usize,
+        incarnation: Incarnation,
+        status: String,
+    },
+    StartWorker {
+        index: usize,
+    },
+    /// End, after the workers.
+    Stop,
+}
+
+/// The actor.
+pub(crate) struct NodeAgent;
+
+/// One worker.
+struct Slot {
+    restarts: Restarts,
+    incarnation: Incarnation,
+    started: Instant,
+    /// Dropped to let the worker end; `None` when there is none.
+    life: Option<oneshot::Sender<()>>,
+}
+
+/// An agent at work.
+pub(crate) struct State {
+    node: String,
+    home: WorkerHome,
+    uplink: ActorRef<UplinkMsg>,
+    slots: Vec<Slot>,
+    ended: Option<oneshot::Sender<AgentEnd>>,
+    ending: Option<AgentEnd>,
+}
+
+impl NodeAgent {
+    /// Starts an agent and its workers.
+    ///
+    /// # Errors
+    /// When an actor cannot be started.
+    pub(crate) async fn start(
+        args: NodeAgentArgs,
+    ) -> Result<(ActorRef<NodeAgentMsg>, tokio::task::JoinHandle<()>), SpawnErr> {
+        Self::spawn(None, Self, args).await
+    }
+}
+
+impl Actor for NodeAgent {
+    type Msg = NodeAgentMsg;
+    type State = State;
+    type Arguments = NodeAgentArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<NodeAgentMsg>,
+        args: NodeAgentArgs,
+    ) -> Result<State, ActorProcessingErr> {
+        let party = Party::Agent { node: args.node.clone() };
+        let events = myself.clone();
+        let uplink = UplinkArgs {
+            dialer: args.dialer,
+            hello: handshake::hello(&args.cluster, party, Incarnation::at(unix_ms()).0),
+            patience: None,
+            // An agent that has ended needs no news.
+            on_event: Box::new(move |event| drop(events.cast(NodeAgentMsg::Uplink(event)))),
+        };
+        let uplink = Uplink::start(uplink, myself.get_cell()).await?;
+        let slot = || Slot {
+            restarts: Restarts::new(args.restarts_max),
+            incarnation: Incarnation(0),
+            started: Instant::now(),
+            life: None,
+        };
+        let slots = std::iter::repeat_with(slot).take(args.devices).collect();
+        for index in 0..args.devices {
+            myself.cast(NodeAgentMsg::StartWorker { index })?;
+        }
+        let (ended, ending) = (Some(args.ended), None);
+        Ok(State { node: args.node, home: args.home, uplink, slots, ended, ending })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<NodeAgentMsg>,
+        message: NodeAgentMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            NodeAgentMsg::StartWorker { index } => state.start_worker(&myself, index).await,
+            NodeAgentMsg::WorkerEnded { index, incarnation, status } => {
+                state.worker_ended(&myself, index, incarnation, status);
+            }
+            NodeAgentMsg::Uplink(UplinkEvent::Heard(FromCoordinator::Shutdown))
+            | NodeAgentMsg::Stop => state.end(&myself, AgentEnd::Told),
+            NodeAgentMsg::Uplink(UplinkEvent::GaveUp(cause)) => {
+                state.end(&myself, AgentEnd::GaveUp(cause));
+            }
+            NodeAgentMsg::Uplink(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<NodeAgentMsg>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let cause = match event {
+            SupervisionEvent::ActorFailed(_, error) => error.to_string(),
+            SupervisionEvent::ActorTerminated(_, _, reason) => {
+                reason.unwrap_or_else(|| "it ended".into())
+            }
+            _ => return Ok(()),
+        };
+        if state.ending.is_some() {
+            // The uplink has said good-bye: the last thing this agent waited for.
+            state.tell_end();
+            myself.stop(None);
+        } else {
+            state.end(&myself, AgentEnd::GaveUp(format!("its uplink failed: {cause}")));
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    async fn start_worker(&mut self, myself: &ActorRef<NodeAgentMsg>, index: usize) {
+        let device = self.device(index);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if self.ending.is_some() || slot.life.is_some() {
+            return;
+        }
+        let now = Incarnation::at(unix_ms());
+        // The clock may have been set back.
+        let after = Incarnation::at((slot.incarnation.0 >> 8) + 1);
+        slot.incarnation = now.max(after);
+        slot.started = Instant::now();
+        let incarnation = slot.incarnation;
+        let agent = myself.clone();
+        let on_end = Box::new(move |status| {
+            let ended = NodeAgentMsg::WorkerEnded { index, incarnation, status };
+            // An agent that has ended has ended its workers.
+            let _ = agent.cast(ended);
+        });
+        tracing::info!(%device, %incarnation, "starting a worker");
+        match self.home.start(index, incarnation, on_end).await {
+            Ok(life) => slot.life = Some(life),
+            Err(cause) => {
+                let ended = NodeAgentMsg::WorkerEnded { index, incarnation, status: cause };
+                // To this actor itself: it cannot have ended.
+                let _ = myself.cast(ended);
+            }
+        }
+    }
+
+    fn worker_ended(
+        &mut self,
+        myself: &ActorRef<NodeAgentMsg>,
+        index: usize,
+        incarnation: Incarnation,
+        status: String,
+    ) {
+        let device = self.device(index);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if slot.incarnation != incarnation {
+            return;
+        }
+        slot.life = None;
+        if self.ending.is_some() {
+            return self.leave_if_alone(myself);
+        }
+        tracing::warn!(%device, %status, "worker ended");
+        let pause = slot.restarts.died(slot.started.elapsed());
+        let (reported, incarnation) = (device.clone(), incarnation.0);
+        let exited = ToCoordinator::WorkerExited { device: reported, incarnation, status };
+        // An uplink that has ended has told this agent.
+        let _ = self.uplink.cast(UplinkMsg::Say(exited));
+        match pause {
+            Some(pause) => {
+                myself.send_after(pause, move || NodeAgentMsg::StartWorker { index });
+            }
+            None => tracing::error!(%device, "it died too often and is not started again"),
+        }
+    }
+
+    /// Lets the workers end, then says good-bye.
+    fn end(&mut self, myself: &ActorRef<NodeAgentMsg>, end: AgentEnd) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.ending = Some(end);
+        for slot in &mut self.slots {
+            if let Some(life) = slot.life.take() {
+                drop(life);
+                slot.life = Some(closed_life());
+            }
+        }
+        self.leave_if_alone(myself);
+    }
+
+    fn leave_if_alone(&mut self, myself: &ActorRef<NodeAgentMsg>) {
+        if self.slots.iter().any(|slot| slot.life.is_some()) {
+            return;
+        }
+        let farewell = UplinkMsg::Close("the agent has ended".into());
+        if self.uplink.cast(farewell).is_err() {
+            self.tell_end();
+            myself.stop(None);
+        }
+    }
+
+    fn tell_end(&mut self) {
+        if let (Some(ended), Some(end)) = (self.ended.take(), self.ending.clone()) {
+            // Whoever started this agent may have gone.
+            let _ = ended.send(end);
+        }
+    }
+
+    fn device(&self, index: usize) -> DeviceId {
+        DeviceId { node: self.node.clone(), index: index as u32 }
+    }
+}
+
+/// Stands for a worker that was told to end and has not yet.
+fn closed_life() -> oneshot::Sender<()> {
+    oneshot::channel().0
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
+}

@@ -1,0 +1,162 @@
+//! A client of a running cluster: finds the coordinator, keeps one session with it.
+//!
+//! Owns the client's thread and what a caller sees. Does not start or stop processes (that is the
+//! launcher's).
+//!
+//! Invariant: a coordinator that is lost or silent ends every call with a typed error.
+
+mod link;
+mod thread;
+
+use std::thread::JoinHandle;
+
+use ractor::ActorRef;
+use tokio::sync::oneshot;
+
+use crate::generation::{self, GenerateError, GenerationHandle};
+use crate::manifest::Manifest;
+use crate::request::GenerateRequest;
+use crate::status::ClusterStatus;
+use link::LinkMsg;
+
+/// Name in the certificate of the command line.
+pub const CLIENT_NAME: &str = "client";
+
+/// Why a cluster could not be asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing says that the cluster runs.
+    #[error("cluster \"{cluster}\" is not running: no {path} (start it with `ditmesh up`)")]
+    NotRunning {
+        /// Name in the manifest.
+        cluster: String,
+        /// The record its coordinator publishes.
+        path: String,
+    },
+    /// Its coordinator does not answer.
+    #[error("cluster \"{cluster}\" cannot be reached at {address}: {cause}")]
+    Unreachable {
+        /// Name in the manifest.
+        cluster: String,
+        /// Address tried.
+        address: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// The coordinator refused this client (certificate, version, other cluster).
+    #[error("the coordinator at {address} refused this client: {cause}")]
+    Refused {
+        /// Address tried.
+        address: String,
+        /// Its words.
+        cause: String,
+    },
+    /// The certificate or its key cannot be used.
+    #[error("no usable client certificate in {folder}: {cause}")]
+    Certificate {
+        /// Where it was looked for.
+        folder: String,
+        /// What went wrong.
+        cause: String,
+    },
+    /// The session ended before the answer.
+    #[error("lost the coordinator of cluster \"{cluster}\": {cause}")]
+    Lost {
+        /// Name in the manifest.
+        cluster: String,
+        /// What went wrong.
+        cause: String,
+    },
+}
+
+/// A session with a cluster's coordinator. Dropping it cancels its requests.
+#[derive(Debug)]
+pub struct ClusterClient {
+    cluster: String,
+    link: ActorRef<LinkMsg>,
+    numbers: std::sync::atomic::AtomicU64,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ClusterClient {
+    /// Connects, with a deadline, as the manifest's client (certificate from its certificate
+    /// folder). Blocks this thread; needs no runtime.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says; [`ClientError::NotRunning`] and [`ClientError::Unreachable`] are
+    /// the command line's exit code 3.
+    pub fn connect(manifest: &Manifest) -> Result<Self, ClientError> {
+        let (link, thread) = thread::connect(manifest)?;
+        let cluster = manifest.cluster.name.clone();
+        Ok(Self { cluster, link, numbers: 1.into(), thread: Some(thread) })
+    }
+
+    /// Sends a request. Never blocks; whatever is wrong comes back as the handle's result.
+    pub fn generate(&self, request: GenerateRequest) -> GenerationHandle {
+        let id = self.next_number();
+        let canceller = self.link.clone();
+        let (sink, handle) = generation::channel(move || {
+            // A link that has ended has cancelled everything.
+            let _ = canceller.cast(LinkMsg::Cancel(id));
+        });
+        let gone = sink.clone();
+        if self.link.cast(LinkMsg::Generate(id, Box::new(request), sink)).is_err() {
+            gone.result(Err(GenerateError::Lost(self.lost().to_string())));
+        }
+        handle
+    }
+
+    /// The cluster as it is. Works on any async executor.
+    ///
+    /// # Errors
+    /// When the session is lost.
+    pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
+        self.ask_status().await.map_err(|_| self.lost())?
+    }
+
+    /// As [`Self::status`], blocking this thread. Must not be called inside an async runtime.
+    ///
+    /// # Errors
+    /// When the session is lost.
+    pub fn blocking_status(&self) -> Result<ClusterStatus, ClientError> {
+        self.ask_status().blocking_recv().map_err(|_| self.lost())?
+    }
+
+    /// Tells the cluster to stop; returns once the coordinator has agreed. Blocks this thread.
+    ///
+    /// # Errors
+    /// When the session is lost.
+    pub fn blocking_down(&self) -> Result<(), ClientError> {
+        let (reply, answer) = oneshot::channel();
+        // The dropped reply tells.
+        let _ = self.link.cast(LinkMsg::Down(self.next_number(), reply));
+        answer.blocking_recv().map_err(|_| self.lost())?
+    }
+
+    fn ask_status(&self) -> oneshot::Receiver<Result<ClusterStatus, ClientError>> {
+        let (reply, answer) = oneshot::channel();
+        // The dropped reply tells.
+        let _ = self.link.cast(LinkMsg::Status(self.next_number(), reply));
+        answer
+    }
+
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn lost(&self) -> ClientError {
+        ClientError::Lost { cluster: self.cluster.clone(), cause: "the session has ended".into() }
+    }
+}
+
+impl Drop for ClusterClient {
+    fn drop(&mut self) {
+        // A link that has ended needs no order.
+        let _ = self.link.cast(LinkMsg::Close);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the client's thread panicked");
+        }
+    }
+}

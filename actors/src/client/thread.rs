@@ -1,0 +1,146 @@
+//! The thread of a client: its runtime, its endpoint, and the way to the coordinator.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ditmesh_transport::control::ControlEndpoint;
+use ditmesh_transport::identity::{Identity, PeerIdentity, Role};
+use ractor::ActorRef;
+
+use super::link::{Link, LinkArgs, LinkMsg};
+use super::{CLIENT_NAME, ClientError};
+use crate::agent::certs_dir;
+use crate::agent::data_plane::control_config;
+use crate::launcher::record::{ProcessRecord, RunFolder};
+use crate::manifest::Manifest;
+use crate::protocol::Party;
+use crate::session::dial::{DialError, Dialer};
+use crate::session::handshake;
+
+/// Longest time to be welcomed.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Time for the last messages to leave.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+type Started = Result<ActorRef<LinkMsg>, ClientError>;
+
+/// Where the coordinator is and as whom to go there.
+struct Way {
+    cluster: String,
+    address: SocketAddr,
+    identity: Identity,
+    coordinator: PeerIdentity,
+    heartbeat_ms: u32,
+    dead_ms: u32,
+}
+
+/// Connects on a thread of its own.
+pub(super) fn connect(
+    manifest: &Manifest,
+) -> Result<(ActorRef<LinkMsg>, JoinHandle<()>), ClientError> {
+    let way = Way::find(manifest)?;
+    let unreachable = way.unreachable("its thread could not be started");
+    let (tell, started) = sync_channel(1);
+    let thread = std::thread::Builder::new()
+        .name("client".into())
+        .spawn(move || run(&way, &tell))
+        .map_err(|_| unreachable.clone())?;
+    match started.recv().map_err(|_| unreachable)? {
+        Ok(link) => Ok((link, thread)),
+        Err(error) => {
+            // It has nothing more to do and cannot have panicked before it told.
+            let _ = thread.join();
+            Err(error)
+        }
+    }
+}
+
+fn run(way: &Way, tell: &SyncSender<Started>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => {
+            runtime.block_on(way.live(tell));
+            runtime.shutdown_background();
+        }
+        // A caller that has gone needs no word.
+        Err(error) => drop(tell.send(Err(way.unreachable(error)))),
+    }
+}
+
+impl Way {
+    fn find(manifest: &Manifest) -> Result<Self, ClientError> {
+        let cluster = manifest.cluster.name.clone();
+        let folder = RunFolder::of(manifest);
+        let path = folder.coordinator_path().display().to_string();
+        let not_running = ClientError::NotRunning { cluster: cluster.clone(), path };
+        let record = folder.coordinator().filter(ProcessRecord::is_alive);
+        let address = record.and_then(|record| record.address?.parse().ok()).ok_or(not_running)?;
+        let certs = certs_dir(manifest);
+        let certificate = |error: &dyn std::fmt::Display| ClientError::Certificate {
+            folder: certs.display().to_string(),
+            cause: error.to_string(),
+        };
+        let identity = Identity::load(&certs, Role::Client, CLIENT_NAME)
+            .map_err(|error| certificate(&error))?;
+        let coordinator = PeerIdentity::new(Role::Node, manifest.coordinator_node(), &cluster)
+            .map_err(|error| certificate(&error))?;
+        let (heartbeat_ms, dead_ms) = (manifest.health.heartbeat_ms, manifest.health.dead_ms);
+        Ok(Self { cluster, address, identity, coordinator, heartbeat_ms, dead_ms })
+    }
+
+    fn unreachable(&self, cause: impl std::fmt::Display) -> ClientError {
+        let (cluster, address) = (self.cluster.clone(), self.address.to_string());
+        ClientError::Unreachable { cluster, address, cause: cause.to_string() }
+    }
+
+    async fn live(&self, tell: &SyncSender<Started>) {
+        let any: IpAddr = match self.address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let bind = SocketAddr::new(any, 0);
+        let (heartbeat_ms, dead_ms) = (self.heartbeat_ms, self.dead_ms);
+        let config = control_config(self.identity.clone(), bind, heartbeat_ms, dead_ms);
+        let endpoint = match ControlEndpoint::bind(&config) {
+            Ok(endpoint) => Arc::new(endpoint),
+            Err(error) => return drop(tell.send(Err(self.unreachable(error)))),
+        };
+        match self.open(endpoint.clone()).await {
+            Ok((link, life)) => {
+                if tell.send(Ok(link)).is_ok() {
+                    // However it ended: every call has been answered.
+                    let _ = life.await;
+                    tokio::time::sleep(FAREWELL).await;
+                }
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        }
+        endpoint.close("the client has ended");
+    }
+
+    async fn open(
+        &self,
+        endpoint: Arc<ControlEndpoint>,
+    ) -> Result<(ActorRef<LinkMsg>, tokio::task::JoinHandle<()>), ClientError> {
+        let (address, coordinator) = (self.address, self.coordinator.clone());
+        let dialer = Dialer::Network { endpoint, address, coordinator };
+        let hello = handshake::hello(&self.cluster, Party::Client, 0);
+        let (channel, welcome) = dialer
+            .reach(hello, Instant::now() + CONNECT_DEADLINE)
+            .await
+            .map_err(|error| self.failed(error))?;
+        let args = LinkArgs { cluster: self.cluster.clone(), channel, welcome };
+        Link::start(args).await.map_err(|error| self.unreachable(error))
+    }
+
+    fn failed(&self, error: DialError) -> ClientError {
+        if error.is_final {
+            return ClientError::Refused { address: self.address.to_string(), cause: error.cause };
+        }
+        self.unreachable(error.cause)
+    }
+}

@@ -1,0 +1,256 @@
+//! The coordinator: carries events to the pure engines (membership, formation, dispatcher) and
+//! their commands to sessions, replicas and requests.
+//!
+//! Owns the one actor that does so and what it must keep between two messages. Decides nothing
+//! itself: who is alive is [`crate::membership`]'s, which mesh is formed is `formation`'s, which
+//! request runs is [`crate::dispatcher`]'s. Tensors pass by it: they go from the data plane to the
+//! caller in a task of each run.
+//!
+//! Invariant: whatever is lost (session, replica, device) arrives as one event, and every request
+//! gets exactly one result.
+
+mod admission;
+mod advance;
+mod clients;
+mod formation;
+mod handle;
+mod members;
+pub mod model;
+mod replicas;
+mod requests;
+mod run;
+mod snapshot;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use ditmesh_transport::control::ControlChannel;
+use ditmesh_transport::fabric::Fabric;
+use ditmesh_transport::link::Transport;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub(crate) use handle::CoordinatorHandle;
+
+use crate::dispatcher::{Dispatcher, DispatcherEvent, RequestId};
+use crate::generation::UpdateSink;
+use crate::groups::{RankMsg, ReplicaReport};
+use crate::manifest::Manifest;
+use crate::membership::{Membership, MembershipEvent, Now};
+use crate::protocol::{DeviceId, Hello, ToCoordinator};
+use crate::request::GenerateRequest;
+use crate::session::SessionEnded;
+use crate::status::ClusterStatus;
+use clients::Clients;
+use formation::Formation;
+use members::{Peer, Sessions};
+use model::Model;
+use replicas::Replica;
+use requests::Request;
+use run::Run;
+
+/// The actor.
+pub(crate) struct Coordinator;
+
+/// What it is made of.
+pub(crate) struct CoordinatorArgs {
+    pub(crate) manifest: Arc<Manifest>,
+    /// Its own way onto the data plane, for the controller's part of each run.
+    pub(crate) fabric: Arc<dyn Fabric>,
+    /// Where it listens, for people.
+    pub(crate) address: String,
+}
+
+/// What it is sent.
+pub(crate) enum CoordinatorMsg {
+    /// The model was looked up.
+    Model(Result<Model, String>),
+    /// Somebody passed the handshake.
+    Arrived(Box<Hello>, ControlChannel),
+    /// A session delivered a message.
+    Said(Peer, Box<ToCoordinator>, Option<Vec<u8>>),
+    /// A caller wants a picture.
+    Submit(RequestId, Box<GenerateRequest>, UpdateSink),
+    /// A caller does not want it any more.
+    Cancel(RequestId),
+    /// From the root of a replica's tree.
+    Replica(ReplicaReport),
+    /// The controller's links of a replica are up, or are not.
+    ControllerJoined(u64, Result<Arc<dyn Transport>, String>),
+    /// The controller's part of a run is over.
+    ControllerDone(u64, Result<(), String>),
+    /// Describe everything.
+    Status(oneshot::Sender<ClusterStatus>),
+    /// Time passed.
+    Tick,
+}
+
+impl std::fmt::Debug for CoordinatorMsg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CoordinatorMsg")
+    }
+}
+
+impl From<ReplicaReport> for CoordinatorMsg {
+    fn from(report: ReplicaReport) -> Self {
+        Self::Replica(report)
+    }
+}
+
+impl TryFrom<CoordinatorMsg> for ReplicaReport {
+    type Error = ();
+
+    fn try_from(message: CoordinatorMsg) -> Result<Self, ()> {
+        match message {
+            CoordinatorMsg::Replica(report) => Ok(report),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What it keeps.
+pub(crate) struct State {
+    manifest: Arc<Manifest>,
+    fabric: Arc<dyn Fabric>,
+    address: String,
+    /// Zero of its time.
+    started: Instant,
+    ticking: JoinHandle<()>,
+    model: Option<Result<Model, String>>,
+    membership: Membership,
+    sessions: Sessions,
+    formation: Option<Formation>,
+    absent: String,
+    replicas: BTreeMap<u64, Replica>,
+    /// Which replica each replica actor is.
+    replica_actors: BTreeMap<ActorId, u64>,
+    proxies: BTreeMap<DeviceId, (u64, ActorRef<RankMsg>)>,
+    dispatcher: Dispatcher,
+    requests: BTreeMap<RequestId, Request>,
+    /// Requests that came before the model was known.
+    early: Vec<(RequestId, GenerateRequest, UpdateSink)>,
+    runs: BTreeMap<u64, Run>,
+    next_run: u64,
+    clients: Clients,
+    handle: CoordinatorHandle,
+}
+
+impl Actor for Coordinator {
+    type Msg = CoordinatorMsg;
+    type State = State;
+    type Arguments = (CoordinatorArgs, Arc<AtomicU64>);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<CoordinatorMsg>,
+        (args, next_request): (CoordinatorArgs, Arc<AtomicU64>),
+    ) -> Result<State, ActorProcessingErr> {
+        let CoordinatorArgs { manifest, fabric, address } = args;
+        let health = &manifest.health;
+        let tick = Duration::from_millis(u64::from(health.heartbeat_ms / 2).max(10));
+        let wait_ms = health.form_deadline_ms + manifest.launcher.ready_deadline_ms;
+        let lookup = (myself.clone(), manifest.clone());
+        tokio::task::spawn_blocking(move || {
+            let (coordinator, manifest) = lookup;
+            // A coordinator that has ended needs no model.
+            let _ = coordinator.cast(CoordinatorMsg::Model(Model::of(&manifest)));
+        });
+        Ok(State {
+            ticking: myself.send_interval(tick, || CoordinatorMsg::Tick),
+            membership: Membership::new(&manifest),
+            dispatcher: Dispatcher::new(Duration::from_millis(wait_ms.into())),
+            handle: CoordinatorHandle::new(myself, next_request),
+            manifest,
+            fabric,
+            address,
+            started: Instant::now(),
+            model: None,
+            sessions: Sessions::default(),
+            formation: None,
+            absent: "looking up the model".into(),
+            replicas: BTreeMap::new(),
+            replica_actors: BTreeMap::new(),
+            proxies: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            early: Vec::new(),
+            runs: BTreeMap::new(),
+            next_run: 0,
+            clients: Clients::default(),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<CoordinatorMsg>,
+        message: CoordinatorMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            CoordinatorMsg::Model(model) => state.model_known(&myself, model).await,
+            CoordinatorMsg::Arrived(hello, channel) => {
+                state.arrived(&myself, *hello, channel).await;
+            }
+            CoordinatorMsg::Said(peer, message, blob) => {
+                state.said(&myself, peer, *message, blob).await;
+            }
+            CoordinatorMsg::Submit(id, request, sink) => {
+                state.submit(&myself, id, *request, sink).await;
+            }
+            CoordinatorMsg::Cancel(request) => {
+                state.dispatch(&myself, DispatcherEvent::Cancelled { request }).await;
+            }
+            CoordinatorMsg::Replica(report) => state.replica_says(&myself, report).await,
+            CoordinatorMsg::ControllerJoined(epoch, outcome) => {
+                state.controller_joined(&myself, epoch, outcome).await;
+            }
+            CoordinatorMsg::ControllerDone(run, outcome) => {
+                state.controller_done(&myself, run, outcome).await;
+            }
+            CoordinatorMsg::Status(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(state.snapshot());
+            }
+            CoordinatorMsg::Tick => {
+                state.member(&myself, MembershipEvent::Tick).await;
+                state.dispatch(&myself, DispatcherEvent::Tick).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<CoordinatorMsg>,
+        event: SupervisionEvent,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(actor, error) = event {
+            match error.downcast::<SessionEnded<Peer>>() {
+                Ok(ended) => state.session_ended(&myself, *ended).await,
+                Err(error) => state.child_failed(&myself, actor.get_id(), error).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<CoordinatorMsg>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.ticking.abort();
+        state.fail_all("the coordinator has stopped");
+        state.sessions.close_all("the coordinator has stopped");
+        state.fabric.close();
+        Ok(())
+    }
+}
+
+impl State {
+    fn now(&self) -> Now {
+        self.started.elapsed()
+    }
+}

@@ -1,0 +1,114 @@
+//! Formation and dispatcher taking turns: what one of them commands is often news for the other.
+//!
+//! Owns the queue of such steps, so that nothing here calls itself.
+
+use std::collections::VecDeque;
+
+use ractor::ActorRef;
+
+use super::formation::{FormationCommand, FormationEvent};
+use super::{CoordinatorMsg, State};
+use crate::dispatcher::{DispatcherCommand, DispatcherEvent};
+use crate::generation::GenerateError;
+use crate::request::Event;
+
+/// News for one of the two engines.
+enum Step {
+    Formation(FormationEvent),
+    Dispatcher(DispatcherEvent),
+}
+
+type Steps = VecDeque<Step>;
+
+impl State {
+    /// Takes an event to formation and carries out what follows.
+    pub(super) async fn form(&mut self, myself: &ActorRef<CoordinatorMsg>, event: FormationEvent) {
+        self.advance(myself, Steps::from([Step::Formation(event)])).await;
+    }
+
+    /// Takes an event to the dispatcher and carries out what follows.
+    pub(super) async fn dispatch(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        event: DispatcherEvent,
+    ) {
+        self.advance(myself, Steps::from([Step::Dispatcher(event)])).await;
+    }
+
+    async fn advance(&mut self, myself: &ActorRef<CoordinatorMsg>, mut steps: Steps) {
+        while let Some(step) = steps.pop_front() {
+            match step {
+                Step::Formation(event) => {
+                    let Some(formation) = &mut self.formation else { continue };
+                    for command in formation.handle(event) {
+                        self.carry_out_formation(myself, command, &mut steps).await;
+                    }
+                }
+                Step::Dispatcher(event) => {
+                    for command in self.dispatcher.handle(self.now(), event) {
+                        self.carry_out_dispatch(myself, command, &mut steps);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn carry_out_formation(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        command: FormationCommand,
+        steps: &mut Steps,
+    ) {
+        match command {
+            FormationCommand::Form { replica, data, degrees, devices } => {
+                self.absent = "it is being formed".into();
+                self.form_replica(myself, replica, data, degrees, devices).await;
+            }
+            FormationCommand::Dissolve { replica, cause } => {
+                self.dissolve_replica(replica, &cause);
+                let error = GenerateError::Lost(cause);
+                steps.push_back(Step::Dispatcher(DispatcherEvent::ReplicaLost { replica, error }));
+            }
+            FormationCommand::Ready { replica, degrees } => {
+                steps.push_back(Step::Dispatcher(DispatcherEvent::ReplicaReady {
+                    replica,
+                    degrees,
+                }));
+            }
+            FormationCommand::Failed { degrees, cause } => {
+                self.absent.clone_from(&cause);
+                let error = GenerateError::Failed(cause);
+                steps.push_back(Step::Dispatcher(DispatcherEvent::FormFailed { degrees, error }));
+            }
+            FormationCommand::Absent { cause } => {
+                self.absent.clone_from(&cause);
+                steps.push_back(Step::Dispatcher(DispatcherEvent::MeshAbsent { cause }));
+            }
+        }
+    }
+
+    fn carry_out_dispatch(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        command: DispatcherCommand,
+        steps: &mut Steps,
+    ) {
+        match command {
+            DispatcherCommand::Queued { request, ahead } => {
+                if let Some(request) = self.requests.get(&request) {
+                    request.sink.event(Event::Queued { ahead });
+                }
+            }
+            DispatcherCommand::Start { request, replica } => {
+                if !self.start_run(myself, request, replica) {
+                    steps.push_back(Step::Dispatcher(DispatcherEvent::ReplicaIdle { replica }));
+                }
+            }
+            DispatcherCommand::Abort { request, replica } => self.abort_run(request, replica),
+            DispatcherCommand::Want { degrees } => {
+                steps.push_back(Step::Formation(FormationEvent::Want(degrees)));
+            }
+            DispatcherCommand::Fail { request, error } => self.fail_request(request, error),
+        }
+    }
+}

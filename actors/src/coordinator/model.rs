@@ -1,0 +1,123 @@
+//! The model a cluster serves, as far as planning needs it.
+//!
+//! Owns how a model's source becomes a folder. Reads configuration files only, never weights.
+
+use std::path::PathBuf;
+
+use candle_core::DType;
+use ditmesh_model::pipeline::describe;
+use ditmesh_model::spec::ModelSpec;
+
+use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection};
+use crate::plan::resolve::{auto_degrees, check_degrees};
+use crate::protocol::DeviceId;
+use crate::request::{Degrees, Dtype, ModelSource};
+
+/// A model and who serves it.
+pub(crate) struct Model {
+    pub(crate) folder: PathBuf,
+    /// As the manifest names it, for people.
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) spec: ModelSpec,
+    /// The devices of its group, in rank order.
+    pub(crate) devices: Vec<DeviceId>,
+    fixed: Option<Degrees>,
+}
+
+impl Model {
+    /// The model of the manifest's first group, on its devices. Reads files; may unpack the
+    /// built-in model.
+    ///
+    /// # Errors
+    /// In words for people: the folder, or the degrees that do not fit.
+    pub(crate) fn of(manifest: &Manifest) -> Result<Self, String> {
+        let group = manifest.groups.first();
+        let section = section_of(manifest, group)?;
+        let source = section.as_ref().map_or(ModelSource::Builtin, ModelSection::source);
+        let dtype = section.map_or(Dtype::F32, |section| section.dtype);
+        let folder = model_folder(&source)?;
+        let spec = describe(&folder, to_candle(dtype)).map_err(|error| error.to_string())?;
+        let name = match source {
+            ModelSource::Builtin => "built-in".into(),
+            ModelSource::Folder(path) => path.display().to_string(),
+        };
+        let devices = devices_of(manifest, group);
+        let fixed = match group.map(|group| group.degrees) {
+            Some(DegreesSetting::Fixed(table)) => Some(Degrees::from(table)),
+            Some(DegreesSetting::Auto) | None => None,
+        };
+        if let Some(degrees) = fixed {
+            check_degrees(&spec, degrees, devices.len()).map_err(|error| error.to_string())?;
+        }
+        Ok(Self { folder, name, dtype, spec, devices, fixed })
+    }
+
+    /// Degrees of the mesh for a request that leaves them open.
+    pub(crate) fn degrees(&self, guided: bool) -> Degrees {
+        match self.fixed {
+            // Without guidance there is one branch: the other copy of the mesh has nothing to do.
+            Some(degrees) if !guided => Degrees { cfg_degree: 1, ..degrees },
+            Some(degrees) => degrees,
+            None => auto_degrees(&self.spec, self.devices.len(), guided),
+        }
+    }
+}
+
+/// The folder of a model, unpacking the built-in one when needed.
+///
+/// # Errors
+/// When there is no such folder or it cannot be written.
+pub fn model_folder(source: &ModelSource) -> Result<PathBuf, String> {
+    match source {
+        ModelSource::Builtin => builtin_folder(),
+        ModelSource::Folder(path) => std::path::absolute(path)
+            .map_err(|error| format!("model folder {}: {error}", path.display())),
+    }
+}
+
+#[cfg(feature = "builtin")]
+fn builtin_folder() -> Result<PathBuf, String> {
+    ditmesh_model::builtin::folder()
+        .map_err(|error| format!("cannot unpack the built-in model: {error}"))
+}
+
+#[cfg(not(feature = "builtin"))]
+fn builtin_folder() -> Result<PathBuf, String> {
+    Err("this build has no built-in model: name a model folder".into())
+}
+
+/// The library's name of a precision.
+pub(crate) fn to_candle(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    }
+}
+
+fn section_of(
+    manifest: &Manifest,
+    group: Option<&GroupSection>,
+) -> Result<Option<ModelSection>, String> {
+    match group {
+        None => Ok(manifest.models.first().cloned()),
+        Some(group) => match manifest.models.iter().find(|model| model.name == group.model) {
+            Some(model) => Ok(Some(model.clone())),
+            None => Err(format!("the group's model \"{}\" is not in the manifest", group.model)),
+        },
+    }
+}
+
+/// All devices of the group's nodes, in manifest order; of all nodes when it names none.
+fn devices_of(manifest: &Manifest, group: Option<&GroupSection>) -> Vec<DeviceId> {
+    let named = group.map_or(&[][..], |group| &group.nodes);
+    manifest
+        .nodes
+        .iter()
+        .filter(|node| named.is_empty() || named.contains(&node.name))
+        .flat_map(|node| {
+            (0..node.devices.len() as u32).map(|index| DeviceId { node: node.name.clone(), index })
+        })
+        .collect()
+}

@@ -1,0 +1,299 @@
+//! Running meshes: their trees of group actors and the controller's own links.
+//!
+//! Owns the table of replicas. A replica takes requests once its tree and the controller are both
+//! in the mesh.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ditmesh_transport::link::Transport;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef};
+use tokio::task::JoinHandle;
+
+use super::formation::{Formation, FormationEvent};
+use super::model::Model;
+use super::{CoordinatorMsg, State};
+use crate::dispatcher::DispatcherEvent;
+use crate::groups::{
+    DataReplica, MeshLoss, RankFormed, ReplicaArgs, ReplicaMsg, ReplicaReport, Seat,
+};
+use crate::membership::Member;
+use crate::plan::Plan;
+use crate::plan::mesh::DeviceMesh;
+use crate::protocol::{DeviceId, Form, Member as MeshMember};
+use crate::request::Degrees;
+use crate::worker::member_form;
+
+/// One mesh.
+pub(super) struct Replica {
+    /// Position among the replicas.
+    pub(super) data: u32,
+    /// Degrees of this mesh alone: `data_degree` is 1.
+    pub(super) degrees: Degrees,
+    /// By rank.
+    pub(super) devices: Vec<DeviceId>,
+    pub(super) actor: ActorRef<ReplicaMsg>,
+    pub(super) ranks: Option<Vec<RankFormed>>,
+    pub(super) transport: Option<Arc<dyn Transport>>,
+    joining: JoinHandle<()>,
+}
+
+impl Replica {
+    pub(super) fn is_formed(&self) -> bool {
+        self.ranks.is_some() && self.transport.is_some()
+    }
+
+    /// A rank's device, for people.
+    pub(super) fn device_name(&self, rank: u32) -> String {
+        match self.devices.get(rank as usize) {
+            Some(device) => format!("device {device} (rank {rank})"),
+            None => "the coordinator".into(),
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.joining.abort();
+    }
+}
+
+impl State {
+    /// The model was looked up: from now on meshes can be formed.
+    pub(super) async fn model_known(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        model: Result<Model, String>,
+    ) {
+        match &model {
+            Ok(model) => {
+                tracing::info!(model = model.name, blocks = model.spec.blocks, "model found");
+                let devices = model.devices.clone();
+                self.absent = "waiting for devices".into();
+                self.formation = Some(Formation::new(devices, model.degrees(true)));
+            }
+            Err(cause) => {
+                tracing::error!(cause, "no model");
+                self.absent.clone_from(cause);
+            }
+        }
+        let devices = model.as_ref().map(|model| model.devices.clone()).unwrap_or_default();
+        self.model = Some(model);
+        for device in devices {
+            if self.membership.is_ready(&device) {
+                let epoch = self.last_epoch(&device);
+                self.form(myself, FormationEvent::DeviceReady { device, epoch }).await;
+            }
+        }
+        for (id, request, sink) in std::mem::take(&mut self.early) {
+            self.submit(myself, id, request, sink).await;
+        }
+    }
+
+    /// Orders devices, by rank, into a mesh.
+    pub(super) async fn form_replica(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        epoch: u64,
+        data: u32,
+        degrees: Degrees,
+        devices: Vec<DeviceId>,
+    ) {
+        let Some(Ok(model)) = &self.model else { return };
+        let degrees = Degrees { data_degree: 1, ..degrees };
+        tracing::info!(epoch, %degrees, "forming a mesh");
+        let form = self.form_order(model, epoch, degrees, &devices);
+        let args = ReplicaArgs {
+            seats: self.seats(degrees, &devices),
+            blocks: model.spec.blocks as u32,
+            coordinator: myself.get_derived(),
+            form: form.clone(),
+        };
+        let joining = tokio::spawn(self.join_mesh(myself.clone(), model, form));
+        match DataReplica::spawn_linked(None, DataReplica, args, myself.get_cell()).await {
+            Ok((actor, _)) => {
+                self.replica_actors.insert(actor.get_id(), epoch);
+                let (ranks, transport) = (None, None);
+                let replica = Replica { data, degrees, devices, actor, ranks, transport, joining };
+                self.replicas.insert(epoch, replica);
+            }
+            Err(error) => {
+                joining.abort();
+                let cause = MeshLoss::Actor { cause: error.to_string() };
+                let lost = ReplicaReport::Lost { epoch, cause };
+                // To this actor itself: it cannot have ended.
+                let _ = myself.cast(CoordinatorMsg::Replica(lost));
+            }
+        }
+    }
+
+    fn form_order(
+        &self,
+        model: &Model,
+        epoch: u64,
+        degrees: Degrees,
+        devices: &[DeviceId],
+    ) -> Form {
+        let mut members: Vec<MeshMember> = devices
+            .iter()
+            .enumerate()
+            .map(|(rank, device)| MeshMember {
+                rank: rank as u32,
+                node: device.node.clone(),
+                fabric_address: self.membership.address(device).to_string(),
+            })
+            .collect();
+        members.push(MeshMember {
+            rank: devices.len() as u32,
+            node: self.manifest.coordinator_node().to_string(),
+            fabric_address: self.fabric.address().to_string(),
+        });
+        Form {
+            epoch,
+            rank: 0,
+            degrees,
+            model: model.folder.display().to_string(),
+            model_id: model.spec.id.0,
+            dtype: model.dtype,
+            members,
+            deadline_ms: self.manifest.health.form_deadline_ms,
+        }
+    }
+
+    fn seats(&self, degrees: Degrees, devices: &[DeviceId]) -> Vec<Seat> {
+        let mesh = DeviceMesh::new(degrees);
+        let seat = |(rank, device): (usize, &DeviceId)| {
+            let at = mesh.coordinates(rank);
+            let session = self.sessions.get(&Member::Worker(device.clone()))?.handle.clone();
+            let (rank, device) = (rank as u32, device.clone());
+            Some(Seat { rank, cfg: at.cfg, stage: at.stage, device, session })
+        };
+        devices.iter().enumerate().filter_map(seat).collect()
+    }
+
+    /// Brings the controller's own links up.
+    fn join_mesh(
+        &self,
+        myself: ActorRef<CoordinatorMsg>,
+        model: &Model,
+        form: Form,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (fabric, cluster) = (self.fabric.clone(), self.manifest.cluster.name.clone());
+        let deadline = Instant::now() + Duration::from_millis(form.deadline_ms.into());
+        let controller = Form { rank: form.degrees.world_size() as u32, ..form };
+        let mesh = Plan::widest(controller.degrees, &model.spec)
+            .map_err(|error| error.to_string())
+            .and_then(|plan| {
+                let peers = plan.peers(controller.rank as usize);
+                member_form(&controller, &peers, cluster, deadline)
+            });
+        async move {
+            let outcome = match mesh {
+                Ok(mesh) => fabric.form(mesh).await.map_err(|error| error.to_string()),
+                Err(cause) => Err(cause),
+            };
+            // A coordinator that has ended joins nothing.
+            let _ = myself.cast(CoordinatorMsg::ControllerJoined(controller.epoch, outcome));
+        }
+    }
+
+    pub(super) async fn controller_joined(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        epoch: u64,
+        outcome: Result<Arc<dyn Transport>, String>,
+    ) {
+        let Some(replica) = self.replicas.get_mut(&epoch) else { return };
+        match outcome {
+            Ok(transport) => {
+                replica.transport = Some(transport);
+                self.check_formed(myself, epoch).await;
+            }
+            Err(cause) => {
+                // An actor that has ended has said why.
+                let _ = replica.actor.cast(ReplicaMsg::ControllerFailed { cause });
+            }
+        }
+    }
+
+    async fn check_formed(&mut self, myself: &ActorRef<CoordinatorMsg>, epoch: u64) {
+        if self.replicas.get(&epoch).is_some_and(Replica::is_formed) {
+            tracing::info!(epoch, "mesh formed");
+            self.form(myself, FormationEvent::Formed(epoch)).await;
+        }
+    }
+
+    /// A replica's tree reports.
+    pub(super) async fn replica_says(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        report: ReplicaReport,
+    ) {
+        match report {
+            ReplicaReport::Seated { epoch, device, proxy } => {
+                self.proxies.insert(device, (epoch, proxy));
+            }
+            ReplicaReport::Formed { epoch, ranks } => {
+                if let Some(replica) = self.replicas.get_mut(&epoch) {
+                    replica.ranks = Some(ranks);
+                    self.check_formed(myself, epoch).await;
+                }
+            }
+            ReplicaReport::Progress { run, event } => self.progress(run, event),
+            ReplicaReport::Failing { run, rank, cause, peer } => {
+                self.rank_failed(run, rank, &cause, peer);
+            }
+            ReplicaReport::Ended { run, outcomes } => {
+                self.ranks_ended(myself, run, outcomes).await;
+            }
+            ReplicaReport::Lost { epoch, cause } => self.replica_lost(myself, epoch, &cause).await,
+        }
+    }
+
+    async fn replica_lost(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        epoch: u64,
+        cause: &MeshLoss,
+    ) {
+        self.forget_replica(epoch, &cause.to_string());
+        let (replica, error) = (epoch, cause.to_error());
+        self.dispatch(myself, DispatcherEvent::ReplicaLost { replica, error }).await;
+        self.runs.retain(|_, run| run.replica != epoch);
+        let (cause, retry) = (cause.to_string(), cause.retry());
+        self.form(myself, FormationEvent::ReplicaLost { replica, cause, retry }).await;
+    }
+
+    /// Gives up a replica that nobody runs on.
+    pub(super) fn dissolve_replica(&mut self, epoch: u64, cause: &str) {
+        if let Some(replica) = self.replicas.get(&epoch) {
+            // An actor that has ended has dissolved its mesh.
+            let _ = replica.actor.cast(ReplicaMsg::Dissolve { cause: cause.into() });
+        }
+        self.forget_replica(epoch, cause);
+    }
+
+    fn forget_replica(&mut self, epoch: u64, cause: &str) {
+        self.proxies.retain(|_, (seated, _)| *seated != epoch);
+        if let Some(replica) = self.replicas.remove(&epoch) {
+            self.replica_actors.remove(&replica.actor.get_id());
+            if let Some(transport) = &replica.transport {
+                transport.close(cause);
+            }
+        }
+    }
+
+    /// A child that is no session failed without a word of its own.
+    pub(super) async fn child_failed(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        actor: ActorId,
+        error: ActorProcessingErr,
+    ) {
+        tracing::error!(%error, "an actor failed");
+        if let Some(epoch) = self.replica_actors.get(&actor).copied() {
+            let cause = MeshLoss::Actor { cause: error.to_string() };
+            self.replica_lost(myself, epoch, &cause).await;
+        }
+    }
+}

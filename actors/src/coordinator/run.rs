@@ -1,0 +1,172 @@
+//! One run: the coordinator's record of it, and the task that takes the result from the data plane
+//! to the caller without passing through a mailbox.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ditmesh_transport::ids::{Epoch, PeerId, RunId};
+use ditmesh_transport::link::Transport;
+use ractor::ActorRef;
+use tokio::sync::oneshot;
+
+use super::CoordinatorMsg;
+use crate::controller::{self, Inputs};
+use crate::dispatcher::RequestId;
+use crate::generation::{GenerateError, UpdateSink};
+use crate::plan::Plan;
+use crate::protocol::RankOutcome;
+use crate::request::{Generation, Report};
+
+/// Longest run; what bounds it in practice is the deadline of each wait in it.
+pub(super) const RUN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What the coordinator says of a run.
+pub(super) type Verdict = Result<Report, GenerateError>;
+
+/// A run under way.
+pub(super) struct Run {
+    pub(super) request: RequestId,
+    pub(super) replica: u64,
+    pub(super) sink: UpdateSink,
+    /// How the ranks ended, once all have.
+    pub(super) outcomes: Option<Vec<(u32, RankOutcome)>>,
+    pub(super) controller_done: bool,
+    plan: Arc<Plan>,
+    verdict: Option<oneshot::Sender<Verdict>>,
+    started: Instant,
+}
+
+impl Run {
+    pub(super) fn new(
+        request: RequestId,
+        replica: u64,
+        plan: Arc<Plan>,
+        sink: UpdateSink,
+        verdict: oneshot::Sender<Verdict>,
+        started: Instant,
+    ) -> Self {
+        Self {
+            request,
+            replica,
+            sink,
+            outcomes: None,
+            controller_done: false,
+            plan,
+            verdict: Some(verdict),
+            started,
+        }
+    }
+
+    /// Tells the run's task how it ended; only the first word counts.
+    pub(super) fn decide(&mut self, verdict: Verdict) {
+        if let Some(sender) = self.verdict.take() {
+            // A task that has ended has told the caller.
+            let _ = sender.send(verdict);
+        }
+    }
+
+    /// Whether ranks and controller are all done with it.
+    pub(super) fn is_over(&self) -> bool {
+        self.controller_done && self.outcomes.is_some()
+    }
+
+    /// Decides by what the ranks did.
+    pub(super) fn conclude(&mut self) {
+        let verdict = self.verdict_of_ranks();
+        self.decide(verdict);
+    }
+
+    fn verdict_of_ranks(&self) -> Verdict {
+        let mut ranks = Vec::new();
+        for (rank, outcome) in self.outcomes.iter().flatten() {
+            match outcome {
+                RankOutcome::Done(report) => ranks.push(report.clone()),
+                RankOutcome::Aborted => {
+                    return Err(GenerateError::Failed(format!("rank {rank} was stopped")));
+                }
+                RankOutcome::Failed { cause, .. } => {
+                    return Err(GenerateError::Failed(format!("rank {rank} failed: {cause}")));
+                }
+            }
+        }
+        ranks.sort_by_key(|report| report.rank);
+        Ok(Report {
+            epoch: self.replica,
+            degrees: self.plan.mesh.degrees(),
+            num_pipeline_patch: self.plan.strips.len() as u32,
+            sync_steps: self.plan.run.sync_steps,
+            seconds: self.started.elapsed().as_secs_f64(),
+            warnings: self.plan.warnings.clone(),
+            ranks,
+        })
+    }
+}
+
+/// The controller's part of a run.
+pub(super) struct Task {
+    pub(super) run: u64,
+    pub(super) epoch: u64,
+    pub(super) plan: Arc<Plan>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) inputs: Inputs,
+    pub(super) sink: UpdateSink,
+    pub(super) verdict: oneshot::Receiver<Verdict>,
+    pub(super) coordinator: ActorRef<CoordinatorMsg>,
+}
+
+impl Task {
+    /// Sends the inputs, takes the result, and tells the caller once the coordinator agrees.
+    pub(super) async fn carry_out(self) {
+        let Self { run, epoch, plan, transport, inputs, sink, mut verdict, coordinator } = self;
+        let (run_id, epoch) = (RunId(run), Epoch(epoch));
+        let done = |outcome| {
+            // A coordinator that has ended drops the verdict, which ends this task.
+            let _ = coordinator.cast(CoordinatorMsg::ControllerDone(run, outcome));
+        };
+        let part = controller::run(&plan, transport.as_ref(), run_id, epoch, &inputs, RUN_MAX);
+        let output = tokio::select! {
+            output = part => output,
+            early = &mut verdict => {
+                // Success needs the controller's part: an early verdict is a failure.
+                abort_links(&plan, transport.as_ref(), run_id);
+                done(Ok(()));
+                return sink.result(Err(early.map_or_else(|_| stopped(), failure)));
+            }
+        };
+        let output = match output {
+            Ok(output) => {
+                done(Ok(()));
+                Some(output)
+            }
+            Err(error) => {
+                abort_links(&plan, transport.as_ref(), run_id);
+                done(Err(error.to_string()));
+                None
+            }
+        };
+        sink.result(match (verdict.await, output) {
+            (Ok(Ok(report)), Some(output)) => Ok(Generation { output, report }),
+            (Ok(verdict), _) => Err(failure(verdict)),
+            (Err(_), _) => Err(stopped()),
+        });
+    }
+}
+
+fn failure(verdict: Verdict) -> GenerateError {
+    match verdict {
+        Err(error) => error,
+        Ok(_) => GenerateError::Failed("the run ended without a result".into()),
+    }
+}
+
+fn stopped() -> GenerateError {
+    GenerateError::Lost("the coordinator has stopped".into())
+}
+
+fn abort_links(plan: &Plan, transport: &dyn Transport, run: RunId) {
+    for peer in plan.peers(plan.controller()) {
+        if let Ok(link) = transport.link(PeerId(peer as u32)) {
+            link.abort_run(run, "the request has ended");
+        }
+    }
+}

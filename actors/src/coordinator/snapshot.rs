@@ -1,0 +1,129 @@
+//! The cluster as it is at one moment, for `status`.
+
+use super::State;
+use super::replicas::Replica;
+use crate::manifest::NodeSection;
+use crate::membership::Member;
+use crate::plan::Plan;
+use crate::plan::mesh::DeviceMesh;
+use crate::protocol::DeviceId;
+use crate::request::Degrees;
+use crate::session::handshake::BUILD;
+use crate::status::{ClusterStatus, DeviceStatus, LinkStatus, MeshStatus, NodeStatus, RankStatus};
+
+impl State {
+    pub(super) fn snapshot(&self) -> ClusterStatus {
+        let mesh = self.mesh_status();
+        let failed = match (&self.model, &self.formation) {
+            (Some(Err(_)), _) => true,
+            (_, Some(formation)) => formation.failure().is_some(),
+            _ => false,
+        };
+        ClusterStatus {
+            cluster: self.manifest.cluster.name.clone(),
+            build: BUILD.into(),
+            coordinator: self.address.clone(),
+            nodes: self.manifest.nodes.iter().map(|node| self.node_status(node)).collect(),
+            mesh_absent: mesh.is_none().then(|| self.absent.clone()),
+            mesh_failed: mesh.is_none() && failed,
+            mesh,
+            queued: (self.dispatcher.waiting() + self.early.len()) as u32,
+            running: self.dispatcher.running() as u32,
+        }
+    }
+
+    fn node_status(&self, node: &NodeSection) -> NodeStatus {
+        let member = Member::Agent(node.name.clone());
+        NodeStatus {
+            name: node.name.clone(),
+            state: self.membership.describe(&member),
+            incarnation: self.membership.incarnation(&member).0,
+            process: self.process(&member),
+            devices: (0..node.devices.len() as u32)
+                .map(|index| self.device_status(DeviceId { node: node.name.clone(), index }))
+                .collect(),
+        }
+    }
+
+    fn device_status(&self, device: DeviceId) -> DeviceStatus {
+        let seated = self.formation.as_ref().is_some_and(|formation| formation.is_seated(&device));
+        let address = self.membership.address(&device).to_string();
+        let member = Member::Worker(device.clone());
+        let state = match self.membership.describe(&member) {
+            _ if seated => "in mesh".into(),
+            alive if alive == "alive" && self.membership.is_ready(&device) => "ready".into(),
+            other => other,
+        };
+        DeviceStatus {
+            index: device.index,
+            kind: "cpu".into(),
+            state,
+            incarnation: self.membership.incarnation(&member).0,
+            process: self.process(&member),
+            address,
+        }
+    }
+
+    fn process(&self, member: &Member) -> u32 {
+        self.sessions.get(member).map_or(0, |session| session.process)
+    }
+
+    /// The mesh, when all its replicas are formed.
+    fn mesh_status(&self) -> Option<MeshStatus> {
+        let Some(Ok(model)) = &self.model else { return None };
+        let formation = self.formation.as_ref().filter(|formation| formation.is_complete())?;
+        let degrees = formation.wanted();
+        let mut ranks = Vec::new();
+        let mut links = Vec::new();
+        for replica in self.replicas.values() {
+            let first = replica.data * replica.devices.len() as u32;
+            ranks.extend(rank_statuses(replica, first)?);
+            links.extend(self.link_statuses(replica, first));
+        }
+        ranks.sort_by_key(|rank| rank.rank);
+        Some(MeshStatus {
+            epoch: self.replicas.keys().next_back().copied()?,
+            model: model.name.clone(),
+            dtype: model.dtype,
+            degrees,
+            ranks,
+            links,
+        })
+    }
+
+    fn link_statuses(&self, replica: &Replica, first: u32) -> Vec<LinkStatus> {
+        let Some(Ok(model)) = &self.model else { return Vec::new() };
+        let Ok(plan) = Plan::widest(replica.degrees, &model.spec) else { return Vec::new() };
+        let name = replica.transport.as_ref().map_or("", |transport| transport.caps().name);
+        let world = plan.mesh.world_size();
+        let pairs = (0..world).flat_map(|a| {
+            plan.peers(a).into_iter().filter(move |&b| a < b && b < world).map(move |b| (a, b))
+        });
+        pairs
+            .map(|(a, b)| LinkStatus {
+                a: first + a as u32,
+                b: first + b as u32,
+                transport: name.into(),
+            })
+            .collect()
+    }
+}
+
+fn rank_statuses(replica: &Replica, first: u32) -> Option<Vec<RankStatus>> {
+    let mesh = DeviceMesh::new(Degrees { data_degree: 1, ..replica.degrees });
+    let formed = replica.ranks.as_ref()?;
+    let statuses = formed.iter().zip(&replica.devices).map(|(formed, device)| {
+        let at = mesh.coordinates(formed.rank as usize);
+        RankStatus {
+            rank: first + formed.rank,
+            device: device.to_string(),
+            data: replica.data,
+            cfg: at.cfg as u32,
+            stage: at.stage as u32,
+            sp: at.sp as u32,
+            blocks: (formed.blocks.start, formed.blocks.end),
+            weight_bytes_read: formed.weight_bytes_read,
+        }
+    });
+    Some(statuses.collect())
+}

@@ -1,0 +1,365 @@
+//! Carries out one rank's program on its device: the inside of a worker's compute thread.
+//!
+//! Owns what lives as long as a run: text, latents, partition state, posted frames. Walks the
+//! program op by op and never chooses; the plan has decided everything. Synchronous: it never
+//! enters an async runtime, waits only with deadlines, and looks at the abort flag between phases.
+
+pub mod abort;
+pub mod error;
+mod group;
+mod latents;
+pub mod mailbag;
+pub(crate) mod wire_tensor;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use ditmesh_model::conditioning::Conditioning;
+use ditmesh_model::error::ModelError;
+use ditmesh_model::forward::{CacheShape, ForwardInput, ForwardOutput, PartitionRun};
+use ditmesh_model::guidance;
+use ditmesh_model::pipeline::LoadedParts;
+use ditmesh_model::rows::{RowSet, share};
+use ditmesh_model::scheduler::Scheduler;
+use ditmesh_model::transformer::Activation;
+use ditmesh_model::vae;
+use ditmesh_transport::Transport;
+use ditmesh_transport::ids::{Epoch, RunId};
+
+use crate::plan::Plan;
+use crate::plan::mesh::Coordinates;
+use crate::plan::message::{Message, MessageKind};
+use crate::plan::program::{Op, Patch};
+use crate::request::{Event, RankReport};
+use abort::AbortFlag;
+use error::ExecuteError;
+use group::Group;
+use latents::Latents;
+use mailbag::{Mailbag, Place};
+
+/// Everything a rank needs to run its program.
+pub struct Assignment {
+    /// The plan.
+    pub plan: Arc<Plan>,
+    /// Which program of it.
+    pub rank: usize,
+    /// The run.
+    pub run: RunId,
+    /// The mesh.
+    pub epoch: Epoch,
+    /// Links to the other members.
+    pub transport: Arc<dyn Transport>,
+    /// Weights.
+    pub parts: Arc<LoadedParts>,
+    /// Where to compute.
+    pub device: Device,
+    /// Set from outside to stop the run.
+    pub abort: Arc<AbortFlag>,
+    /// Longest single wait.
+    pub wait_limit: Duration,
+    /// Takes progress events; called on the compute thread, must not block for long.
+    pub progress: Box<dyn Fn(Event) + Send>,
+}
+
+/// Runs the program to its end.
+///
+/// # Errors
+/// [`ExecuteError`], naming the peer where one is the cause.
+pub fn execute(assignment: Assignment) -> Result<RankReport, ExecuteError> {
+    let started = Instant::now();
+    let program = assignment.plan.program(assignment.rank);
+    let mut executor = Executor::new(assignment)?;
+    for op in program.ops {
+        executor.bag.check_abort()?;
+        executor.step(op)?;
+    }
+    executor.finish(started)
+}
+
+/// Text of all branches.
+struct Text {
+    embeds: Option<Tensor>,
+    mask: Option<Tensor>,
+}
+
+struct Executor {
+    plan: Arc<Plan>,
+    at: Coordinates,
+    rank: usize,
+    parts: Arc<LoadedParts>,
+    device: Device,
+    wait_limit: Duration,
+    progress: Box<dyn Fn(Event) + Send>,
+    scheduler: Arc<dyn Scheduler>,
+    bag: Mailbag,
+    text: Text,
+    latents: Latents,
+    partition: Option<PartitionRun>,
+    /// Hidden states that were received or are to be sent.
+    activation: Option<Tensor>,
+    /// Predicted noise of this rank's branch, then of both after an exchange.
+    predictions: Vec<Tensor>,
+    received_latents: Option<Tensor>,
+    final_rows: Vec<(usize, Tensor)>,
+    result: Option<Tensor>,
+}
+
+impl Executor {
+    fn new(assignment: Assignment) -> Result<Self, ExecuteError> {
+        let Assignment { plan, rank, parts, device, wait_limit, progress, .. } = assignment;
+        let at = plan.mesh.coordinates(rank);
+        let scheduler = parts.scheduler(plan.steps())?;
+        let place = Place {
+            transport: assignment.transport,
+            run: assignment.run,
+            epoch: assignment.epoch,
+            device: device.clone(),
+            wait_limit,
+            abort: assignment.abort,
+        };
+        Ok(Self {
+            latents: Latents::new(&plan, at.sp, Arc::clone(&scheduler)),
+            bag: Mailbag::new(place, Box::new(plan.receives(rank)))?,
+            plan,
+            at,
+            rank,
+            parts,
+            device,
+            wait_limit,
+            progress,
+            scheduler,
+            text: Text { embeds: None, mask: None },
+            partition: None,
+            activation: None,
+            predictions: Vec::new(),
+            received_latents: None,
+            final_rows: Vec::new(),
+            result: None,
+        })
+    }
+
+    fn step(&mut self, op: Op) -> Result<(), ExecuteError> {
+        match op {
+            Op::Encode => self.encode(),
+            Op::Noise => Ok(self.latents.draw(&self.plan)?),
+            Op::TakeLatents => self.take_latents(),
+            Op::Condition => self.condition(),
+            Op::Recv { peer, message } => self.receive(peer, &message),
+            Op::Send { peer, message } => self.send(peer, &message),
+            Op::Forward { step, patch, .. } => self.forward(step, patch),
+            Op::Exchange { peer, message } => self.exchange(peer, &message),
+            Op::Denoise { step, patch } => self.denoise(step, patch),
+            Op::StepDone { step } => {
+                let event = Event::Step { step: step as u32 + 1, of: self.plan.steps() as u32 };
+                self.report(event);
+                Ok(())
+            }
+            Op::Gather => self.gather(),
+            Op::Decode => self.decode(),
+        }
+    }
+
+    /// Tells the user, if this rank is the one that does.
+    fn report(&self, event: Event) {
+        if self.plan.is_output(self.at) {
+            (self.progress)(event);
+        }
+    }
+
+    fn encode(&mut self) -> Result<(), ExecuteError> {
+        let run = &self.plan.run;
+        let encoder = self.parts.text_encoder.as_ref();
+        let encoder =
+            encoder.ok_or(ExecuteError::Order { op: "encoding", missing: "the text encoder" })?;
+        let prompts: &[&str] = match run.is_guided() {
+            true => &[&run.negative_prompt, &run.prompt],
+            false => &[&run.prompt],
+        };
+        let text = encoder.encode(prompts, self.plan.text_tokens())?;
+        text.warnings.into_iter().for_each(|warning| (self.progress)(Event::Warning(warning)));
+        self.text = Text { embeds: Some(text.embeds), mask: Some(text.mask) };
+        Ok(())
+    }
+
+    /// Gives the partition the text of this rank's branches.
+    fn condition(&mut self) -> Result<(), ExecuteError> {
+        let (Some(embeds), Some(mask)) = (&self.text.embeds, &self.text.mask) else {
+            return Err(ExecuteError::Order { op: "conditioning", missing: "the text" });
+        };
+        let own = |x: &Tensor| x.narrow(0, self.at.cfg, self.plan.batch());
+        let conditioning = Conditioning { embeds: own(embeds)?, mask: own(mask)?, pooled: None };
+        let pass = self.parts.transformer.begin(&conditioning, self.plan.grid)?;
+        let spec = self.plan.model.clone();
+        let cache = self.plan.needs_cache().then(|| CacheShape {
+            blocks: self.plan.blocks(self.at.stage),
+            batch: self.plan.batch(),
+            tokens: self.plan.grid.tokens(),
+            heads: share(spec.heads, self.at.sp, self.plan.mesh.sequence()).len(),
+        });
+        let partition = PartitionRun::new(pass, spec, cache, &self.device, self.wait_limit)?;
+        self.partition = Some(partition);
+        self.report(Event::Encoded);
+        Ok(())
+    }
+
+    fn take_latents(&mut self) -> Result<(), ExecuteError> {
+        let whole = self.received_latents.take();
+        let missing = ExecuteError::Order { op: "taking latents", missing: "the latents" };
+        Ok(self.latents.take(&whole.ok_or(missing)?)?)
+    }
+
+    fn receive(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
+        let deadline = self.bag.deadline();
+        let tensor = self.bag.receive(peer, message, deadline)?;
+        match message.kind {
+            MessageKind::TextEmbeds => self.text.embeds = Some(tensor),
+            MessageKind::TextMask => self.text.mask = Some(tensor),
+            MessageKind::InitialLatents => self.received_latents = Some(tensor),
+            MessageKind::Activation => self.activation = Some(tensor),
+            MessageKind::Sample => self.latents.put(message.patch(), &tensor)?,
+            MessageKind::FinalRows => self.final_rows.push((peer, tensor)),
+            _ => return Err(ExecuteError::Order { op: "receiving", missing: "a place for it" }),
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
+        let held = match message.kind {
+            MessageKind::TextEmbeds => self.text.embeds.clone(),
+            MessageKind::TextMask => self.text.mask.clone(),
+            MessageKind::Activation => self.activation.take(),
+            MessageKind::Sample => Some(self.latents.get(message.patch())?),
+            MessageKind::FinalRows => Some(self.latents.get(Patch::All)?),
+            MessageKind::Result => self.result.take(),
+            _ => None,
+        };
+        let missing = ExecuteError::Order { op: "sending", missing: "what to send" };
+        self.bag.send(peer, message, &held.ok_or(missing)?)
+    }
+
+    fn forward(&mut self, step: usize, patch: Patch) -> Result<(), ExecuteError> {
+        let shape = self.plan.forward_shape(self.at, patch);
+        let input = self.forward_input(step, patch, shape.own_tokens())?;
+        let timestep = self.scheduler.timesteps().get(step).copied();
+        let timestep =
+            timestep.ok_or(ExecuteError::Order { op: "forward", missing: "its timestep" })?;
+        let ranks = self.plan.mesh.sequence_group(self.at);
+        let partition = self.partition.as_mut();
+        let partition =
+            partition.ok_or(ExecuteError::Order { op: "forward", missing: "the text" })?;
+        let mut group = Group::new(&mut self.bag, ranks, step, patch.strip());
+        let output = match partition.forward(&shape, timestep, input, &mut group) {
+            Ok(output) => output,
+            Err(error) => return Err(group.error.take().unwrap_or(ExecuteError::Model(error))),
+        };
+        match output {
+            ForwardOutput::Noise(noise) => self.predictions = vec![noise],
+            ForwardOutput::Activation(x) => self.activation = Some(x.image),
+            ForwardOutput::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn forward_input(
+        &mut self,
+        step: usize,
+        patch: Patch,
+        own_tokens: usize,
+    ) -> Result<ForwardInput, ExecuteError> {
+        if own_tokens == 0 {
+            return Ok(ForwardInput::Nothing);
+        }
+        if self.at.stage > 0 {
+            let image = self.activation.take();
+            let missing = ExecuteError::Order { op: "forward", missing: "hidden states" };
+            let image = image.ok_or(missing)?;
+            return Ok(ForwardInput::Activation(Activation { image, text: None }));
+        }
+        let x = self.scheduler.scale_model_input(&self.latents.get(patch)?, step)?;
+        let branches: Vec<&Tensor> = vec![&x; self.plan.batch()];
+        Ok(ForwardInput::Latents(Tensor::cat(&branches, 0)?))
+    }
+
+    /// Swaps predicted noise with the other branch; the unconditional one comes first.
+    fn exchange(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
+        let own = self.predictions.pop();
+        let missing = ExecuteError::Order { op: "exchange", missing: "the prediction" };
+        let own = own.ok_or(missing)?;
+        self.bag.send(peer, message, &own)?;
+        let other = self.bag.receive(peer, message, self.bag.deadline())?;
+        self.predictions = if self.at.cfg == 0 { vec![own, other] } else { vec![other, own] };
+        Ok(())
+    }
+
+    fn denoise(&mut self, step: usize, patch: Patch) -> Result<(), ExecuteError> {
+        let scale = f64::from(self.plan.run.guidance_scale);
+        let predictions = std::mem::take(&mut self.predictions);
+        let prediction = match (predictions.as_slice(), self.plan.branches()) {
+            ([one], 1) => one.clone(),
+            ([both], _) => {
+                guidance::combine(&both.narrow(0, 0, 1)?, &both.narrow(0, 1, 1)?, scale)?
+            }
+            ([uncond, cond], _) => guidance::combine(uncond, cond, scale)?,
+            _ => return Err(ExecuteError::Order { op: "denoising", missing: "the prediction" }),
+        };
+        self.latents.denoise(step, patch, &prediction)
+    }
+
+    /// Puts the rows of all sequence ranks together in raster order.
+    fn gather(&mut self) -> Result<(), ExecuteError> {
+        let group = self.plan.mesh.sequence_group(self.at);
+        let mut rows = std::mem::take(&mut self.final_rows);
+        if !self.plan.rows(self.at.sp, Patch::All).is_empty() {
+            rows.push((self.rank, self.latents.get(Patch::All)?));
+        }
+        let sets: Vec<(RowSet, Tensor)> = rows
+            .into_iter()
+            .filter_map(|(rank, x)| Some((group.iter().position(|&r| r == rank)?, x)))
+            .map(|(sp, x)| (self.plan.rows(sp, Patch::All), x))
+            .collect();
+        let height = self.plan.grid.patch_size;
+        let mut whole = Vec::with_capacity(self.plan.grid.token_rows());
+        for row in 0..self.plan.grid.token_rows() {
+            let found = sets.iter().find_map(|(set, x)| Some((set.position(row)?, x)));
+            let missing = ExecuteError::Order { op: "gathering", missing: "a row" };
+            let (position, x) = found.ok_or(missing)?;
+            whole.push(x.narrow(3, position * height, height)?);
+        }
+        self.result = Some(Tensor::cat(&whole, 3)?);
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<(), ExecuteError> {
+        let (Some(latents), Some(decoder)) = (self.result.take(), self.parts.vae.as_ref()) else {
+            return Err(ExecuteError::Order { op: "decoding", missing: "latents or the VAE" });
+        };
+        let image = decoder.decode_latents(&latents.squeeze(2)?)?;
+        let pixels = vae::to_rgb8(&image)?;
+        let shape = self.plan.result().shape;
+        if pixels.len() != shape.iter().product::<usize>() {
+            let what = format!("the VAE made {} bytes for a picture of {shape:?}", pixels.len());
+            return Err(ModelError::Invalid(what).into());
+        }
+        self.result = Some(Tensor::from_vec(pixels, shape, &Device::Cpu)?);
+        self.report(Event::Decoded);
+        Ok(())
+    }
+
+    fn finish(self, started: Instant) -> Result<RankReport, ExecuteError> {
+        let traffic = self.bag.finish()?;
+        let blocks = self.plan.blocks(self.at.stage);
+        let waited = traffic.waited.as_secs_f64();
+        Ok(RankReport {
+            rank: self.rank as u32,
+            device: String::new(),
+            blocks: (blocks.start as u32, blocks.end as u32),
+            weight_bytes_read: self.parts.bytes_read(),
+            kv_cache_bytes: self.partition.as_ref().map_or(0, PartitionRun::cache_bytes),
+            bytes_sent: traffic.bytes_sent,
+            frames_sent: traffic.frames_sent,
+            compute_seconds: started.elapsed().as_secs_f64() - waited,
+            wait_seconds: waited,
+        })
+    }
+}

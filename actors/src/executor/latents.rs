@@ -1,0 +1,116 @@
+//! The latent rows of one rank, strip by strip, with the solver's history of each strip.
+//!
+//! Owns `x_t`. Solvers are elementwise, so a history per strip equals diffusers' history of the
+//! whole latent, and no step has to wait for the strips of another.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use ditmesh_model::error::ModelError;
+use ditmesh_model::forward::latent_rows;
+use ditmesh_model::noise;
+use ditmesh_model::rows::RowSet;
+use ditmesh_model::scheduler::{Scheduler, SolverState};
+
+use super::error::ExecuteError;
+use crate::plan::Plan;
+use crate::plan::program::Patch;
+
+/// One strip's rows of this rank.
+struct Strip {
+    rows: RowSet,
+    /// f32 `[1, C, F, rows*patch_size, W]`; absent until drawn or received.
+    sample: Option<Tensor>,
+    solver: SolverState,
+}
+
+/// All strips' rows of this rank.
+pub(super) struct Latents {
+    strips: Vec<Strip>,
+    patch_size: usize,
+    scheduler: Arc<dyn Scheduler>,
+}
+
+impl Latents {
+    pub(super) fn new(plan: &Plan, sp: usize, scheduler: Arc<dyn Scheduler>) -> Self {
+        let strip = |index| Strip {
+            rows: plan.rows(sp, Patch::Strip(index)),
+            sample: None,
+            solver: scheduler.new_state(),
+        };
+        let strips = (0..plan.strips.len()).map(strip).collect();
+        Self { strips, patch_size: plan.grid.patch_size, scheduler }
+    }
+
+    fn range(&self, patch: Patch) -> std::ops::Range<usize> {
+        patch.strip().map_or(0..self.strips.len(), |index| index..index + 1)
+    }
+
+    fn of(&mut self, patch: Patch) -> impl Iterator<Item = &mut Strip> {
+        let range = self.range(patch);
+        self.strips.get_mut(range).unwrap_or_default().iter_mut().filter(|s| !s.rows.is_empty())
+    }
+
+    /// Draws the initial noise of all rows from the seed.
+    pub(super) fn draw(&mut self, plan: &Plan) -> Result<(), ModelError> {
+        let sigma = self.scheduler.init_noise_sigma();
+        for strip in self.of(Patch::All) {
+            let noise = noise::latents(plan.run.seed, plan.grid, &strip.rows)?;
+            strip.sample = Some((noise * sigma)?);
+        }
+        Ok(())
+    }
+
+    /// Takes the rows out of a whole initial latent (`latents` of diffusers: scaled here).
+    pub(super) fn take(&mut self, whole: &Tensor) -> Result<(), ModelError> {
+        let (sigma, patch_size) = (self.scheduler.init_noise_sigma(), self.patch_size);
+        for strip in self.of(Patch::All) {
+            strip.sample = Some((latent_rows(whole, &strip.rows, patch_size)? * sigma)?);
+        }
+        Ok(())
+    }
+
+    /// Overwrites the rows of `patch` with what another rank computed.
+    pub(super) fn put(&mut self, patch: Patch, rows: &Tensor) -> Result<(), ModelError> {
+        let (mut start, patch_size) = (0, self.patch_size);
+        for strip in self.of(patch) {
+            let height = strip.rows.len() * patch_size;
+            strip.sample = Some(rows.narrow(3, start, height)?.contiguous()?);
+            start += height;
+        }
+        Ok(())
+    }
+
+    /// The rows of `patch`, strip after strip.
+    pub(super) fn get(&mut self, patch: Patch) -> Result<Tensor, ExecuteError> {
+        let missing = ExecuteError::Order { op: "reading latents", missing: "the noise" };
+        let parts: Option<Vec<Tensor>> = self.of(patch).map(|s| s.sample.clone()).collect();
+        match parts.as_deref() {
+            None | Some([]) => Err(missing),
+            Some([one]) => Ok(one.clone()),
+            Some(parts) => Ok(Tensor::cat(parts, 3)?),
+        }
+    }
+
+    /// One scheduler step on the rows of `patch`, given their guided noise prediction.
+    pub(super) fn denoise(
+        &mut self,
+        step: usize,
+        patch: Patch,
+        prediction: &Tensor,
+    ) -> Result<(), ExecuteError> {
+        let (mut start, patch_size) = (0, self.patch_size);
+        let scheduler = Arc::clone(&self.scheduler);
+        for strip in self.of(patch) {
+            let height = strip.rows.len() * patch_size;
+            let output = prediction.narrow(3, start, height)?.contiguous()?;
+            start += height;
+            let sample = strip
+                .sample
+                .as_ref()
+                .ok_or(ExecuteError::Order { op: "denoising", missing: "the noise" })?;
+            strip.sample = Some(scheduler.step(&mut strip.solver, step, &output, sample)?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+//! The frames of one rank in one run: receives posted ahead in program order, sends under way.
+//!
+//! Owns the posting window and the accounting of bytes and waits. Does not know what a frame
+//! means.
+//!
+//! Invariants: receives are posted in program order; at least the one that is waited for is
+//! posted; beyond it at most [`POST_AHEAD_FRAMES`] and [`POSTED_BYTES_MAX`].
+
+use std::collections::HashMap;
+use std::iter::Peekable;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use ditmesh_transport::Transport;
+use ditmesh_transport::completion::Completion;
+use ditmesh_transport::error::TransportError;
+use ditmesh_transport::ids::{Epoch, PeerId, RunId};
+use ditmesh_transport::link::{Link, PostRecv, Received, SendFrame};
+
+use super::abort::AbortFlag;
+use super::error::ExecuteError;
+use super::wire_tensor;
+use crate::plan::message::Message;
+
+/// Receives posted ahead of the one that is waited for.
+pub const POST_AHEAD_FRAMES: usize = 64;
+/// Bytes posted ahead of the receive that is waited for.
+pub const POSTED_BYTES_MAX: usize = 256 << 20;
+/// Frames that may wait for their receivers; a sound plan stays far below.
+pub const SENDS_IN_FLIGHT_MAX: usize = 4096;
+
+type Expected = Box<dyn Iterator<Item = (usize, Message)> + Send>;
+
+/// What a rank's run needs of the network.
+pub(super) struct Mailbag {
+    transport: Arc<dyn Transport>,
+    links: HashMap<usize, Arc<dyn Link>>,
+    run: RunId,
+    epoch: Epoch,
+    device: Device,
+    wait_limit: Duration,
+    abort: Arc<AbortFlag>,
+    expected: Peekable<Expected>,
+    posted: HashMap<(usize, u64), (Completion<Received>, usize)>,
+    posted_bytes: usize,
+    sends: Vec<(usize, String, Completion<()>)>,
+    pub(super) traffic: Traffic,
+}
+
+/// What a rank sent, and how long it waited.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) bytes_sent: u64,
+    pub(super) frames_sent: u64,
+    pub(super) waited: Duration,
+}
+
+/// Where a run takes place.
+pub(super) struct Place {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) run: RunId,
+    pub(super) epoch: Epoch,
+    pub(super) device: Device,
+    pub(super) wait_limit: Duration,
+    pub(super) abort: Arc<AbortFlag>,
+}
+
+impl Mailbag {
+    pub(super) fn new(place: Place, expected: Expected) -> Result<Self, ExecuteError> {
+        let Place { transport, run, epoch, device, wait_limit, abort } = place;
+        let mut bag = Self {
+            transport,
+            links: HashMap::new(),
+            run,
+            epoch,
+            device,
+            wait_limit,
+            abort,
+            expected: expected.peekable(),
+            posted: HashMap::new(),
+            posted_bytes: 0,
+            sends: Vec::new(),
+            traffic: Traffic::default(),
+        };
+        bag.post_ahead()?;
+        Ok(bag)
+    }
+
+    /// Fails when the run was aborted.
+    pub(super) fn check_abort(&self) -> Result<(), ExecuteError> {
+        self.abort.cause().map_or(Ok(()), |cause| Err(ExecuteError::Aborted(cause.to_owned())))
+    }
+
+    fn link(&mut self, peer: usize) -> Result<Arc<dyn Link>, TransportError> {
+        if let Some(link) = self.links.get(&peer) {
+            return Ok(Arc::clone(link));
+        }
+        let link = self.transport.link(PeerId(peer as u32))?;
+        self.links.insert(peer, Arc::clone(&link));
+        Ok(link)
+    }
+
+    /// Posts receives in program order as far as the window allows.
+    fn post_ahead(&mut self) -> Result<(), ExecuteError> {
+        while self.posted.len() < POST_AHEAD_FRAMES {
+            let Some((_, next)) = self.expected.peek() else { return Ok(()) };
+            let over = self.posted_bytes + next.bytes() > POSTED_BYTES_MAX;
+            if over && !self.posted.is_empty() {
+                return Ok(());
+            }
+            self.post_next()?;
+        }
+        Ok(())
+    }
+
+    fn post_next(&mut self) -> Result<(), ExecuteError> {
+        let Some((peer, message)) = self.expected.next() else { return Ok(()) };
+        let len = message.bytes();
+        let region = self.transport.allocate(len);
+        let post = PostRecv { run: self.run, tag: message.tag(), region, len };
+        let link = self.link(peer).map_err(|source| from(peer, &message, source))?;
+        let key = (peer, message.tag().0);
+        self.posted.insert(key, (link.post_recv(post), len));
+        self.posted_bytes += len;
+        Ok(())
+    }
+
+    /// The deadline of a wait that starts now.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.wait_limit
+    }
+
+    /// Waits for `message` from `peer`.
+    pub(super) fn receive(
+        &mut self,
+        peer: usize,
+        message: &Message,
+        deadline: Instant,
+    ) -> Result<Tensor, ExecuteError> {
+        let key = (peer, message.tag().0);
+        while !self.posted.contains_key(&key) && self.expected.peek().is_some() {
+            self.post_next()?;
+        }
+        let Some((mut completion, len)) = self.posted.remove(&key) else {
+            return Err(ExecuteError::Order { op: "receive", missing: "its post" });
+        };
+        self.posted_bytes -= len;
+        self.post_ahead()?;
+        let started = Instant::now();
+        let received = completion.wait_until(deadline);
+        self.traffic.waited += started.elapsed();
+        self.check_abort()?;
+        let received = received.map_err(|source| from(peer, message, source))?;
+        wire_tensor::to_tensor(&received, message, peer, self.epoch, &self.device)
+    }
+
+    /// Hands `tensor` to the transport; returns at once.
+    pub(super) fn send(
+        &mut self,
+        peer: usize,
+        message: &Message,
+        tensor: &Tensor,
+    ) -> Result<(), ExecuteError> {
+        if tensor.dims() != message.shape {
+            return Err(ExecuteError::Mismatch {
+                peer,
+                expected: message.to_string(),
+                found: format!("a tensor of shape {:?} to send", tensor.dims()),
+            });
+        }
+        self.reap()?;
+        let payload = wire_tensor::to_slice(tensor, self.transport.as_ref())?;
+        let meta = wire_tensor::meta(message, self.epoch);
+        let link = self.link(peer).map_err(|source| to(peer, &message.to_string(), source))?;
+        self.traffic.bytes_sent += payload.len() as u64;
+        self.traffic.frames_sent += 1;
+        let frame = SendFrame { run: self.run, tag: message.tag(), meta, payload };
+        self.sends.push((peer, message.to_string(), link.send(frame)));
+        Ok(())
+    }
+
+    /// Forgets the sends that are through.
+    fn reap(&mut self) -> Result<(), ExecuteError> {
+        let mut index = 0;
+        while let Some((peer, what, completion)) = self.sends.get_mut(index) {
+            match completion.try_take() {
+                None => index += 1,
+                Some(Ok(())) => drop(self.sends.swap_remove(index)),
+                Some(Err(source)) => {
+                    let error = to(*peer, what, source);
+                    self.check_abort()?;
+                    return Err(error);
+                }
+            }
+        }
+        let (held, limit) = (self.sends.len(), SENDS_IN_FLIGHT_MAX);
+        if held >= limit { Err(ExecuteError::TooManySends { held, limit }) } else { Ok(()) }
+    }
+
+    /// Waits until every frame was taken, then lets the links forget the run.
+    pub(super) fn finish(mut self) -> Result<Traffic, ExecuteError> {
+        let started = Instant::now();
+        for (peer, what, mut completion) in std::mem::take(&mut self.sends) {
+            let sent = completion.wait_until(started + self.wait_limit);
+            self.check_abort()?;
+            sent.map_err(|source| to(peer, &what, source))?;
+        }
+        self.traffic.waited += started.elapsed();
+        self.links.values().for_each(|link| link.end_run(self.run));
+        Ok(self.traffic)
+    }
+}
+
+fn from(peer: usize, message: &Message, source: TransportError) -> ExecuteError {
+    ExecuteError::Frame { what: message.to_string(), direction: "from", peer, source }
+}
+
+fn to(peer: usize, what: &str, source: TransportError) -> ExecuteError {
+    ExecuteError::Frame { what: what.to_owned(), direction: "to", peer, source }
+}

@@ -1,0 +1,99 @@
+//! Tensors to payload bytes and back: one copy each way.
+//!
+//! Owns the byte order (little-endian, as every supported host) and the check that a frame is the
+//! message the plan says.
+
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+use ditmesh_model::error::ModelError;
+use ditmesh_transport::Transport;
+use ditmesh_transport::frame::{Dtype, FrameMeta};
+use ditmesh_transport::ids::Epoch;
+use ditmesh_transport::link::Received;
+use ditmesh_transport::region::Slice;
+
+use super::error::ExecuteError;
+use crate::plan::message::Message;
+
+/// The metadata of `message` in the mesh of `epoch`.
+pub(crate) fn meta(message: &Message, epoch: Epoch) -> FrameMeta {
+    FrameMeta {
+        dtype: message.dtype.code(),
+        shape: message.shape.iter().map(|&dim| dim as u32).collect(),
+        step: u32::from(message.step),
+        patch: u32::from(message.patch),
+        epoch,
+        ..FrameMeta::default()
+    }
+}
+
+/// Copies a CPU tensor into memory the transport can send.
+pub(super) fn to_slice(tensor: &Tensor, transport: &dyn Transport) -> Result<Slice, ModelError> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+    let bytes: &[u8] = match &*storage {
+        Storage::Cpu(CpuStorage::F32(data)) => data.get(range).map(bytemuck::cast_slice),
+        Storage::Cpu(CpuStorage::U8(data)) => data.get(range),
+        _ => None,
+    }
+    .ok_or_else(|| ModelError::Invalid("only f32 and u8 tensors in host memory travel".into()))?;
+    let mut region = transport.allocate(bytes.len());
+    region.bytes_mut().get_mut(..bytes.len()).map_or_else(
+        || Err(ModelError::Invalid("the transport gave less memory than asked".into())),
+        |target| {
+            target.copy_from_slice(bytes);
+            Ok(())
+        },
+    )?;
+    Ok(region.freeze(bytes.len()))
+}
+
+/// The received frame as a tensor, once it proves to be `message`.
+pub(super) fn to_tensor(
+    received: &Received,
+    message: &Message,
+    peer: usize,
+    epoch: Epoch,
+    device: &Device,
+) -> Result<Tensor, ExecuteError> {
+    check(received, message, peer, epoch)?;
+    let bytes = received.region.bytes().get(..received.len).unwrap_or_default();
+    let shape = message.shape.as_slice();
+    Ok(match message.dtype {
+        Dtype::F32 => Tensor::from_slice(floats(bytes)?, shape, device)?,
+        _ => Tensor::from_slice(bytes, shape, device)?,
+    })
+}
+
+/// The payload as floats. Regions are aligned far beyond a float's four bytes.
+pub(crate) fn floats(bytes: &[u8]) -> Result<&[f32], ModelError> {
+    bytemuck::try_cast_slice(bytes)
+        .map_err(|error| ModelError::Invalid(format!("payload is not a float array: {error}")))
+}
+
+/// That shape, dtype, step, patch and epoch are those of the plan.
+pub(crate) fn check(
+    received: &Received,
+    message: &Message,
+    peer: usize,
+    epoch: Epoch,
+) -> Result<(), ExecuteError> {
+    let (found, expected) = (&received.meta, meta(message, epoch));
+    let same = found.dtype == expected.dtype
+        && found.shape == expected.shape
+        && found.step == expected.step
+        && found.patch == expected.patch
+        && found.epoch == expected.epoch
+        && received.len == message.bytes();
+    if same {
+        return Ok(());
+    }
+    Err(ExecuteError::Mismatch {
+        peer,
+        expected: format!("{message} in epoch {epoch}"),
+        found: format!(
+            "step {}, patch {}, shape {:?}, dtype {}, {} bytes in epoch {}",
+            found.step, found.patch, found.shape, found.dtype, received.len, found.epoch
+        ),
+    })
+}

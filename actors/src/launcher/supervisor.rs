@@ -1,0 +1,237 @@
+//! The supervisor of a cluster: starts its agents in order, keeps them alive, ends them all.
+//!
+//! Owns the lock and the run folder of the cluster. The agent that hosts the coordinator comes
+//! first, because the others need its address.
+//!
+//! Invariant: whatever happens, it ends only after every agent has, and removes what is left of
+//! the run.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::local::LocalLauncher;
+use super::lock::Lock;
+use super::record::{ProcessRecord, Role, RunFolder};
+use super::{AgentExit, LaunchError, Launcher, certificates, running, stop};
+use crate::agent::bootstrap::AgentBootstrap;
+use crate::agent::restarts::Restarts;
+use crate::manifest::Manifest;
+use crate::status::ClusterStatus;
+
+/// Time for all agents to end by themselves.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Restarts that wait for their pause.
+const RESTARTS_WAITING_MAX: usize = 1024;
+
+/// How supervision ended.
+pub(super) enum Outcome {
+    /// Somebody else supervises this cluster.
+    AlreadyRunning(Box<ClusterStatus>),
+    /// All agents have ended.
+    Stopped,
+}
+
+/// Supervises a cluster until it is stopped. Blocks this thread.
+pub(super) fn run(
+    manifest: &Manifest,
+    ready: &mut dyn FnMut(&ClusterStatus),
+) -> Result<Outcome, LaunchError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| LaunchError::System(format!("no runtime: {error}")))?;
+    let outcome = runtime.block_on(supervise(manifest, ready));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn supervise(
+    manifest: &Manifest,
+    ready: &mut dyn FnMut(&ClusterStatus),
+) -> Result<Outcome, LaunchError> {
+    let folder = RunFolder::of(manifest);
+    let file_error = |error: std::io::Error| LaunchError::File {
+        path: folder.path().display().to_string(),
+        cause: error.to_string(),
+    };
+    let Some(lock) = Lock::try_take(&folder).map_err(file_error)? else {
+        let status = running::wait_ready(manifest).await?;
+        return Ok(Outcome::AlreadyRunning(Box::new(status)));
+    };
+    stop::end_processes(&folder, Signal::SIGTERM).await?;
+    let record = folder
+        .publish(ProcessRecord::of_self(Role::Launcher, &manifest.cluster.name))
+        .map_err(file_error)?;
+    let program = std::env::current_exe()
+        .map_err(|error| LaunchError::System(format!("this program has no path: {error}")))?;
+    let mut supervisor = Supervisor::new(manifest, &folder, LocalLauncher::new(program));
+    let outcome = supervisor.live(ready).await;
+    supervisor.launcher.stop_all(STOP_DEADLINE).await;
+    let ended = stop::end_processes(&folder, Signal::SIGKILL).await;
+    drop(record);
+    let removed = folder.remove().map_err(file_error);
+    drop(lock);
+    outcome?;
+    ended?;
+    removed?;
+    Ok(Outcome::Stopped)
+}
+
+struct Supervisor<'a, L> {
+    manifest: &'a Manifest,
+    run_dir: PathBuf,
+    certs_dir: PathBuf,
+    launcher: L,
+    nodes: BTreeMap<String, Node>,
+    coordinator: Option<SocketAddr>,
+}
+
+/// One node's agent.
+struct Node {
+    restarts: Restarts,
+    started: Instant,
+    alive: bool,
+    /// The port it listens on, kept over restarts.
+    control_port: u16,
+}
+
+/// Why a running cluster stops.
+enum Stop {
+    Signal,
+    Ordered,
+}
+
+impl<'a, L: Launcher> Supervisor<'a, L> {
+    fn new(manifest: &'a Manifest, folder: &RunFolder, launcher: L) -> Self {
+        let node = |port| Node {
+            restarts: Restarts::new(manifest.launcher.restarts_max),
+            started: Instant::now(),
+            alive: false,
+            control_port: port,
+        };
+        let nodes = manifest.nodes.iter();
+        Self {
+            manifest,
+            run_dir: folder.path().to_path_buf(),
+            certs_dir: PathBuf::new(),
+            launcher,
+            nodes: nodes
+                .map(|section| (section.name.clone(), node(section.control_port)))
+                .collect(),
+            coordinator: None,
+        }
+    }
+
+    async fn live(&mut self, ready: &mut dyn FnMut(&ClusterStatus)) -> Result<(), LaunchError> {
+        let system = |error: std::io::Error| LaunchError::System(format!("signals: {error}"));
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+        let mut signalled = std::pin::pin!(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        self.certs_dir = certificates::ensure(self.manifest)?;
+        let status = tokio::select! {
+            status = self.start() => status?,
+            () = &mut signalled => return Err(LaunchError::Interrupted),
+        };
+        ready(&status);
+        let stop = tokio::select! {
+            stop = self.keep_alive() => stop?,
+            () = &mut signalled => Stop::Signal,
+        };
+        match stop {
+            Stop::Signal => tracing::info!("told to stop"),
+            Stop::Ordered => tracing::info!("the cluster was taken down"),
+        }
+        Ok(())
+    }
+
+    /// Starts all agents, the coordinator's first, and waits for the mesh.
+    async fn start(&mut self) -> Result<ClusterStatus, LaunchError> {
+        let first = self.manifest.coordinator_node().to_string();
+        self.start_agent(&first).await?;
+        let others: Vec<String> =
+            self.nodes.keys().filter(|name| **name != first).cloned().collect();
+        for node in others {
+            self.start_agent(&node).await?;
+        }
+        let manifest = self.manifest;
+        tokio::select! {
+            status = running::wait_ready(manifest) => status,
+            AgentExit { node, cause, .. } = self.launcher.exited() => {
+                Err(LaunchError::Node { node, cause })
+            }
+        }
+    }
+
+    async fn start_agent(&mut self, name: &str) -> Result<(), LaunchError> {
+        let hosts = name == self.manifest.coordinator_node();
+        let Some(node) = self.nodes.get_mut(name) else { return Ok(()) };
+        let orders = AgentBootstrap {
+            manifest: self.manifest.clone(),
+            node: name.into(),
+            coordinator: if hosts { None } else { self.coordinator },
+            control_port: node.control_port,
+            certs_dir: self.certs_dir.clone(),
+            run_dir: self.run_dir.clone(),
+        };
+        let address = self.launcher.start(orders).await?;
+        node.started = Instant::now();
+        node.alive = true;
+        if hosts {
+            // The others dial this address, also after a restart.
+            node.control_port = address.port();
+            self.coordinator = Some(address);
+        }
+        Ok(())
+    }
+
+    /// Restarts agents that die; ends when the cluster was taken down or cannot go on.
+    async fn keep_alive(&mut self) -> Result<Stop, LaunchError> {
+        let (due, mut restarts) = mpsc::channel::<String>(RESTARTS_WAITING_MAX);
+        loop {
+            let dead = tokio::select! {
+                exit = self.launcher.exited() => exit,
+                Some(node) = restarts.recv() => match self.start_agent(&node).await {
+                    Ok(()) => continue,
+                    Err(error) => AgentExit { node, ordered: false, cause: error.to_string() },
+                },
+            };
+            let hosts = dead.node == self.manifest.coordinator_node();
+            let Some(node) = self.nodes.get_mut(&dead.node) else { continue };
+            node.alive = false;
+            if dead.ordered {
+                if hosts || self.nodes.values().all(|node| !node.alive) {
+                    return Ok(Stop::Ordered);
+                }
+                continue;
+            }
+            tracing::warn!(node = dead.node, cause = dead.cause, "agent ended");
+            match node.restarts.died(node.started.elapsed()) {
+                Some(pause) => {
+                    let due = due.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(pause).await;
+                        // A supervisor that has ended restarts nobody.
+                        let _ = due.send(dead.node).await;
+                    });
+                }
+                None if hosts => {
+                    let cause = format!("it died too often; last: {}", dead.cause);
+                    return Err(LaunchError::Node { node: dead.node, cause });
+                }
+                None => tracing::error!(node = dead.node, "it died too often and stays dead"),
+            }
+        }
+    }
+}

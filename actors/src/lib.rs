@@ -1,0 +1,27 @@
+//! Who does what, when: the actors of a ditmesh cluster and the plans they carry out.
+//!
+//! Owns the manifest, the plan (one program per rank, as data), the executor that walks a program
+//! on a device, the worker and node actors, the group supervisors, the coordinator, the launcher
+//! and the engine that embeds all of it. Only this layer knows both the numerics
+//! (`ditmesh-model`) and the network (`ditmesh-transport`).
+
+pub mod agent;
+pub mod client;
+pub mod controller;
+pub mod coordinator;
+pub mod dispatcher;
+pub mod engine;
+pub mod executor;
+pub mod generation;
+pub mod groups;
+pub mod launcher;
+pub mod manifest;
+pub mod membership;
+pub mod parallel;
+pub mod plan;
+pub mod protocol;
+pub mod request;
+pub mod session;
+pub mod status;
+pub mod worker;
+pub mod worker_process;

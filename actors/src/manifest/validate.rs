@@ -1,0 +1,156 @@
+//! Rules between the values of a manifest.
+//!
+//! Owns what a manifest must satisfy before anything is started: pure functions of its values, no
+//! file and no network is looked at. Does not own syntax or single values (see [`super::parse`]),
+//! nor what a model can do (heads, blocks: the planner says that).
+//! Invariant: a violation names the value by its path, so that a reader can be shown the line.
+
+mod groups;
+mod nodes;
+
+use std::collections::HashMap;
+
+use super::error::{ManifestError, Problem};
+use super::{HealthSection, Isolation, Manifest, TransportKind, TransportSection};
+
+/// Version of the manifest's format that this build reads.
+const SCHEMA: u32 = 1;
+/// Least and greatest UDP payload: QUIC's minimum, and what one IPv4 datagram holds.
+const MTU_BYTES: std::ops::RangeInclusive<u16> = 1200..=65_507;
+/// Longest deadline: a day.
+const DEADLINE_MS_MAX: u32 = 24 * 60 * 60 * 1000;
+
+/// Checks a manifest that a program built; [`super::parse`] has done it for one from a file.
+///
+/// # Errors
+/// With the first rule that does not hold.
+pub fn validate(manifest: &Manifest) -> Result<(), ManifestError> {
+    check(manifest).map_err(|violation| {
+        let message = format!("manifest, `{}`: {}", violation.at, violation.message);
+        Problem { message, advice: violation.advice, place: None }.into()
+    })
+}
+
+/// A rule that does not hold.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Violation {
+    /// Path of the value, as in `node[1].name`.
+    pub(super) at: String,
+    /// What is wrong.
+    pub(super) message: String,
+    /// What to do.
+    pub(super) advice: Option<String>,
+}
+
+impl Violation {
+    fn new(at: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { at: at.into(), message: message.into(), advice: None }
+    }
+
+    fn advise(self, advice: impl Into<String>) -> Self {
+        Self { advice: Some(advice.into()), ..self }
+    }
+}
+
+/// Checks every rule.
+pub(super) fn check(manifest: &Manifest) -> Result<(), Violation> {
+    if manifest.schema != SCHEMA {
+        let found = manifest.schema;
+        let message = format!("schema is {found}, and this build reads schema {SCHEMA}");
+        return Err(Violation::new("schema", message).advise("use a ditmesh of the same age"));
+    }
+    label("cluster.name", "cluster name", &manifest.cluster.name)?;
+    nodes::check(manifest)?;
+    models(manifest)?;
+    groups::check(manifest)?;
+    transport(&manifest.transport, manifest.launcher.isolation)?;
+    health(&manifest.health)?;
+    deadline("launcher.ready_deadline_ms", manifest.launcher.ready_deadline_ms)
+}
+
+fn models(manifest: &Manifest) -> Result<(), Violation> {
+    let mut seen = HashMap::new();
+    for (index, model) in manifest.models.iter().enumerate() {
+        let at = format!("model[{index}].name");
+        if model.name.is_empty() {
+            return Err(Violation::new(at, "a model's name is empty"));
+        }
+        unique(&mut seen, at, "model", &model.name, index)?;
+    }
+    Ok(())
+}
+
+fn transport(transport: &TransportSection, isolation: Isolation) -> Result<(), Violation> {
+    if transport.kind == TransportKind::InProcess && isolation == Isolation::Process {
+        let message = "transport \"in-process\" cannot connect workers that are processes";
+        let advice = "write kind = \"quic\" here, or isolation = \"thread\" under [launcher]";
+        return Err(Violation::new("transport.kind", message).advise(advice));
+    }
+    if !MTU_BYTES.contains(&transport.mtu_bytes) {
+        let (least, most) = (MTU_BYTES.start(), MTU_BYTES.end());
+        let message = format!("mtu_bytes is {}, expected {least} to {most}", transport.mtu_bytes);
+        return Err(Violation::new("transport.mtu_bytes", message));
+    }
+    Ok(())
+}
+
+fn health(health: &HealthSection) -> Result<(), Violation> {
+    let HealthSection { heartbeat_ms, suspect_ms, dead_ms, .. } = *health;
+    deadline("health.heartbeat_ms", heartbeat_ms)?;
+    if suspect_ms <= heartbeat_ms {
+        let message =
+            format!("suspect_ms ({suspect_ms}) must exceed heartbeat_ms ({heartbeat_ms})");
+        let advice = format!("{} allows three lost heartbeats", heartbeat_ms.saturating_mul(4));
+        return Err(Violation::new("health.suspect_ms", message).advise(advice));
+    }
+    if dead_ms <= suspect_ms {
+        let message = format!("dead_ms ({dead_ms}) must exceed suspect_ms ({suspect_ms})");
+        return Err(Violation::new("health.dead_ms", message));
+    }
+    deadline("health.dead_ms", dead_ms)?;
+    deadline("health.op_deadline_ms", health.op_deadline_ms)?;
+    deadline("health.form_deadline_ms", health.form_deadline_ms)
+}
+
+fn deadline(at: &str, found: u32) -> Result<(), Violation> {
+    if (1..=DEADLINE_MS_MAX).contains(&found) {
+        return Ok(());
+    }
+    let key = at.rsplit('.').next().unwrap_or(at);
+    Err(Violation::new(at, format!("{key} is {found}, expected 1 to {DEADLINE_MS_MAX}")))
+}
+
+/// Names that become part of certificates: a DNS label in lower case.
+fn label(at: &str, what: &str, name: &str) -> Result<(), Violation> {
+    const LABEL_CHARS_MAX: usize = 63;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let fits = (1..=LABEL_CHARS_MAX).contains(&name.len());
+    if fits && name.chars().all(plain) && !name.starts_with('-') && !name.ends_with('-') {
+        return Ok(());
+    }
+    let message = format!("{what} {name:?} cannot stand in a certificate");
+    let advice = format!(
+        "use 1 to {LABEL_CHARS_MAX} lower-case letters, digits and hyphens, no hyphen at either end"
+    );
+    Err(Violation::new(at, message).advise(advice))
+}
+
+/// Records `name` at position `index` and refuses it when another has it.
+fn unique<'n>(
+    seen: &mut HashMap<&'n str, usize>,
+    at: String,
+    what: &str,
+    name: &'n str,
+    index: usize,
+) -> Result<(), Violation> {
+    match seen.insert(name, index) {
+        Some(first) => {
+            let message = format!("{what} name `{name}` is taken by {what} number {}", first + 1);
+            Err(Violation::new(at, message).advise("give each a name of its own"))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,383 @@
+//! Turns a mesh, a model and a run into one program per rank.
+//!
+//! Pure: the same three values give the same plan on every machine, so only the run's description
+//! travels and each rank plans for itself; [`Plan::digest`] proves that all agree. What each
+//! parallel method adds is in [`crate::parallel`]; this module owns the skeleton they hang on.
+//! Knows nothing of links, clocks or tensors.
+
+pub mod bytes;
+pub mod check;
+pub mod mesh;
+pub mod message;
+pub mod program;
+pub mod resolve;
+
+use std::ops::Range;
+
+use ditmesh_model::conditioning::LatentGrid;
+use ditmesh_model::phase::{ForwardShape, Phase, phases};
+use ditmesh_model::rows::{PatchRange, RowSet, strips};
+use ditmesh_model::spec::ModelSpec;
+use ditmesh_transport::frame::Dtype;
+
+use crate::parallel::{cfg, pipefusion};
+use crate::protocol::RunSpec;
+use crate::request::{Degrees, GenerateRequest};
+use mesh::{Coordinates, DeviceMesh};
+use message::{Message, MessageKind};
+use program::{Op, Patch, Program};
+pub use resolve::PlanError;
+
+/// A run laid out over a mesh.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The ranks.
+    pub mesh: DeviceMesh,
+    /// The model.
+    pub model: ModelSpec,
+    /// The run.
+    pub run: RunSpec,
+    /// Geometry of the latent.
+    pub grid: LatentGrid,
+    /// The patches; fewer than asked for when rows do not divide.
+    pub strips: Vec<PatchRange>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// The blocks of one stage: shares that differ by at most one block.
+pub fn stage_blocks(blocks: usize, stages: usize, stage: usize) -> Range<usize> {
+    ditmesh_model::rows::share(blocks, stage, stages)
+}
+
+impl Plan {
+    /// Plans `run` of `model` on a mesh of `degrees`.
+    ///
+    /// # Errors
+    /// When the degrees do not fit the model or the run.
+    pub fn new(degrees: Degrees, model: &ModelSpec, run: &RunSpec) -> Result<Self, PlanError> {
+        resolve::check_run(run, model, degrees)?;
+        let grid = resolve::latent_grid(model, run.height, run.width);
+        let asked = run.num_pipeline_patch as usize;
+        let strips = strips(grid.token_rows(), asked);
+        let mut warnings = Vec::new();
+        if strips.len() < asked {
+            warnings.push(format!(
+                "{} token rows make {} patches of {} rows, not {asked}",
+                grid.token_rows(),
+                strips.len(),
+                strips.first().map_or(0, |strip| strip.len),
+            ));
+        }
+        let mesh = DeviceMesh::new(degrees);
+        Ok(Self { mesh, model: model.clone(), run: run.clone(), grid, strips, warnings })
+    }
+
+    /// Equal on all ranks that planned the same run.
+    pub fn digest(&self) -> u64 {
+        // FNV-1a: the same on every machine and in every build, unlike the standard hasher.
+        let text = format!("{:?}{:?}{:?}{:?}", self.mesh, self.model, self.run, self.strips);
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
+    /// The controller's member number, one past the last rank.
+    pub fn controller(&self) -> usize {
+        self.mesh.world_size()
+    }
+
+    /// Number of denoising steps.
+    pub fn steps(&self) -> usize {
+        self.run.num_inference_steps as usize
+    }
+
+    /// Whether patches of `step` run one by one against keys and values of the step before.
+    pub fn is_async(&self, step: usize) -> bool {
+        self.strips.len() > 1 && step >= self.run.sync_steps as usize
+    }
+
+    /// Whether any step is asynchronous, so that keys and values must be kept.
+    pub fn needs_cache(&self) -> bool {
+        self.is_async(self.steps().saturating_sub(1))
+    }
+
+    /// Guidance branches in all.
+    pub fn branches(&self) -> usize {
+        if self.run.is_guided() { 2 } else { 1 }
+    }
+
+    /// Batch rows one rank computes: both branches, or its own under CFG parallelism.
+    pub fn batch(&self) -> usize {
+        self.branches() / self.mesh.branches()
+    }
+
+    /// Text tokens per prompt.
+    pub fn text_tokens(&self) -> usize {
+        self.run.embeds_tokens.map_or(self.model.text_tokens, |tokens| tokens as usize)
+    }
+
+    /// Blocks held by the ranks of a stage.
+    pub fn blocks(&self, stage: usize) -> Range<usize> {
+        stage_blocks(self.model.blocks, self.mesh.stages(), stage)
+    }
+
+    /// Token rows that sequence rank `sp` owns of `patch`.
+    pub fn rows(&self, sp: usize, patch: Patch) -> RowSet {
+        let strips = match patch {
+            Patch::All => self.strips.as_slice(),
+            Patch::Strip(index) => self.strips.get(index..=index).unwrap_or_default(),
+        };
+        RowSet::of_rank(strips, sp, self.mesh.sequence())
+    }
+
+    /// The shape of a forward pass of the rank at `at`.
+    pub fn forward_shape(&self, at: Coordinates, patch: Patch) -> ForwardShape {
+        ForwardShape {
+            batch: self.batch(),
+            blocks: self.blocks(at.stage),
+            rows: (0..self.mesh.sequence()).map(|sp| self.rows(sp, patch)).collect(),
+            member: at.sp,
+            tokens_per_row: self.grid.tokens_per_row(),
+        }
+    }
+
+    /// Shape of the latent rows of a rank, `[batch, C, F, rows*patch_size, W]`.
+    pub fn latent_shape(&self, batch: usize, rows: usize) -> Vec<usize> {
+        let grid = &self.grid;
+        vec![batch, grid.channels, grid.frames, rows * grid.patch_size, grid.width]
+    }
+
+    /// Whether the rank at `at` decodes and talks to the controller.
+    pub fn is_output(&self, at: Coordinates) -> bool {
+        at.sp == 0 && at.cfg == 0 && at.stage + 1 == self.mesh.stages()
+    }
+
+    /// What the output rank sends to the controller.
+    pub fn result(&self) -> Message {
+        if self.run.latent_output {
+            let shape = self.latent_shape(1, self.grid.token_rows());
+            return Message::once(MessageKind::Result, shape);
+        }
+        let shape = vec![self.run.height as usize, self.run.width as usize, 3];
+        Message { dtype: Dtype::U8, ..Message::once(MessageKind::Result, shape) }
+    }
+
+    /// The program of one rank.
+    pub fn program(&self, rank: usize) -> Program {
+        let at = self.mesh.coordinates(rank);
+        let mut ops = Vec::new();
+        self.prologue(rank, at, &mut ops);
+        for step in 0..self.steps() {
+            if self.is_async(step) {
+                (0..self.strips.len())
+                    .for_each(|strip| self.pass(at, step, Patch::Strip(strip), &mut ops));
+            } else {
+                self.pass(at, step, Patch::All, &mut ops);
+            }
+            if at.stage + 1 == self.mesh.stages() {
+                ops.push(Op::StepDone { step });
+            }
+        }
+        self.epilogue(rank, at, &mut ops);
+        Program { ops }
+    }
+
+    /// Text to every rank, initial latents to the first and the last stage.
+    fn prologue(&self, rank: usize, at: Coordinates, ops: &mut Vec<Op>) {
+        let text = self.text_messages();
+        if rank == 0 && self.run.embeds_tokens.is_none() {
+            ops.push(Op::Encode);
+        } else {
+            let source = if rank == 0 { self.controller() } else { 0 };
+            ops.extend(text.iter().cloned().map(|message| Op::Recv { peer: source, message }));
+        }
+        if rank == 0 {
+            let sends = (1..self.mesh.world_size()).flat_map(|peer| {
+                text.iter().cloned().map(move |message| Op::Send { peer, message })
+            });
+            ops.extend(sends);
+        }
+        ops.push(Op::Condition);
+        if at.stage == 0 || at.stage + 1 == self.mesh.stages() {
+            if self.run.latents_given {
+                let message = self.initial_latents();
+                ops.push(Op::Recv { peer: self.controller(), message });
+                ops.push(Op::TakeLatents);
+            } else {
+                ops.push(Op::Noise);
+            }
+        }
+    }
+
+    /// Embeddings and mask of all branches.
+    pub fn text_messages(&self) -> [Message; 2] {
+        let (branches, tokens) = (self.branches(), self.text_tokens());
+        let embeds = vec![branches, tokens, self.model.caption_channels];
+        [
+            Message::once(MessageKind::TextEmbeds, embeds),
+            Message::once(MessageKind::TextMask, vec![branches, tokens]),
+        ]
+    }
+
+    /// The user's initial latents, whole.
+    pub fn initial_latents(&self) -> Message {
+        let shape = self.latent_shape(1, self.grid.token_rows());
+        Message::once(MessageKind::InitialLatents, shape)
+    }
+
+    /// One forward pass with what surrounds it.
+    fn pass(&self, at: Coordinates, step: usize, patch: Patch, ops: &mut Vec<Op>) {
+        pipefusion::receive(self, at, step, patch, ops);
+        ops.push(Op::Forward { step, patch, blocks: self.blocks(at.stage) });
+        if at.stage + 1 < self.mesh.stages() {
+            return pipefusion::hand_on(self, at, step, patch, ops);
+        }
+        if self.rows(at.sp, patch).is_empty() {
+            return;
+        }
+        cfg::exchange(self, at, step, patch, ops);
+        ops.push(Op::Denoise { step, patch });
+        pipefusion::return_sample(self, at, step, patch, ops);
+    }
+
+    /// Final rows to the output rank, the result to the controller.
+    fn epilogue(&self, rank: usize, at: Coordinates, ops: &mut Vec<Op>) {
+        if at.stage + 1 < self.mesh.stages() || at.cfg > 0 {
+            return;
+        }
+        let output = self.mesh.rank(Coordinates { sp: 0, ..at });
+        let rows = |sp: usize| {
+            let count = self.rows(sp, Patch::All).len();
+            let shape = self.latent_shape(1, count);
+            (count > 0).then(|| Message::once(MessageKind::FinalRows, shape))
+        };
+        if rank != output {
+            ops.extend(rows(at.sp).map(|message| Op::Send { peer: output, message }));
+            return;
+        }
+        for sp in 1..self.mesh.sequence() {
+            let peer = self.mesh.rank(Coordinates { sp, ..at });
+            ops.extend(rows(sp).map(|message| Op::Recv { peer, message }));
+        }
+        ops.push(Op::Gather);
+        if !self.run.latent_output {
+            ops.push(Op::Decode);
+        }
+        ops.push(Op::Send { peer: self.controller(), message: self.result() });
+    }
+
+    /// The controller's program: what it sends and what it waits for.
+    pub fn controller_program(&self) -> Program {
+        let mut ops = Vec::new();
+        if self.run.embeds_tokens.is_some() {
+            let text = self.text_messages();
+            ops.extend(text.into_iter().map(|message| Op::Send { peer: 0, message }));
+        }
+        let ranks = 0..self.mesh.world_size();
+        if self.run.latents_given {
+            let edge = |&rank: &usize| {
+                let stage = self.mesh.coordinates(rank).stage;
+                stage == 0 || stage + 1 == self.mesh.stages()
+            };
+            let message = self.initial_latents();
+            let send = |peer| Op::Send { peer, message: message.clone() };
+            ops.extend(ranks.clone().filter(edge).map(send));
+        }
+        let output = ranks.into_iter().find(|&rank| self.is_output(self.mesh.coordinates(rank)));
+        ops.extend(output.map(|peer| Op::Recv { peer, message: self.result() }));
+        Program { ops }
+    }
+
+    /// What a member sends, waits for and computes, in order, forward passes expanded. The
+    /// controller is a member too.
+    pub fn actions(&self, member: usize) -> impl Iterator<Item = Action> + use<> {
+        let plan = self.clone();
+        let (at, program) = if member == self.controller() {
+            (self.mesh.coordinates(0), self.controller_program())
+        } else {
+            (self.mesh.coordinates(member), self.program(member))
+        };
+        program.ops.into_iter().flat_map(move |op| plan.expand(at, op))
+    }
+
+    /// Every frame a member receives, in program order: what its executor posts ahead.
+    pub fn receives(&self, member: usize) -> impl Iterator<Item = (usize, Message)> + use<> {
+        self.actions(member).filter_map(|action| match action {
+            Action::Recv(peer, message) => Some((peer, message)),
+            _ => None,
+        })
+    }
+
+    fn expand(&self, at: Coordinates, op: Op) -> Vec<Action> {
+        match op {
+            Op::Recv { peer, message } => vec![Action::Recv(peer, message)],
+            Op::Send { peer, message } => vec![Action::Send(peer, message)],
+            Op::Exchange { peer, message } => {
+                vec![Action::Send(peer, message.clone()), Action::Recv(peer, message)]
+            }
+            Op::Forward { step, patch, .. } => self.expand_forward(at, step, patch),
+            _ => Vec::new(),
+        }
+    }
+
+    fn expand_forward(&self, at: Coordinates, step: usize, patch: Patch) -> Vec<Action> {
+        let group = self.mesh.sequence_group(at);
+        let mut actions = Vec::new();
+        for phase in phases(&self.forward_shape(at, patch), &self.model) {
+            let Phase::Exchange(exchange) = phase else {
+                actions.push(Action::Compute(phase));
+                continue;
+            };
+            let with_peers = |shapes: Vec<Option<Vec<usize>>>| {
+                let message =
+                    move |shape| Message::of_exchange(exchange.id, step, patch.strip(), shape);
+                let pairs = group.clone().into_iter().zip(shapes);
+                pairs.filter_map(move |(peer, shape)| Some((peer, message(shape?))))
+            };
+            actions.extend(with_peers(exchange.send).map(|(peer, m)| Action::Send(peer, m)));
+            actions.extend(with_peers(exchange.receive).map(|(peer, m)| Action::Recv(peer, m)));
+        }
+        actions
+    }
+
+    /// A run that uses every edge a run on a mesh of `degrees` can use.
+    ///
+    /// # Errors
+    /// When the degrees do not fit the model.
+    pub fn widest(degrees: Degrees, model: &ModelSpec) -> Result<Self, PlanError> {
+        let request = GenerateRequest {
+            guidance_scale: 2.0,
+            num_inference_steps: 3,
+            num_pipeline_patch: Some(degrees.pipefusion_degree),
+            ..GenerateRequest::default()
+        };
+        let run = resolve::resolve(&request, model, degrees)?;
+        Self::new(degrees, model, &RunSpec { latents_given: true, ..run })
+    }
+
+    /// The members a member exchanges frames with, ascending.
+    pub fn peers(&self, member: usize) -> Vec<usize> {
+        let mut peers: Vec<usize> = self
+            .actions(member)
+            .filter_map(|action| match action {
+                Action::Send(peer, _) | Action::Recv(peer, _) => Some(peer),
+                Action::Compute(_) => None,
+            })
+            .collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
+}
+
+/// The smallest thing a member does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A frame leaves; nobody waits.
+    Send(usize, Message),
+    /// Waits for a frame.
+    Recv(usize, Message),
+    /// Computes.
+    Compute(Phase),
+}

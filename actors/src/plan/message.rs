@@ -1,0 +1,137 @@
+//! What one frame of a run carries: its name on the wire, its shape and its bytes.
+//!
+//! Owns the tags. Both ends of a link derive the same [`Message`] from the same plan, so a frame
+//! that is not exactly this is an error on either side.
+
+use ditmesh_model::exchange::{ExchangeId, ExchangeKind};
+use ditmesh_transport::frame::Dtype;
+use ditmesh_transport::ids::Tag;
+
+use super::program::Patch;
+
+/// Patch number of a message that covers all strips.
+pub const PATCH_ALL: u16 = u16::MAX;
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MessageKind {
+    /// Text embeddings `[G, L, D]`.
+    TextEmbeds,
+    /// Text mask `[G, L]`.
+    TextMask,
+    /// Initial latents of the user, whole.
+    InitialLatents,
+    /// Hidden states from stage to stage.
+    Activation,
+    /// Predicted noise between the guidance branches.
+    Prediction,
+    /// Latent rows from the last stage to the first.
+    Sample,
+    /// Final latent rows to the rank that decodes.
+    FinalRows,
+    /// The picture or the final latents, to the controller.
+    Result,
+    /// Ulysses: q, k and v.
+    UlyssesQkv,
+    /// Ulysses: attention output.
+    UlyssesOut,
+}
+
+const KINDS: [MessageKind; 10] = [
+    MessageKind::TextEmbeds,
+    MessageKind::TextMask,
+    MessageKind::InitialLatents,
+    MessageKind::Activation,
+    MessageKind::Prediction,
+    MessageKind::Sample,
+    MessageKind::FinalRows,
+    MessageKind::Result,
+    MessageKind::UlyssesQkv,
+    MessageKind::UlyssesOut,
+];
+
+impl From<ExchangeKind> for MessageKind {
+    fn from(kind: ExchangeKind) -> Self {
+        match kind {
+            ExchangeKind::UlyssesQkv => Self::UlyssesQkv,
+            ExchangeKind::UlyssesOut => Self::UlyssesOut,
+        }
+    }
+}
+
+/// One frame between two members.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Message {
+    /// What it is.
+    pub kind: MessageKind,
+    /// Denoising step.
+    pub step: u16,
+    /// Strip, or [`PATCH_ALL`].
+    pub patch: u16,
+    /// Block, for messages inside a forward pass.
+    pub block: u16,
+    /// Shape of the payload.
+    pub shape: Vec<usize>,
+    /// Element type of the payload.
+    pub dtype: Dtype,
+}
+
+impl Message {
+    /// A message outside the denoising loop.
+    pub fn once(kind: MessageKind, shape: Vec<usize>) -> Self {
+        Self { kind, step: 0, patch: PATCH_ALL, block: 0, shape, dtype: Dtype::F32 }
+    }
+
+    /// A message of one step and patch.
+    pub fn of_patch(
+        kind: MessageKind,
+        step: usize,
+        patch: Option<usize>,
+        shape: Vec<usize>,
+    ) -> Self {
+        let patch = patch.map_or(PATCH_ALL, |index| index as u16);
+        Self { kind, step: step as u16, patch, block: 0, shape, dtype: Dtype::F32 }
+    }
+
+    /// A message of an exchange inside a forward pass.
+    pub fn of_exchange(
+        id: ExchangeId,
+        step: usize,
+        patch: Option<usize>,
+        shape: Vec<usize>,
+    ) -> Self {
+        Self { block: id.block as u16, ..Self::of_patch(id.kind.into(), step, patch, shape) }
+    }
+
+    /// The rows it covers.
+    pub fn patch(&self) -> Patch {
+        if self.patch == PATCH_ALL { Patch::All } else { Patch::Strip(usize::from(self.patch)) }
+    }
+
+    /// Payload bytes.
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size_bytes() as usize
+    }
+
+    /// Its name on the wire, unique per run, sender and receiver.
+    pub fn tag(&self) -> Tag {
+        let kind = KINDS.iter().position(|&kind| kind == self.kind).unwrap_or(KINDS.len()) as u64;
+        Tag(kind << 48
+            | u64::from(self.step) << 32
+            | u64::from(self.patch) << 16
+            | u64::from(self.block))
+    }
+}
+
+impl std::fmt::Display for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} of step {}", self.kind, self.step)?;
+        if self.patch != PATCH_ALL {
+            write!(f, ", patch {}", self.patch)?;
+        }
+        if matches!(self.kind, MessageKind::UlyssesQkv | MessageKind::UlyssesOut) {
+            write!(f, ", block {}", self.block)?;
+        }
+        write!(f, ", shape {:?}", self.shape)
+    }
+}

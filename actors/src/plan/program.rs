@@ -1,0 +1,93 @@
+//! What one rank does in a run: a straight list of coarse operations.
+//!
+//! Owns the vocabulary. A program never branches on data; which frames a rank sends and receives,
+//! and in which order, is fixed before the run starts.
+
+use std::ops::Range;
+
+use super::message::Message;
+
+/// Rows an operation covers: one strip, or all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Patch {
+    /// Every strip (synchronous steps).
+    All,
+    /// One strip (asynchronous steps).
+    Strip(usize),
+}
+
+impl Patch {
+    /// The strip's index, if it is one strip.
+    pub fn strip(self) -> Option<usize> {
+        match self {
+            Self::All => None,
+            Self::Strip(index) => Some(index),
+        }
+    }
+}
+
+/// One operation. `peer` is a rank, or the world size for the controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Encode the prompts (this rank holds the text encoder).
+    Encode,
+    /// Draw this rank's rows of the initial noise from the seed.
+    Noise,
+    /// Take this rank's rows from the latents that were received.
+    TakeLatents,
+    /// Give the partition its text: prepares cross-attention keys and values.
+    Condition,
+    /// Wait for a frame.
+    Recv {
+        /// Who sends it.
+        peer: usize,
+        /// What comes.
+        message: Message,
+    },
+    /// Send a frame.
+    Send {
+        /// Who gets it.
+        peer: usize,
+        /// What goes.
+        message: Message,
+    },
+    /// Run this rank's blocks over some rows.
+    Forward {
+        /// Denoising step.
+        step: usize,
+        /// Rows.
+        patch: Patch,
+        /// Blocks, counted over the whole model.
+        blocks: Range<usize>,
+    },
+    /// Swap predicted noise with the same rank of the other guidance branch.
+    Exchange {
+        /// The other rank.
+        peer: usize,
+        /// What goes both ways.
+        message: Message,
+    },
+    /// Guidance and noise scheduler on some rows.
+    Denoise {
+        /// Denoising step.
+        step: usize,
+        /// Rows.
+        patch: Patch,
+    },
+    /// The step is complete on this rank (the reporting rank tells the user).
+    StepDone {
+        /// Denoising step.
+        step: usize,
+    },
+    /// Put this rank's rows and those received together to the whole latent.
+    Gather,
+    /// Decode the whole latent to a picture.
+    Decode,
+}
+
+/// One rank's operations in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Program {
+    /// The operations.
+    pub ops: Vec<Op>,
+}

@@ -1,0 +1,413 @@
+//! The typed control protocol between coordinator, agents, workers and clients: every message that
+//! crosses a control channel, and nothing else.
+//!
+//! Owns the wire types (rkyv) and the handshake's version rule. Does not own channels, timers or
+//! any reaction to a message. Tensors never travel here; they go rank to rank over the data plane.
+//!
+//! Invariant: adding or changing a message changes [`SCHEMA`], so two builds that disagree refuse
+//! each other in the handshake instead of misreading one another.
+
+use rkyv::rancor;
+
+use crate::request::{
+    Degrees, Dtype, Event, FloatTensor, GenerateRequest, PromptEmbeds, RankReport, Report,
+};
+use crate::status::ClusterStatus;
+
+/// Oldest protocol version this build speaks.
+pub const PROTOCOL_MIN: u32 = 1;
+/// Newest protocol version this build speaks.
+pub const PROTOCOL_MAX: u32 = 1;
+/// Digest of the message definitions; raised with every change to this file.
+pub const SCHEMA: u32 = 1;
+
+/// Who is on the other end of a control channel.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Party {
+    /// The agent of a host.
+    Agent {
+        /// Name in the manifest.
+        node: String,
+    },
+    /// The worker of one device.
+    Worker {
+        /// Which device.
+        device: DeviceId,
+    },
+    /// A command line or a program.
+    Client,
+}
+
+/// One device of the cluster.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct DeviceId {
+    /// Node name in the manifest.
+    pub node: String,
+    /// Position among the node's devices.
+    pub index: u32,
+}
+
+impl std::fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.node, self.index)
+    }
+}
+
+/// First message on every channel, sent by the side that dialled.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Hello {
+    /// Oldest version spoken.
+    pub protocol_min: u32,
+    /// Newest version spoken.
+    pub protocol_max: u32,
+    /// [`SCHEMA`] of the sender.
+    pub schema: u32,
+    /// Crate version, for messages to people.
+    pub build: String,
+    /// Cluster name; must be the coordinator's.
+    pub cluster: String,
+    /// Who dials.
+    pub party: Party,
+    /// Incarnation of the dialling process; a restarted one has a higher one.
+    pub incarnation: u64,
+    /// Process id, for people and for tests that kill.
+    pub process: u32,
+    /// Where this worker's data plane listens (`FabricAddress` as text); empty for others.
+    pub fabric_address: String,
+    /// Newest epoch this worker has been ordered into, 0 for none; the next one is above it.
+    pub epoch: u64,
+}
+
+/// To the coordinator.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum ToCoordinator {
+    /// Introduces the dialling side.
+    Hello(Hello),
+    /// Still here (agents and workers).
+    Heartbeat {
+        /// Counts up per channel.
+        sequence: u64,
+    },
+    /// An agent saw its worker process end.
+    WorkerExited {
+        /// Which device.
+        device: DeviceId,
+        /// Incarnation of the process that ended.
+        incarnation: u64,
+        /// `exit status: 1`, `signal: 9 (SIGKILL)`.
+        status: String,
+    },
+    /// A worker loaded its partition and its links are up.
+    Formed {
+        /// Epoch of the mesh.
+        epoch: u64,
+        /// First block held and one past the last.
+        blocks: (u32, u32),
+        /// Bytes of weights read from the checkpoint.
+        weight_bytes_read: u64,
+    },
+    /// A worker could not form.
+    FormFailed {
+        /// Epoch of the mesh.
+        epoch: u64,
+        /// Why, for people.
+        cause: String,
+    },
+    /// Progress of a run, from the rank that knows.
+    Progress {
+        /// The run.
+        run: u64,
+        /// What happened.
+        event: Event,
+    },
+    /// A rank is done with a run: its program ended or was given up.
+    RunEnded {
+        /// The run.
+        run: u64,
+        /// The rank.
+        rank: u32,
+        /// What it did, or why it failed.
+        outcome: RankOutcome,
+    },
+    /// A client's request.
+    Client {
+        /// Chosen by the client; replies carry it.
+        id: u64,
+        /// What it asks.
+        call: ClientCall,
+    },
+}
+
+/// How a rank ended a run.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum RankOutcome {
+    /// The whole program ran.
+    Done(RankReport),
+    /// It was aborted from outside (cancelled, or another rank failed).
+    Aborted,
+    /// This rank failed.
+    Failed {
+        /// Why, for people.
+        cause: String,
+        /// Peer rank that was lost or waited for, when that is the cause.
+        peer: Option<u32>,
+    },
+}
+
+/// From the coordinator to agents and workers.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum FromCoordinator {
+    /// The handshake is accepted.
+    Welcome {
+        /// Version to speak.
+        protocol: u32,
+        /// Milliseconds between heartbeats.
+        heartbeat_ms: u32,
+        /// Milliseconds of silence after which the dialling side takes the coordinator for dead.
+        dead_ms: u32,
+    },
+    /// The handshake is refused; the channel closes.
+    Refused {
+        /// Why and what to do.
+        cause: String,
+    },
+    /// Still here.
+    Heartbeat {
+        /// Counts up per channel.
+        sequence: u64,
+    },
+    /// Join a mesh: load the partition and bring up the links.
+    Form(Form),
+    /// Run a request on the formed mesh.
+    Start(Start),
+    /// Stop a run.
+    Abort {
+        /// The run.
+        run: u64,
+        /// Why, for people.
+        cause: String,
+    },
+    /// Forget a mesh: close its links. Weights stay loaded.
+    Dissolve {
+        /// Epoch of the mesh.
+        epoch: u64,
+        /// Why, for people.
+        cause: String,
+    },
+    /// End the process.
+    Shutdown,
+    /// Answer to a client.
+    Reply {
+        /// The client's id.
+        id: u64,
+        /// The answer; `Event`s come any number of times before the final one.
+        reply: ClientReply,
+    },
+}
+
+/// One member of a mesh.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Member {
+    /// Rank; the controller has the rank one past the last.
+    pub rank: u32,
+    /// Node it runs on; its certificate must carry this name.
+    pub node: String,
+    /// Where its data plane listens (`FabricAddress` as text).
+    pub fabric_address: String,
+}
+
+/// Orders a worker into a mesh.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Form {
+    /// Epoch of the new mesh.
+    pub epoch: u64,
+    /// Rank of the receiver.
+    pub rank: u32,
+    /// Degrees; their product is the number of ranks.
+    pub degrees: Degrees,
+    /// Folder of the checkpoint, as this node sees it.
+    pub model: String,
+    /// Digest of the checkpoint the coordinator planned with.
+    pub model_id: u64,
+    /// Precision.
+    pub dtype: Dtype,
+    /// All ranks in order, then the controller.
+    pub members: Vec<Member>,
+    /// Milliseconds in which to be formed.
+    pub deadline_ms: u32,
+}
+
+/// Orders a rank to run a request.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Start {
+    /// Epoch of the mesh it is planned for.
+    pub epoch: u64,
+    /// The run.
+    pub run: u64,
+    /// What to run, with every default filled in.
+    pub spec: RunSpec,
+    /// Digest of the plan; the receiver plans again and compares.
+    pub plan_digest: u64,
+    /// Milliseconds any single wait of the run may take.
+    pub op_deadline_ms: u32,
+}
+
+/// A request with every default filled in; all ranks plan from this alone.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct RunSpec {
+    /// What to draw; not used when `embeds_tokens` is set.
+    pub prompt: String,
+    /// What to stay away from.
+    pub negative_prompt: String,
+    /// Pixels.
+    pub height: u32,
+    /// Pixels.
+    pub width: u32,
+    /// Denoising steps.
+    pub num_inference_steps: u32,
+    /// Guidance scale; guidance is on above 1.
+    pub guidance_scale: f32,
+    /// Seed of the initial noise.
+    pub seed: u64,
+    /// PipeFusion patches asked for.
+    pub num_pipeline_patch: u32,
+    /// Synchronous steps.
+    pub sync_steps: u32,
+    /// Whether latents are returned instead of a picture.
+    pub latent_output: bool,
+    /// Whether the controller sends initial latents.
+    pub latents_given: bool,
+    /// Text tokens per prompt of the embeddings the controller sends, when it does.
+    pub embeds_tokens: Option<u32>,
+}
+
+impl RunSpec {
+    /// Whether classifier-free guidance is on.
+    pub fn is_guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum ClientCall {
+    /// Draw a picture. Latents and embeddings of the request follow as a blob when
+    /// `inputs_follow`; they are then absent from `request`.
+    Generate {
+        /// The request.
+        request: GenerateRequest,
+        /// Whether a blob with the tensors follows.
+        inputs_follow: bool,
+    },
+    /// Give up the request with this id.
+    Cancel {
+        /// Id of the `Generate` call.
+        request: u64,
+    },
+    /// Describe the cluster.
+    Status,
+    /// Stop the cluster.
+    Down,
+}
+
+/// The tensors of a request: the blob behind a `Generate` call.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct RequestTensors {
+    /// Initial latents.
+    pub latents: Option<FloatTensor>,
+    /// Embeddings in place of the prompt.
+    pub prompt_embeds: Option<PromptEmbeds>,
+}
+
+/// What a client is told.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum ClientReply {
+    /// Progress of a request.
+    Event(Event),
+    /// The request is done; the pixels or latents follow as a blob.
+    Done {
+        /// What the ranks did.
+        report: Report,
+        /// Shape of the blob: `[height, width, 3]` bytes, or latents as f32.
+        shape: Vec<u32>,
+        /// Whether the blob holds latents.
+        latents: bool,
+    },
+    /// The request ended without a picture.
+    Failed {
+        /// In which way.
+        kind: FailureKind,
+        /// Why and what to do.
+        cause: String,
+    },
+    /// The cluster as it is.
+    Status(ClusterStatus),
+    /// The cluster is going down.
+    Down,
+}
+
+/// How a request ended without a picture; see `GenerateError`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum FailureKind {
+    /// The request itself was wrong.
+    Refused,
+    /// Its run failed.
+    Failed,
+    /// Somebody was lost.
+    Lost,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// Why a control message could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed control message of {bytes} bytes: {cause}")]
+pub struct MalformedMessage {
+    /// Length of the message.
+    pub bytes: usize,
+    /// What was wrong.
+    pub cause: String,
+}
+
+macro_rules! wire_message {
+    ($type:ty) => {
+        impl $type {
+            /// The message as bytes for a control channel.
+            ///
+            /// # Errors
+            /// Never for messages within the channel's size bound.
+            pub fn to_bytes(&self) -> Result<Vec<u8>, MalformedMessage> {
+                rkyv::to_bytes::<rancor::Error>(self)
+                    .map(|bytes| bytes.to_vec())
+                    .map_err(|error| MalformedMessage { bytes: 0, cause: error.to_string() })
+            }
+
+            /// Reads a message, checking every offset and tag.
+            ///
+            /// # Errors
+            /// On bytes that are not such a message.
+            pub fn from_bytes(bytes: &[u8]) -> Result<Self, MalformedMessage> {
+                let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(bytes.len());
+                aligned.extend_from_slice(bytes);
+                rkyv::from_bytes::<Self, rancor::Error>(&aligned).map_err(|error| {
+                    MalformedMessage { bytes: bytes.len(), cause: error.to_string() }
+                })
+            }
+        }
+    };
+}
+
+wire_message!(RequestTensors);
+wire_message!(ToCoordinator);
+wire_message!(FromCoordinator);

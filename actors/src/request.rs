@@ -1,0 +1,374 @@
+//! One request for pictures, and what comes back: plain values shared by engine, client and wire.
+//!
+//! Owns the names a user of diffusers or xDiT knows. Does not own how a request is planned or run.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The degrees of each parallel method; their product is the number of ranks.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct Degrees {
+    /// Copies of the mesh that run the two guidance branches, 1 or 2.
+    pub cfg_degree: u32,
+    /// Pipeline stages.
+    pub pipefusion_degree: u32,
+    /// Ulysses sequence ranks.
+    pub ulysses_degree: u32,
+    /// Ring sequence ranks.
+    pub ring_degree: u32,
+    /// Replicas with requests of their own.
+    pub data_degree: u32,
+}
+
+impl Default for Degrees {
+    fn default() -> Self {
+        Self {
+            cfg_degree: 1,
+            pipefusion_degree: 1,
+            ulysses_degree: 1,
+            ring_degree: 1,
+            data_degree: 1,
+        }
+    }
+}
+
+impl Degrees {
+    /// Number of ranks: the product of all degrees.
+    pub fn world_size(&self) -> usize {
+        [
+            self.cfg_degree,
+            self.pipefusion_degree,
+            self.ulysses_degree,
+            self.ring_degree,
+            self.data_degree,
+        ]
+        .iter()
+        .map(|&degree| degree as usize)
+        .product()
+    }
+
+    /// Sequence degree `ulysses * ring`.
+    pub fn sequence_degree(&self) -> usize {
+        self.ulysses_degree as usize * self.ring_degree as usize
+    }
+}
+
+impl std::fmt::Display for Degrees {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "cfg {} x pipefusion {} x ulysses {} x ring {} x data {}",
+            self.cfg_degree,
+            self.pipefusion_degree,
+            self.ulysses_degree,
+            self.ring_degree,
+            self.data_degree
+        )
+    }
+}
+
+/// Precision in which weights are held and activations travel.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit float.
+    #[default]
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// What the caller wants back.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub enum OutputKind {
+    /// Decoded 8-bit RGB.
+    #[default]
+    Image,
+    /// The final latents, not decoded (`output_type="latent"`).
+    Latent,
+}
+
+/// A small f32 tensor that travels with a request or a result.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct FloatTensor {
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Elements in row-major order.
+    pub data: Vec<f32>,
+}
+
+/// Prompt embeddings in place of a prompt, as diffusers takes them.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct PromptEmbeds {
+    /// `[1, L, caption_channels]`.
+    pub prompt_embeds: FloatTensor,
+    /// `[1, L]`, 1 for a token and 0 for padding.
+    pub prompt_attention_mask: FloatTensor,
+    /// `[1, L, caption_channels]`; required when guidance is on.
+    pub negative_prompt_embeds: Option<FloatTensor>,
+    /// `[1, L]`.
+    pub negative_prompt_attention_mask: Option<FloatTensor>,
+}
+
+/// A request for one picture. A caller that wants `n` pictures sends `n` requests whose seeds are
+/// `seed`, `seed + 1`, ...
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct GenerateRequest {
+    /// What to draw.
+    pub prompt: String,
+    /// What to stay away from.
+    pub negative_prompt: String,
+    /// Pixels; `None` is the model's own size.
+    pub height: Option<u32>,
+    /// Pixels; `None` is the model's own size.
+    pub width: Option<u32>,
+    /// Denoising steps.
+    pub num_inference_steps: u32,
+    /// Guidance is on above 1.
+    pub guidance_scale: f32,
+    /// Seed of the initial noise.
+    pub seed: u64,
+    /// Degrees asked for; `None` takes those of the mesh.
+    pub degrees: Option<Degrees>,
+    /// PipeFusion patches; `None` is `pipefusion_degree`.
+    pub num_pipeline_patch: Option<u32>,
+    /// Synchronous steps before PipeFusion's asynchronous ones (xDiT: `warmup_steps`).
+    pub sync_steps: u32,
+    /// What to return.
+    pub output: OutputKind,
+    /// Initial latents `[1, C, H, W]` (or `[1, C, F, H, W]`) in place of seeded noise.
+    pub latents: Option<FloatTensor>,
+    /// Embeddings in place of the prompt.
+    pub prompt_embeds: Option<PromptEmbeds>,
+}
+
+impl Default for GenerateRequest {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            height: None,
+            width: None,
+            num_inference_steps: 20,
+            guidance_scale: 4.5,
+            seed: 0,
+            degrees: None,
+            num_pipeline_patch: None,
+            sync_steps: 1,
+            output: OutputKind::Image,
+            latents: None,
+            prompt_embeds: None,
+        }
+    }
+}
+
+impl GenerateRequest {
+    /// A request for `prompt` with the defaults of the command line.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self { prompt: prompt.into(), ..Self::default() }
+    }
+
+    /// Whether classifier-free guidance is on (diffusers: `guidance_scale > 1`).
+    pub fn is_guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+}
+
+/// What happened to a request so far. Events of one request come in this order.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub enum Event {
+    /// Waiting behind `ahead` requests.
+    Queued {
+        /// Requests that run first.
+        ahead: u32,
+    },
+    /// Something the user should know; the request goes on.
+    Warning(String),
+    /// The prompt is encoded, denoising starts.
+    Encoded,
+    /// Denoising step `step` (1-based) of `of` is done.
+    Step {
+        /// Steps done.
+        step: u32,
+        /// Steps in all.
+        of: u32,
+    },
+    /// The picture is decoded.
+    Decoded,
+}
+
+/// A finished request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The picture or the latents.
+    pub output: Output,
+    /// What each rank did.
+    pub report: Report,
+}
+
+/// The product of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// 8-bit RGB, rows top to bottom.
+    Image(RgbImage),
+    /// f32 latents `[1, C, H, W]` (5 dimensions for video).
+    Latents(FloatTensor),
+}
+
+/// An 8-bit RGB picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RgbImage {
+    /// Pixels across.
+    pub width: u32,
+    /// Pixels down.
+    pub height: u32,
+    /// `height * width * 3` bytes, row-major.
+    pub data: Vec<u8>,
+}
+
+/// What a run did, for `--report` and for whoever tunes.
+#[derive(
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct Report {
+    /// Epoch of the mesh that ran it.
+    pub epoch: u64,
+    /// Degrees of that mesh.
+    pub degrees: Degrees,
+    /// PipeFusion patches actually used (can be fewer than asked for).
+    pub num_pipeline_patch: u32,
+    /// Synchronous steps.
+    pub sync_steps: u32,
+    /// Seconds from the start of the run to its result.
+    pub seconds: f64,
+    /// Warnings, in order.
+    pub warnings: Vec<String>,
+    /// One entry per rank, in rank order.
+    pub ranks: Vec<RankReport>,
+}
+
+/// What one rank did in a run.
+#[derive(
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct RankReport {
+    /// Rank in the mesh.
+    pub rank: u32,
+    /// Node and device it ran on, as `node/device`.
+    pub device: String,
+    /// First block held and one past the last.
+    pub blocks: (u32, u32),
+    /// Bytes of weights this rank read from the checkpoint (when the mesh was formed).
+    pub weight_bytes_read: u64,
+    /// Bytes of the patch KV cache at the end of the run.
+    pub kv_cache_bytes: u64,
+    /// Payload bytes sent to other ranks.
+    pub bytes_sent: u64,
+    /// Frames sent to other ranks.
+    pub frames_sent: u64,
+    /// Seconds computing.
+    pub compute_seconds: f64,
+    /// Seconds waiting for frames.
+    pub wait_seconds: f64,
+}
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ModelSource {
+    /// The model that ships with the project.
+    Builtin,
+    /// A diffusers folder.
+    Folder(PathBuf),
+}

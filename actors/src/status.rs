@@ -1,0 +1,166 @@
+//! A cluster as it is at one moment: what `ditmesh status` shows.
+//!
+//! Owns plain values; who fills them in is the coordinator.
+
+use serde::{Deserialize, Serialize};
+
+use crate::request::{Degrees, Dtype};
+
+/// The whole cluster.
+#[derive(
+    Clone,
+    Debug,
+    Default,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct ClusterStatus {
+    /// Name in the manifest.
+    pub cluster: String,
+    /// Build of the coordinator.
+    pub build: String,
+    /// Address of the coordinator's control endpoint.
+    pub coordinator: String,
+    /// Nodes in manifest order.
+    pub nodes: Vec<NodeStatus>,
+    /// The running mesh, if one is formed.
+    pub mesh: Option<MeshStatus>,
+    /// Why there is no mesh, when there is none.
+    pub mesh_absent: Option<String>,
+    /// Whether forming it failed and is not tried again until a request or a device comes.
+    pub mesh_failed: bool,
+    /// Requests waiting.
+    pub queued: u32,
+    /// Requests running.
+    pub running: u32,
+}
+
+/// One host.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct NodeStatus {
+    /// Name in the manifest.
+    pub name: String,
+    /// `absent`, `alive`, `suspect` or `dead`.
+    pub state: String,
+    /// Incarnation of its agent.
+    pub incarnation: u64,
+    /// Process id of its agent; 0 when it is not there.
+    pub process: u32,
+    /// Devices in manifest order.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// One device.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct DeviceStatus {
+    /// Position among the node's devices.
+    pub index: u32,
+    /// `cpu` or `cuda`.
+    pub kind: String,
+    /// `absent`, `ready`, `in mesh` or `exited: ...`.
+    pub state: String,
+    /// Incarnation of its worker.
+    pub incarnation: u64,
+    /// Process id of its worker; 0 when it is not there.
+    pub process: u32,
+    /// Where its data plane listens.
+    pub address: String,
+}
+
+/// The running mesh.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct MeshStatus {
+    /// Epoch.
+    pub epoch: u64,
+    /// Model it serves (folder, or `built-in`).
+    pub model: String,
+    /// Precision.
+    pub dtype: Dtype,
+    /// Degrees.
+    pub degrees: Degrees,
+    /// Ranks in order.
+    pub ranks: Vec<RankStatus>,
+    /// Links between ranks (transport, endpoints).
+    pub links: Vec<LinkStatus>,
+}
+
+/// One rank of the mesh.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct RankStatus {
+    /// Rank.
+    pub rank: u32,
+    /// `node/device`.
+    pub device: String,
+    /// Data replica.
+    pub data: u32,
+    /// CFG branch.
+    pub cfg: u32,
+    /// Pipeline stage.
+    pub stage: u32,
+    /// Sequence rank.
+    pub sp: u32,
+    /// First block held and one past the last.
+    pub blocks: (u32, u32),
+    /// Bytes of weights read.
+    pub weight_bytes_read: u64,
+}
+
+/// One link of the mesh.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct LinkStatus {
+    /// One end.
+    pub a: u32,
+    /// The other end.
+    pub b: u32,
+    /// `in-process`, `quic`.
+    pub transport: String,
+}

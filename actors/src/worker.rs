@@ -1,0 +1,347 @@
+//! The worker actor: one per device, owner of a partition of the DiT.
+//!
+//! Owns the device's compute thread, the links of the mesh it is in, and the run under way. Takes
+//! orders (form, start, abort, dissolve) and reports; knows nothing of sessions or of who sits at
+//! the other end of its orders.
+//!
+//! Invariants: an order of another epoch than the mesh's is refused with a report; at most one run
+//! is under way; a mesh that is dissolved has its links closed and its run aborted, while weights
+//! stay loaded for the next mesh.
+
+mod compute;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ditmesh_transport::Transport;
+use ditmesh_transport::fabric::{Fabric, MeshForm, PeerAddress};
+use ditmesh_transport::ids::{Epoch, PeerId, RunId};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::mpsc;
+
+use crate::executor::abort::AbortFlag;
+use crate::plan::Plan;
+use crate::protocol::{DeviceId, Form, RankOutcome, Start, ToCoordinator};
+use compute::{ComputeThread, Load, Loaded, Run};
+
+/// One device and how to use it.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Cluster name.
+    pub cluster: String,
+    /// Which device.
+    pub device: DeviceId,
+    /// Incarnation of this worker.
+    pub incarnation: u64,
+    /// Compute threads.
+    pub threads: usize,
+    /// Cores to pin them to; empty pins nothing.
+    pub cores: Vec<usize>,
+}
+
+/// Orders to a worker.
+#[derive(Debug)]
+pub enum WorkerMsg {
+    /// Join a mesh.
+    Form(Form),
+    /// Run a request.
+    Start(Start),
+    /// Stop a run.
+    Abort {
+        /// The run.
+        run: u64,
+        /// Why.
+        cause: String,
+    },
+    /// Leave a mesh.
+    Dissolve {
+        /// Its epoch.
+        epoch: u64,
+        /// Why.
+        cause: String,
+    },
+    /// End the worker.
+    Stop,
+    /// From the worker to itself: a mesh is up, or is not.
+    #[doc(hidden)]
+    FormDone(FormDone),
+}
+
+/// The outcome of forming.
+#[doc(hidden)]
+pub struct FormDone {
+    form: Form,
+    outcome: Result<(Loaded, Arc<dyn Transport>), String>,
+}
+
+impl std::fmt::Debug for FormDone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FormDone({}, {})", self.form.epoch, self.outcome.is_ok())
+    }
+}
+
+/// Starts a worker. What it reports ([`ToCoordinator::Formed`], `FormFailed`, `Progress`,
+/// `RunEnded`) goes to `reports`.
+///
+/// # Errors
+/// When the actor cannot be spawned or its compute thread cannot be started.
+pub async fn spawn(
+    config: WorkerConfig,
+    fabric: Arc<dyn Fabric>,
+    reports: mpsc::Sender<ToCoordinator>,
+) -> Result<(ActorRef<WorkerMsg>, tokio::task::JoinHandle<()>), ractor::SpawnErr> {
+    Actor::spawn(None, Worker, Args { config, fabric, reports }).await
+}
+
+struct Worker;
+
+struct Args {
+    config: WorkerConfig,
+    fabric: Arc<dyn Fabric>,
+    reports: mpsc::Sender<ToCoordinator>,
+}
+
+/// A mesh this worker is in.
+struct Mesh {
+    epoch: u64,
+    rank: usize,
+    form: Form,
+    loaded: Loaded,
+    transport: Arc<dyn Transport>,
+}
+
+struct Current {
+    run: u64,
+    abort: Arc<AbortFlag>,
+}
+
+struct State {
+    config: WorkerConfig,
+    fabric: Arc<dyn Fabric>,
+    reports: mpsc::Sender<ToCoordinator>,
+    compute: ComputeThread,
+    mesh: Option<Mesh>,
+    /// Newest epoch ordered; an older one that finishes forming late is dropped.
+    newest_epoch: u64,
+    current: Option<Current>,
+}
+
+impl Actor for Worker {
+    type Msg = WorkerMsg;
+    type State = State;
+    type Arguments = Args;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<WorkerMsg>,
+        args: Args,
+    ) -> Result<State, ActorProcessingErr> {
+        let compute = ComputeThread::start(&args.config)?;
+        let Args { config, fabric, reports } = args;
+        let (mesh, current) = (None, None);
+        Ok(State { config, fabric, reports, compute, mesh, newest_epoch: 0, current })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<WorkerMsg>,
+        message: WorkerMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            WorkerMsg::Form(form) => state.form(form, myself),
+            WorkerMsg::FormDone(done) => state.formed(done).await,
+            WorkerMsg::Start(start) => state.start(start).await,
+            WorkerMsg::Abort { run, cause } => state.abort(run, &cause),
+            WorkerMsg::Dissolve { epoch, cause } => state.dissolve(epoch, &cause),
+            WorkerMsg::Stop => myself.stop(None),
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _: ActorRef<WorkerMsg>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.leave("the worker stops");
+        state.fabric.close();
+        state.compute.stop();
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<WorkerMsg>,
+        event: SupervisionEvent,
+        _: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        tracing::debug!(?event, "a worker supervises nobody");
+        Ok(())
+    }
+}
+
+impl State {
+    async fn report(&self, report: ToCoordinator) {
+        if self.reports.send(report).await.is_err() {
+            tracing::debug!("nobody takes this worker's reports any more");
+        }
+    }
+
+    /// Loads the partition and brings up the links at the same time, off the mailbox.
+    fn form(&mut self, form: Form, myself: ActorRef<WorkerMsg>) {
+        if form.epoch <= self.newest_epoch {
+            let cause = format!("epoch {} is not after {}", form.epoch, self.newest_epoch);
+            let outcome = Err(cause);
+            let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
+            return;
+        }
+        self.leave("a newer mesh is formed");
+        self.newest_epoch = form.epoch;
+        let deadline = Instant::now() + Duration::from_millis(u64::from(form.deadline_ms));
+        let loading = self.compute.load(Load::of(&form), deadline);
+        let (fabric, cluster) = (Arc::clone(&self.fabric), self.config.cluster.clone());
+        tokio::spawn(async move {
+            let outcome = match loading.await {
+                Ok(loaded) => match mesh_form(&form, &loaded, cluster, deadline) {
+                    Ok(mesh) => match fabric.form(mesh).await {
+                        Ok(transport) => Ok((loaded, transport)),
+                        Err(error) => Err(error.to_string()),
+                    },
+                    Err(cause) => Err(cause),
+                },
+                Err(cause) => Err(cause),
+            };
+            let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
+        });
+    }
+
+    async fn formed(&mut self, done: FormDone) {
+        let FormDone { form, outcome } = done;
+        let epoch = form.epoch;
+        match outcome {
+            Ok((_, transport)) if epoch != self.newest_epoch => {
+                transport.close("a newer mesh is formed");
+            }
+            Ok((loaded, transport)) => {
+                let report = ToCoordinator::Formed {
+                    epoch,
+                    blocks: (loaded.parts.blocks.start as u32, loaded.parts.blocks.end as u32),
+                    weight_bytes_read: loaded.model.bytes_read(),
+                };
+                let rank = form.rank as usize;
+                self.mesh = Some(Mesh { epoch, rank, form, loaded, transport });
+                self.report(report).await;
+            }
+            Err(cause) => self.report(ToCoordinator::FormFailed { epoch, cause }).await,
+        }
+    }
+
+    async fn start(&mut self, start: Start) {
+        let run = start.run;
+        if let Err((rank, cause)) = self.try_start(start) {
+            let outcome = RankOutcome::Failed { cause, peer: None };
+            self.report(ToCoordinator::RunEnded { run, rank, outcome }).await;
+        }
+    }
+
+    fn try_start(&mut self, start: Start) -> Result<(), (u32, String)> {
+        let Some(mesh) = &self.mesh else {
+            return Err((0, format!("epoch {} is not formed here", start.epoch)));
+        };
+        let refuse = |cause: String| (mesh.form.rank, cause);
+        if mesh.epoch != start.epoch {
+            let cause = format!("stale epoch {}: this is epoch {}", start.epoch, mesh.epoch);
+            return Err(refuse(cause));
+        }
+        if self.current.as_ref().is_some_and(|current| !current.abort.is_over()) {
+            return Err(refuse(format!("run {} while another is under way", start.run)));
+        }
+        let plan = Plan::new(mesh.form.degrees, &mesh.loaded.model.spec, &start.spec)
+            .map_err(|error| refuse(error.to_string()))?;
+        if plan.digest() != start.plan_digest {
+            let cause = "this rank and the coordinator plan the run differently; run the same \
+                         build and the same model on every node";
+            return Err(refuse(cause.into()));
+        }
+        let abort = Arc::new(AbortFlag::default());
+        self.current = Some(Current { run: start.run, abort: Arc::clone(&abort) });
+        let run = Run {
+            plan: Arc::new(plan),
+            rank: mesh.rank,
+            device: self.config.device.to_string(),
+            run: RunId(start.run),
+            epoch: Epoch(start.epoch),
+            transport: Arc::clone(&mesh.transport),
+            model: Arc::clone(&mesh.loaded.model),
+            abort,
+            wait_limit: Duration::from_millis(u64::from(start.op_deadline_ms)),
+            reports: self.reports.clone(),
+        };
+        self.compute.run(run).map_err(refuse)
+    }
+
+    fn abort(&mut self, run: u64, cause: &str) {
+        let Some(current) = self.current.as_ref().filter(|current| current.run == run) else {
+            return;
+        };
+        current.abort.abort(cause);
+        if let Some(mesh) = &self.mesh {
+            for member in &mesh.form.members {
+                if let Ok(link) = mesh.transport.link(PeerId(member.rank)) {
+                    link.abort_run(RunId(run), cause);
+                }
+            }
+        }
+    }
+
+    fn dissolve(&mut self, epoch: u64, cause: &str) {
+        if self.mesh.as_ref().is_some_and(|mesh| mesh.epoch == epoch) {
+            self.leave(cause);
+        }
+    }
+
+    /// Aborts the run and closes the links.
+    fn leave(&mut self, cause: &str) {
+        if let Some(current) = &self.current {
+            let run = current.run;
+            self.abort(run, cause);
+        }
+        if let Some(mesh) = self.mesh.take() {
+            mesh.transport.close(cause);
+        }
+    }
+}
+
+/// Links only to the members that some run on these degrees can talk to.
+fn mesh_form(
+    form: &Form,
+    loaded: &Loaded,
+    cluster: String,
+    deadline: Instant,
+) -> Result<MeshForm, String> {
+    let widest =
+        Plan::widest(form.degrees, &loaded.model.spec).map_err(|error| error.to_string())?;
+    member_form(form, &widest.peers(form.rank as usize), cluster, deadline)
+}
+
+/// The mesh as the fabric of member `form.rank` is told: its `peers` and their addresses.
+pub(crate) fn member_form(
+    form: &Form,
+    peers: &[usize],
+    cluster: String,
+    deadline: Instant,
+) -> Result<MeshForm, String> {
+    let mut addresses = Vec::with_capacity(peers.len());
+    for &peer in peers {
+        let member = form.members.get(peer).ok_or(format!("the mesh has no member {peer}"))?;
+        let address = member
+            .fabric_address
+            .parse()
+            .map_err(|error| format!("address {:?}: {error}", member.fabric_address))?;
+        let (id, name) = (PeerId(member.rank), member.node.clone());
+        addresses.push(PeerAddress { id, name, address });
+    }
+    let (epoch, local) = (Epoch(form.epoch), PeerId(form.rank));
+    Ok(MeshForm { cluster, epoch, local, peers: addresses, deadline })
+}

@@ -1,0 +1,241 @@
+//! The dedicated OS thread of one device: loads partitions and runs programs, one at a time.
+//!
+//! Owns the device's rayon pool (the thread itself is its first member) and the weights that are
+//! loaded. Async code talks to it through a bounded channel and is answered on one-shots; the
+//! thread never enters a runtime.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device};
+use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
+use ditmesh_model::spec::ModelId;
+use ditmesh_transport::Transport;
+use ditmesh_transport::ids::{Epoch, RunId};
+use tokio::sync::{mpsc, oneshot};
+
+use super::WorkerConfig;
+use crate::executor::abort::AbortFlag;
+use crate::executor::error::ExecuteError;
+use crate::executor::{Assignment, execute};
+use crate::plan::mesh::DeviceMesh;
+use crate::plan::{Plan, stage_blocks};
+use crate::protocol::{Form, RankOutcome, ToCoordinator};
+use crate::request::{Degrees, Dtype, RankReport};
+
+/// Orders that may wait for the compute thread.
+const COMPUTE_ORDERS_MAX: usize = 4;
+
+/// What a rank has to load.
+pub(super) struct Load {
+    folder: PathBuf,
+    model_id: ModelId,
+    dtype: Dtype,
+    degrees: Degrees,
+    rank: usize,
+}
+
+impl Load {
+    pub(super) fn of(form: &Form) -> Self {
+        Self {
+            folder: PathBuf::from(&form.model),
+            model_id: ModelId(form.model_id),
+            dtype: form.dtype,
+            degrees: form.degrees,
+            rank: form.rank as usize,
+        }
+    }
+}
+
+/// A loaded partition.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    pub(super) model: Arc<LoadedParts>,
+    pub(super) parts: Parts,
+    dtype: Dtype,
+}
+
+/// A program to run.
+pub(super) struct Run {
+    pub(super) plan: Arc<Plan>,
+    pub(super) rank: usize,
+    pub(super) device: String,
+    pub(super) run: RunId,
+    pub(super) epoch: Epoch,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) model: Arc<LoadedParts>,
+    pub(super) abort: Arc<AbortFlag>,
+    pub(super) wait_limit: Duration,
+    pub(super) reports: mpsc::Sender<ToCoordinator>,
+}
+
+enum Order {
+    Load(Load, oneshot::Sender<Result<Loaded, String>>),
+    Run(Box<Run>),
+}
+
+/// Handle of the thread.
+pub(super) struct ComputeThread {
+    orders: Option<SyncSender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ComputeThread {
+    pub(super) fn start(config: &WorkerConfig) -> std::io::Result<Self> {
+        let (orders, inbox) = sync_channel(COMPUTE_ORDERS_MAX);
+        let (threads, cores) = (config.threads.max(1), config.cores.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("compute-{}", config.device))
+            .spawn(move || serve(&inbox, threads, &cores))?;
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
+    }
+
+    fn order(&self, order: Order) -> Result<(), String> {
+        let sender = self.orders.as_ref().ok_or("the compute thread has stopped")?;
+        sender.try_send(order).map_err(|error| format!("the compute thread is busy: {error}"))
+    }
+
+    /// Loads a partition, or finds it loaded.
+    pub(super) fn load(
+        &self,
+        load: Load,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Loaded, String>> + Send + use<> {
+        let (answer, loaded) = oneshot::channel();
+        let ordered = self.order(Order::Load(load, answer));
+        async move {
+            ordered?;
+            match tokio::time::timeout_at(deadline.into(), loaded).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err("the compute thread stopped while loading".into()),
+                Err(_) => Err("weights were not loaded before the deadline".into()),
+            }
+        }
+    }
+
+    /// Starts a program; its end is reported by the thread itself.
+    pub(super) fn run(&self, run: Run) -> Result<(), String> {
+        self.order(Order::Run(Box::new(run)))
+    }
+
+    /// Lets the thread end after what it is doing, and waits for it.
+    pub(super) fn stop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the compute thread panicked");
+        }
+    }
+}
+
+fn serve(inbox: &Receiver<Order>, threads: usize, cores: &[usize]) {
+    affinity::pin(cores);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build();
+    if let Err(error) = &pool {
+        tracing::error!(%error, "no thread pool for this device; computing on one thread");
+    }
+    let mut loaded = None;
+    while let Ok(order) = inbox.recv() {
+        match order {
+            Order::Load(load, answer) => {
+                let result = find_or_load(&load, &mut loaded);
+                let _ = answer.send(result);
+            }
+            Order::Run(run) => run_program(*run),
+        }
+    }
+}
+
+fn find_or_load(load: &Load, held: &mut Option<Loaded>) -> Result<Loaded, String> {
+    let dtype = match load.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    };
+    let spec = describe(&load.folder, dtype).map_err(|error| error.to_string())?;
+    if spec.id != load.model_id {
+        return Err(format!(
+            "{} holds another model than the coordinator's: digest {:x} here, {:x} there",
+            load.folder.display(),
+            spec.id.0,
+            load.model_id.0
+        ));
+    }
+    let at = DeviceMesh::new(load.degrees).coordinates(load.rank);
+    let stages = load.degrees.pipefusion_degree as usize;
+    let parts = Parts {
+        blocks: stage_blocks(spec.blocks, stages, at.stage),
+        text_encoder: load.rank == 0,
+        vae: at.sp == 0 && at.cfg == 0 && at.stage + 1 == stages,
+    };
+    if let Some(loaded) = held.as_ref()
+        && loaded.parts == parts
+        && loaded.model.spec.id == spec.id
+        && loaded.dtype == load.dtype
+    {
+        return Ok(loaded.clone());
+    }
+    // What is replaced goes first: a device need not have room for both.
+    *held = None;
+    let model = LoadedParts::load(&load.folder, dtype, &parts, &Device::Cpu)
+        .map_err(|error| error.to_string())?;
+    let loaded = Loaded { model: Arc::new(model), parts, dtype: load.dtype };
+    *held = Some(loaded.clone());
+    Ok(loaded)
+}
+
+fn run_program(run: Run) {
+    let (reports, progress) = (run.reports.clone(), run.reports);
+    let (id, rank) = (run.run.0, run.rank as u32);
+    let abort = Arc::clone(&run.abort);
+    let report = move |event| {
+        // Progress is for people: when the way to them is full, a line is dropped, not the run.
+        let _ = progress.try_send(ToCoordinator::Progress { run: id, event });
+    };
+    let outcome = execute(Assignment {
+        plan: run.plan,
+        rank: run.rank,
+        run: run.run,
+        epoch: run.epoch,
+        transport: run.transport,
+        parts: run.model,
+        device: Device::Cpu,
+        abort: run.abort,
+        wait_limit: run.wait_limit,
+        progress: Box::new(report),
+    });
+    abort.set_over();
+    let outcome = match outcome {
+        Ok(report) => RankOutcome::Done(RankReport { device: run.device, ..report }),
+        Err(ExecuteError::Aborted(_)) => RankOutcome::Aborted,
+        Err(error) => RankOutcome::Failed {
+            cause: error.to_string(),
+            peer: error.peer().map(|peer| peer as u32),
+        },
+    };
+    let _ = reports.blocking_send(ToCoordinator::RunEnded { run: id, rank, outcome });
+}
+
+/// Pinning to cores, where the system has it.
+mod affinity {
+    /// Pins this thread, and those it starts, to `cores`; nothing when the list is empty.
+    pub(super) fn pin(cores: &[usize]) {
+        if cores.is_empty() {
+            return;
+        }
+        let mut set = nix::sched::CpuSet::new();
+        for &core in cores {
+            if set.set(core).is_err() {
+                tracing::warn!(core, "no such core to pin to");
+            }
+        }
+        if let Err(error) = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set) {
+            tracing::warn!(%error, ?cores, "cannot pin the compute thread");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What an agent tells a worker process on its stdin.
+//!
+//! Owns the form of a bootstrap: one line of JSON, then stdin stays open for as long as the parent
+//! lives. Secrets stay in files whose folder is named; nothing of this is in the arguments.
+
+use std::io::{BufRead, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::data_plane::DataPlaneConfig;
+use crate::manifest::DeviceSection;
+
+/// Longest bootstrap line, in bytes.
+const BOOTSTRAP_BYTES_MAX: u64 = 4 << 20;
+
+/// One device's worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct WorkerBootstrap {
+    pub(crate) cluster: String,
+    pub(crate) node: String,
+    pub(crate) index: u32,
+    pub(crate) incarnation: u64,
+    pub(crate) device: DeviceSection,
+    pub(crate) certs_dir: PathBuf,
+    pub(crate) coordinator: SocketAddr,
+    pub(crate) coordinator_node: String,
+    pub(crate) data_plane: DataPlaneConfig,
+    /// Milliseconds of silence after which the coordinator is taken for dead.
+    pub(crate) dead_ms: u32,
+    pub(crate) heartbeat_ms: u32,
+}
+
+/// Reads the first line of stdin.
+///
+/// # Errors
+/// In words, when it is not such a line.
+pub(crate) fn read<T: DeserializeOwned>() -> Result<T, String> {
+    let mut line = String::new();
+    std::io::stdin()
+        .lock()
+        .take(BOOTSTRAP_BYTES_MAX)
+        .read_line(&mut line)
+        .map_err(|error| format!("cannot read stdin: {error}"))?;
+    if line.trim().is_empty() {
+        return Err("stdin is empty".into());
+    }
+    serde_json::from_str(&line).map_err(|error| format!("stdin is not a bootstrap: {error}"))
+}
+
+/// The line that [`read`] reads.
+///
+/// # Errors
+/// In words, when the value cannot be written as JSON.
+pub(crate) fn line<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
+    let mut bytes = serde_json::to_vec(value).map_err(|error| error.to_string())?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Watches stdin on a thread of its own: when it closes, the parent has gone. `grace` later this
+/// process ends in any case, so that nothing outlives its parent.
+pub(crate) fn watch_stdin(
+    grace: Duration,
+    on_close: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    std::thread::Builder::new().name("stdin".into()).spawn(move || {
+        let mut rest = [0; 64];
+        while std::io::stdin().lock().read(&mut rest).is_ok_and(|bytes| bytes > 0) {}
+        on_close();
+        std::thread::sleep(grace);
+        std::process::exit(1);
+    })?;
+    Ok(())
+}

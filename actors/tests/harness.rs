@@ -1,0 +1,215 @@
+//! Runs all ranks of a plan in threads of this process, without actors or control plane: the
+//! executors, the controller's part and a fabric.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use ditmesh_actors::controller::{self, Inputs};
+use ditmesh_actors::executor::abort::AbortFlag;
+use ditmesh_actors::executor::{Assignment, execute};
+use ditmesh_actors::plan::mesh::DeviceMesh;
+use ditmesh_actors::plan::{Plan, resolve};
+use ditmesh_actors::request::{
+    Degrees, FloatTensor, GenerateRequest, Output, OutputKind, PromptEmbeds, RankReport,
+};
+use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
+use ditmesh_transport::{
+    Epoch, Fabric, InProcessHub, MeshForm, PeerAddress, PeerId, RunId, Transport,
+};
+
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures")
+}
+
+pub fn pipeline(name: &str) -> PathBuf {
+    fixtures().join("pipelines").join(name)
+}
+
+/// One case of the fixtures: what diffusers was given and what it gave.
+pub struct Golden {
+    pub dir: PathBuf,
+    pub tensors: HashMap<String, Tensor>,
+    pub noise: f64,
+}
+
+impl Golden {
+    pub fn load(pipeline_name: &str, case: &str) -> Self {
+        let cases = fixtures().join("cases").join(pipeline_name);
+        let path = cases.join(format!("{case}.safetensors"));
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let meta = std::fs::read_to_string(cases.join("meta.json")).unwrap();
+        let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
+        let noise = find_noise(&meta, case).unwrap();
+        Self { dir: pipeline(pipeline_name), tensors, noise }
+    }
+
+    pub fn floats(&self, key: &str) -> FloatTensor {
+        let x = self.tensors[key].to_dtype(DType::F32).unwrap();
+        let data = x.flatten_all().unwrap().to_vec1().unwrap();
+        FloatTensor { shape: x.dims().to_vec(), data }
+    }
+
+    /// The request that diffusers answered with `out.latents`.
+    pub fn request(&self, vae_scale_factor: usize) -> GenerateRequest {
+        let latents = self.floats("latents");
+        let edge = |axis: usize| Some((latents.shape[axis] * vae_scale_factor) as u32);
+        GenerateRequest {
+            height: edge(2),
+            width: edge(3),
+            num_inference_steps: 8,
+            guidance_scale: 4.5,
+            output: OutputKind::Latent,
+            prompt_embeds: Some(PromptEmbeds {
+                prompt_embeds: self.floats("prompt_embeds"),
+                prompt_attention_mask: self.floats("prompt_attention_mask"),
+                negative_prompt_embeds: Some(self.floats("negative_prompt_embeds")),
+                negative_prompt_attention_mask: Some(self.floats("negative_prompt_attention_mask")),
+            }),
+            latents: Some(latents),
+            ..GenerateRequest::default()
+        }
+    }
+
+    /// `max(1e-5, 10 x f32 noise)`, the bar of an exact method.
+    pub fn bar(&self) -> f64 {
+        (10.0 * self.noise).max(1e-5)
+    }
+}
+
+/// `f32_noise` of a case, wherever the file keeps it.
+fn find_noise(meta: &serde_json::Value, case: &str) -> Option<f64> {
+    let of_case = meta.get(case).or_else(|| meta.get("cases").and_then(|c| c.get(case)))?;
+    of_case.get("f32_noise")?.as_f64()
+}
+
+pub fn degrees(cfg: u32, pipefusion: u32, ulysses: u32) -> Degrees {
+    Degrees {
+        cfg_degree: cfg,
+        pipefusion_degree: pipefusion,
+        ulysses_degree: ulysses,
+        ..Degrees::default()
+    }
+}
+
+/// What a mesh gave.
+pub struct Outcome {
+    pub output: Output,
+    pub ranks: Vec<RankReport>,
+}
+
+impl Outcome {
+    pub fn latents(&self) -> &FloatTensor {
+        match &self.output {
+            Output::Latents(latents) => latents,
+            Output::Image(_) => panic!("an image where latents were asked for"),
+        }
+    }
+}
+
+/// `||a-b||2 / ||b||2` in f64.
+pub fn relative(a: &FloatTensor, b: &FloatTensor) -> f64 {
+    assert_eq!(a.shape, b.shape);
+    let square = |x: f64| x * x;
+    let pairs = || a.data.iter().zip(&b.data);
+    let difference: f64 = pairs().map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = b.data.iter().map(|&b| square(f64::from(b))).sum();
+    (difference / norm).sqrt()
+}
+
+/// Runs `request` on a mesh of `degrees` over in-process links.
+pub fn run(dir: &Path, degrees: Degrees, request: &GenerateRequest) -> Outcome {
+    let hub = InProcessHub::new();
+    run_over(dir, degrees, request, || hub.fabric())
+}
+
+/// Runs `request` over whatever `fabric` makes, one for each member.
+pub fn run_over(
+    dir: &Path,
+    degrees: Degrees,
+    request: &GenerateRequest,
+    fabric: impl Fn() -> Arc<dyn Fabric>,
+) -> Outcome {
+    let spec = describe(dir, DType::F32).unwrap();
+    let run = resolve::resolve(request, &spec, degrees).unwrap();
+    let plan = Arc::new(Plan::new(degrees, &spec, &run).unwrap());
+    ditmesh_actors::plan::check::check(&plan).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let fabrics: Vec<_> = (0..=plan.controller()).map(|_| fabric()).collect();
+    let transports = runtime.block_on(form(&plan, &fabrics));
+    let ranks: Vec<_> = (0..plan.controller())
+        .map(|rank| {
+            let (plan, dir) = (Arc::clone(&plan), dir.to_owned());
+            let transport = Arc::clone(&transports[rank]);
+            std::thread::spawn(move || rank_thread(&plan, rank, &dir, transport))
+        })
+        .collect();
+    let inputs =
+        Inputs { latents: request.latents.clone(), prompt_embeds: request.prompt_embeds.clone() };
+    let limit = Duration::from_secs(120);
+    let transport = transports[plan.controller()].as_ref();
+    let work = controller::run(&plan, transport, RunId(7), Epoch(1), &inputs, limit);
+    let output = runtime.block_on(work).unwrap();
+    let ranks = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+    transports.iter().for_each(|transport| transport.close("the test is over"));
+    fabrics.iter().for_each(|fabric| fabric.close());
+    Outcome { output, ranks }
+}
+
+fn rank_thread(
+    plan: &Arc<Plan>,
+    rank: usize,
+    dir: &Path,
+    transport: Arc<dyn Transport>,
+) -> RankReport {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+    let _pool = pool.build().unwrap();
+    let at = DeviceMesh::new(plan.mesh.degrees()).coordinates(rank);
+    let parts =
+        Parts { blocks: plan.blocks(at.stage), text_encoder: rank == 0, vae: plan.is_output(at) };
+    let parts = LoadedParts::load(dir, DType::F32, &parts, &Device::Cpu).unwrap();
+    execute(Assignment {
+        plan: Arc::clone(plan),
+        rank,
+        run: RunId(7),
+        epoch: Epoch(1),
+        transport,
+        parts: Arc::new(parts),
+        device: Device::Cpu,
+        abort: Arc::new(AbortFlag::default()),
+        wait_limit: Duration::from_secs(60),
+        progress: Box::new(|_| {}),
+    })
+    .unwrap()
+}
+
+async fn form(plan: &Plan, fabrics: &[Arc<dyn Fabric>]) -> Vec<Arc<dyn Transport>> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let forming: Vec<_> = fabrics
+        .iter()
+        .enumerate()
+        .map(|(member, fabric)| {
+            let peer = |id: usize| PeerAddress {
+                id: PeerId(id as u32),
+                name: "node".into(),
+                address: fabrics[id].address(),
+            };
+            let form = MeshForm {
+                cluster: "test".into(),
+                epoch: Epoch(1),
+                local: PeerId(member as u32),
+                peers: plan.peers(member).into_iter().map(peer).collect(),
+                deadline,
+            };
+            let fabric = Arc::clone(fabric);
+            tokio::spawn(async move { fabric.form(form).await.unwrap() })
+        })
+        .collect();
+    let mut transports = Vec::new();
+    for transport in forming {
+        transports.push(transport.await.unwrap());
+    }
+    transports
+}

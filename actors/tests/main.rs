@@ -1,0 +1,9 @@
+//! Behaviour of the actors crate on whole runs: one binary, so that candle is linked once.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod engine;
+mod harness;
+mod meshes;
+mod oracle;
+mod pipefusion;
+mod plans;

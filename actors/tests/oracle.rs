@@ -1,0 +1,107 @@
+//! PipeFusion in one process, written without the planner, the executor or the KV cache: the rule
+//! of algorithm and nothing else. Rows of patches up to the current one are of this step, rows
+//! after it one step old; the noise scheduler runs once per step over the whole latent.
+
+use candle_core::{Device, Tensor};
+use ditmesh_model::attention::attention;
+use ditmesh_model::conditioning::{Conditioning, LatentGrid};
+use ditmesh_model::guidance;
+use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
+use ditmesh_model::rows::RowSet;
+use ditmesh_model::transformer::ForwardPass;
+
+/// What the oracle computes.
+pub struct Case<'a> {
+    pub dir: &'a std::path::Path,
+    /// `[2, L, D]`, unconditional first.
+    pub embeds: &'a Tensor,
+    /// `[2, L]`.
+    pub mask: &'a Tensor,
+    /// `[1, C, 1, H, W]`.
+    pub latents: &'a Tensor,
+    pub steps: usize,
+    pub guidance_scale: f64,
+    pub patches: usize,
+    pub sync_steps: usize,
+}
+
+/// Final latents `[1, C, 1, H, W]`.
+pub fn run(case: &Case<'_>) -> Tensor {
+    let spec = describe(case.dir, candle_core::DType::F32).unwrap();
+    let parts = Parts { blocks: 0..spec.blocks, text_encoder: false, vae: false };
+    let loaded =
+        LoadedParts::load(case.dir, candle_core::DType::F32, &parts, &Device::Cpu).unwrap();
+    let (_, channels, frames, height, width) = case.latents.dims5().unwrap();
+    let grid = LatentGrid { channels, frames, height, width, patch_size: spec.patch_size };
+    let conditioning =
+        Conditioning { embeds: case.embeds.clone(), mask: case.mask.clone(), pooled: None };
+    let mut pass = loaded.transformer.begin(&conditioning, grid).unwrap();
+    let scheduler = loaded.scheduler(case.steps).unwrap();
+    let mut solver = scheduler.new_state();
+    let mut x = (case.latents * scheduler.init_noise_sigma()).unwrap();
+    let rows = grid.token_rows();
+    let strip = rows.div_ceil(case.patches);
+    let mut cache: Vec<Option<(Tensor, Tensor)>> = vec![None; spec.blocks];
+    for step in 0..case.steps {
+        pass.set_timestep(scheduler.timesteps()[step]).unwrap();
+        let cuts: Vec<(usize, usize)> = if step < case.sync_steps || case.patches == 1 {
+            vec![(0, rows)]
+        } else {
+            (0..rows).step_by(strip).map(|start| (start, strip.min(rows - start))).collect()
+        };
+        let input = scheduler.scale_model_input(&x, step).unwrap();
+        let predictions: Vec<Tensor> = cuts
+            .iter()
+            .map(|&(start, len)| patch(pass.as_ref(), &input, start, len, grid, &mut cache))
+            .collect();
+        let prediction = Tensor::cat(&predictions, 3).unwrap();
+        let uncond = prediction.narrow(0, 0, 1).unwrap();
+        let cond = prediction.narrow(0, 1, 1).unwrap();
+        let guided = guidance::combine(&uncond, &cond, case.guidance_scale).unwrap();
+        x = scheduler.step(&mut solver, step, &guided, &x).unwrap();
+    }
+    x
+}
+
+/// One patch of one step through all blocks.
+fn patch(
+    pass: &dyn ForwardPass,
+    x: &Tensor,
+    start: usize,
+    len: usize,
+    grid: LatentGrid,
+    cache: &mut [Option<(Tensor, Tensor)>],
+) -> Tensor {
+    let rows = RowSet::range(start..start + len);
+    let latent = x.narrow(3, start * grid.patch_size, len * grid.patch_size).unwrap();
+    let latent = Tensor::cat(&[&latent, &latent], 0).unwrap();
+    let mut hidden = pass.embed(&latent, &rows).unwrap();
+    let (first, count) = (start * grid.tokens_per_row(), len * grid.tokens_per_row());
+    for (block, held) in cache.iter_mut().enumerate() {
+        let qkv = pass.project_qkv(block, &hidden).unwrap();
+        let (k, v) = match held.take() {
+            None => (qkv.k, qkv.v),
+            Some((k, v)) => (splice(&k, &qkv.k, first, count), splice(&v, &qkv.v, first, count)),
+        };
+        let scale = 1.0 / (qkv.q.dim(3).unwrap() as f64).sqrt();
+        let out = attention(&qkv.q, &k, &v, scale, None).unwrap();
+        hidden = pass.project_out(block, hidden, &out.out).unwrap();
+        *held = Some((k, v));
+    }
+    pass.project_noise(&hidden, &rows).unwrap()
+}
+
+/// `old` with the tokens from `first` replaced by `new`.
+fn splice(old: &Tensor, new: &Tensor, first: usize, count: usize) -> Tensor {
+    let after = first + count;
+    let total = old.dim(1).unwrap();
+    let mut parts = Vec::new();
+    if first > 0 {
+        parts.push(old.narrow(1, 0, first).unwrap());
+    }
+    parts.push(new.clone());
+    if after < total {
+        parts.push(old.narrow(1, after, total - after).unwrap());
+    }
+    Tensor::cat(&parts, 1).unwrap().contiguous().unwrap()
+}

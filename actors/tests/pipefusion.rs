@@ -1,0 +1,126 @@
+//! PipeFusion against its one-process oracle: any number of stages, patches and sync steps, with
+//! guidance branches and Ulysses on top; the result depends on patches and sync steps only.
+
+use candle_core::Tensor;
+use ditmesh_actors::request::{FloatTensor, GenerateRequest};
+
+use crate::harness::{Golden, degrees, relative, run};
+use crate::oracle;
+
+fn tensor(x: &FloatTensor) -> Tensor {
+    Tensor::from_vec(x.data.clone(), x.shape.as_slice(), &candle_core::Device::Cpu).unwrap()
+}
+
+/// The oracle's latents for a golden case.
+fn expected(golden: &Golden, patches: usize, sync_steps: usize) -> FloatTensor {
+    let pair = |name: &str| {
+        let negative = tensor(&golden.floats(&format!("negative_{name}")));
+        Tensor::cat(&[negative, tensor(&golden.floats(name))], 0).unwrap()
+    };
+    let latents = golden.floats("latents");
+    let x = oracle::run(&oracle::Case {
+        dir: &golden.dir,
+        embeds: &pair("prompt_embeds"),
+        mask: &pair("prompt_attention_mask"),
+        latents: &tensor(&latents).unsqueeze(2).unwrap(),
+        steps: 8,
+        guidance_scale: 4.5,
+        patches,
+        sync_steps,
+    });
+    let data = x.flatten_all().unwrap().to_vec1().unwrap();
+    FloatTensor { shape: latents.shape, data }
+}
+
+fn request(golden: &Golden, factor: usize, patches: usize, sync_steps: usize) -> GenerateRequest {
+    GenerateRequest {
+        num_pipeline_patch: Some(patches as u32),
+        sync_steps: sync_steps as u32,
+        ..golden.request(factor)
+    }
+}
+
+#[test]
+fn oracle_without_patches_equals_diffusers() {
+    let golden = Golden::load("sigma_8x8", "square");
+    let error = relative(&expected(&golden, 1, 1), &golden.floats("out.latents"));
+    assert!(error <= golden.bar(), "{error:e}");
+}
+
+#[test]
+fn staleness_shows_so_a_wrong_rule_cannot_hide() {
+    let golden = Golden::load("sigma_8x8", "square");
+    let error = relative(&expected(&golden, 4, 1), &golden.floats("out.latents"));
+    println!("4 patches, 1 sync step against serial: {error:.2e}");
+    assert!(error > 1e-3, "{error:e}");
+}
+
+#[test]
+fn every_number_of_stages_equals_the_oracle_to_the_bit_of_each_other() {
+    for (case, patches, sync_steps) in covering() {
+        let golden = Golden::load("sigma_8x8", case);
+        let request = request(&golden, 2, patches, sync_steps);
+        let oracle = expected(&golden, patches, sync_steps);
+        let two = run(&golden.dir, degrees(1, 2, 1), &request);
+        let four = run(&golden.dir, degrees(1, 4, 1), &request);
+        let again = run(&golden.dir, degrees(1, 4, 1), &request);
+        let error = relative(two.latents(), &oracle);
+        println!("{case} M {patches} w {sync_steps}: {error:.2e}");
+        assert!(error <= 1e-5, "{case} M {patches} w {sync_steps}: {error:e}");
+        assert_eq!(two.latents().data, four.latents().data, "{case} M {patches} w {sync_steps}");
+        assert_eq!(four.latents().data, again.latents().data, "run to run");
+    }
+}
+
+#[test]
+fn products_with_cfg_and_ulysses_equal_the_oracle() {
+    for (case, mesh, patches, sync_steps) in products() {
+        let golden = Golden::load("sigma_8x8", case);
+        let oracle = expected(&golden, patches, sync_steps);
+        let (cfg, stages, ulysses) = mesh;
+        let request = request(&golden, 2, patches, sync_steps);
+        let outcome = run(&golden.dir, degrees(cfg, stages, ulysses), &request);
+        let error = relative(outcome.latents(), &oracle);
+        println!("{case} {mesh:?} M {patches} w {sync_steps}: {error:.2e}");
+        assert!(error <= 1e-5, "{case} {mesh:?} M {patches} w {sync_steps}: {error:e}");
+    }
+}
+
+/// One stage with patches is the same rule with nothing between stages.
+#[test]
+fn one_stage_with_patches_equals_the_oracle() {
+    let golden = Golden::load("sigma_4x5", "tall");
+    let outcome = run(&golden.dir, degrees(1, 1, 1), &request(&golden, 4, 4, 2));
+    let error = relative(outcome.latents(), &expected(&golden, 4, 2));
+    assert!(error <= 1e-5, "{error:e}");
+}
+
+fn full() -> bool {
+    std::env::var("DITMESH_TEST_SCALE").is_ok_and(|scale| scale == "full")
+}
+
+/// Cases, patches, sync steps: all of {2,3,4,8} x {1,2} under `DITMESH_TEST_SCALE=full`.
+fn covering() -> Vec<(&'static str, usize, usize)> {
+    let cases = ["square", "tall", "wide"];
+    let all = cases
+        .into_iter()
+        .flat_map(|case| [2, 3, 4, 8].into_iter().flat_map(move |m| [1, 2].map(|w| (case, m, w))));
+    let few = [("square", 2, 1), ("tall", 3, 2), ("wide", 4, 1), ("square", 8, 2)];
+    if full() { all.collect() } else { few.to_vec() }
+}
+
+type Product = (&'static str, (u32, u32, u32), usize, usize);
+
+fn products() -> Vec<Product> {
+    let meshes = [(2, 2, 1), (1, 2, 2), (2, 2, 2), (2, 4, 1), (1, 4, 2), (1, 2, 4)];
+    let few = [("tall", 4, 1), ("square", 8, 1), ("wide", 3, 2)];
+    let every = |mesh| covering().into_iter().map(move |(case, m, w)| (case, mesh, m, w));
+    if full() {
+        return meshes.into_iter().flat_map(every).collect();
+    }
+    let pick = |(index, mesh)| {
+        let (case, m, w) = few[index % few.len()];
+        (case, mesh, m, w)
+    };
+    meshes.into_iter().enumerate().map(pick).collect()
+}

@@ -1,0 +1,229 @@
+//! The weights of one component: one safetensors file or several shards, read tensor by tensor.
+//!
+//! Owns finding the files, the index of names and the count of bytes read. Does not own what a
+//! name means. Invariant: a tensor's bytes are touched only by [`Weights::get`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use super::header::{self, Entry};
+use super::mapping::Mapping;
+use super::{CheckpointError, config};
+
+/// Variants looked for, in this order; the plain one first, as diffusers does.
+const VARIANTS: [&str; 3] = ["", ".fp16", ".bf16"];
+/// Bytes of a shard index beyond which it is refused.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// Memory-mapped weights of a component.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<Mapping>,
+    index: BTreeMap<String, (usize, Entry)>,
+    bytes_read: AtomicU64,
+}
+
+/// `<stem>.safetensors.index.json`.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens `<stem>.safetensors`, or the shards of `<stem>.safetensors.index.json`, or else the
+    /// `fp16` or `bf16` variant of either, in the folder `component`. Reads headers only.
+    ///
+    /// # Errors
+    /// When none is there, a shard is missing, or a header is invalid or does not fit its file.
+    pub fn open(component: &Path, stem: &str) -> Result<Self, CheckpointError> {
+        for variant in VARIANTS {
+            let single = component.join(format!("{stem}{variant}.safetensors"));
+            if single.is_file() {
+                return Self::from_files(&[single]);
+            }
+            let index = component.join(format!("{stem}.safetensors.index{variant}.json"));
+            if index.is_file() {
+                return Self::from_index(component, &index);
+            }
+        }
+        let mut expected = format!(
+            "{stem}.safetensors or {stem}.safetensors.index.json (or their fp16 or bf16 variant)"
+        );
+        let has_bin = std::fs::read_dir(component).is_ok_and(|mut dir| {
+            dir.any(|file| file.is_ok_and(|f| f.path().extension().is_some_and(|e| e == "bin")))
+        });
+        if has_bin {
+            expected.push_str(
+                "; .bin files are not read: save the model again with safe_serialization=True",
+            );
+        }
+        Err(CheckpointError::MissingFile { path: component.to_owned(), expected })
+    }
+
+    /// Opens the shards that `index` names and checks that each holds what the index says.
+    fn from_index(component: &Path, index: &Path) -> Result<Self, CheckpointError> {
+        let json = config::read_json_bounded(index, INDEX_BYTES_MAX)?;
+        let bad = |reason: String| CheckpointError::Json { path: index.to_owned(), reason };
+        let map: ShardIndex = serde_json::from_value(json)
+            .map_err(|error| bad(format!("expected weight_map: {error}")))?;
+        let names: BTreeSet<&String> = map.weight_map.values().collect();
+        if let Some(name) =
+            names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+        {
+            return Err(bad(format!("shard `{name}` is not a plain file name")));
+        }
+        let paths: Vec<PathBuf> = names.iter().map(|name| component.join(name)).collect();
+        if let Some(path) = paths.iter().find(|path| !path.is_file()) {
+            let expected = format!("a shard named by {}", index.display());
+            return Err(CheckpointError::MissingFile { path: path.clone(), expected });
+        }
+        let weights = Self::from_files(&paths)?;
+        for (tensor, shard) in &map.weight_map {
+            let held = weights.index.get(tensor).map(|(file, _)| weights.files[*file].path());
+            if held != Some(&component.join(shard)) {
+                let reason =
+                    format!("tensor `{tensor}` is not in shard {shard}, where the index puts it");
+                return Err(bad(reason));
+            }
+        }
+        Ok(weights)
+    }
+
+    fn from_files(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
+        let mut files = Vec::with_capacity(paths.len());
+        let mut index = BTreeMap::new();
+        for path in paths {
+            let file = Mapping::open(path)?;
+            for (name, entry) in header::parse(path, file.bytes())? {
+                if index.contains_key(&name) {
+                    let reason = format!("tensor `{name}` is in another shard too");
+                    return Err(CheckpointError::Header { path: path.clone(), reason });
+                }
+                index.insert(name, (files.len(), entry));
+            }
+            files.push(file);
+        }
+        Ok(Self { files, index, bytes_read: AtomicU64::new(0) })
+    }
+
+    /// The tensor `name`, converted from its stored format to `dtype`, on `device`.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape than `shape`, or is stored in a format that is not
+    /// read (F64, F32, F16, BF16, I64, U32 and U8 are).
+    pub fn get(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor, CheckpointError> {
+        let (file, entry) = self.expect(name, shape)?;
+        let path = file.path();
+        let Some(stored) = entry.dtype else {
+            return Err(CheckpointError::Dtype {
+                path: path.to_owned(),
+                tensor: name.to_owned(),
+                found: entry.stored.clone(),
+            });
+        };
+        let bytes = file.bytes().get(entry.range.clone()).unwrap_or_default();
+        let tensor = Tensor::from_raw_buffer(bytes, stored, shape, device)
+            .and_then(|tensor| tensor.to_dtype(dtype))
+            .map_err(|source| CheckpointError::Tensor {
+                path: path.to_owned(),
+                tensor: name.to_owned(),
+                source,
+            })?;
+        self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(tensor)
+    }
+
+    /// Finds `name` and checks its shape.
+    fn expect(&self, name: &str, shape: &[usize]) -> Result<(&Mapping, &Entry), CheckpointError> {
+        let Some((file, entry)) = self.index.get(name) else {
+            return Err(CheckpointError::Missing {
+                path: self.path().to_owned(),
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+            });
+        };
+        let file = &self.files[*file];
+        if entry.shape != shape {
+            return Err(CheckpointError::Misshapen {
+                path: file.path().to_owned(),
+                tensor: name.to_owned(),
+                expected: shape.to_vec(),
+                found: entry.shape.clone(),
+            });
+        }
+        Ok((file, entry))
+    }
+
+    /// Whether the tensor is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// The shape of the tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.index.get(name).map(|(_, entry)| entry.shape.as_slice())
+    }
+
+    /// Stored bytes of the tensor, if it is there (what [`Weights::get`] would read).
+    pub fn stored_bytes(&self, name: &str) -> Option<u64> {
+        self.index.get(name).map(|(_, entry)| entry.range.len() as u64)
+    }
+
+    /// All names, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    /// Stored bytes of the tensors that [`Weights::get`] returned so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// The weight file, or its folder when there are several.
+    pub fn path(&self) -> &Path {
+        match self.files.as_slice() {
+            [only] => only.path(),
+            [first, ..] => first.path().parent().unwrap_or(first.path()),
+            [] => Path::new(""),
+        }
+    }
+
+    /// Checks the whole component without reading data: every tensor of `expected` is there in
+    /// its shape, and nothing else but names that start with an entry of `ignorable`.
+    ///
+    /// # Errors
+    /// The first tensor that is missing, misshapen or extra.
+    pub fn check(
+        &self,
+        expected: &[(String, Vec<usize>)],
+        ignorable: &[&str],
+    ) -> Result<(), CheckpointError> {
+        let mut known = BTreeSet::new();
+        for (name, shape) in expected {
+            self.expect(name, shape)?;
+            known.insert(name.as_str());
+        }
+        let extra = self.index.iter().find(|(name, _)| {
+            !known.contains(name.as_str())
+                && !ignorable.iter().any(|prefix| name.starts_with(prefix))
+        });
+        match extra {
+            None => Ok(()),
+            Some((name, (file, entry))) => Err(CheckpointError::Extra {
+                path: self.files[*file].path().to_owned(),
+                tensor: name.clone(),
+                found: entry.shape.clone(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A diffusers pipeline folder as the parts one rank needs of it.
+//!
+//! Owns which components a rank loads: the transformer blocks of its stage always, the text
+//! encoder and the VAE only where the plan puts them. Does not know why a rank holds what it holds.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Weights};
+use crate::error::ModelError;
+use crate::scheduler::{self, Scheduler};
+use crate::spec::ModelSpec;
+use crate::text::TextEncoder;
+use crate::transformer::Transformer;
+use crate::transformer::pixart::{PixArtConfig, PixArtTransformer2DModel};
+use crate::vae::{AutoencoderKlConfig, VaeDecoder};
+
+/// File stem of diffusers' weight files.
+const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+
+/// Which parts of a pipeline to load.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Parts {
+    /// Transformer blocks.
+    pub blocks: Range<usize>,
+    /// Whether to load tokenizer and text encoder.
+    pub text_encoder: bool,
+    /// Whether to load the VAE decoder.
+    pub vae: bool,
+}
+
+/// The loaded parts of a pipeline.
+pub struct LoadedParts {
+    /// Sizes of the whole model.
+    pub spec: ModelSpec,
+    /// The blocks.
+    pub transformer: Arc<dyn Transformer>,
+    /// Text encoder, where asked for.
+    pub text_encoder: Option<TextEncoder>,
+    /// VAE decoder, where asked for.
+    pub vae: Option<VaeDecoder>,
+    scheduler_dir: PathBuf,
+}
+
+/// What a plan needs to know of the pipeline in `dir`, from its configuration files alone.
+/// `dtype` is the precision the weights will be held in.
+///
+/// # Errors
+/// When the folder is not a supported pipeline.
+pub fn describe(dir: &Path, dtype: DType) -> Result<ModelSpec, CheckpointError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let config = PixArtConfig::load(&checkpoint.component_dir("transformer"))?;
+    let vae = AutoencoderKlConfig::load(&checkpoint.component_dir("vae"))?;
+    let id = checkpoint.model_id()?;
+    Ok(config.spec(id, dtype, vae.scale_factor(), checkpoint.class().text_tokens()))
+}
+
+impl LoadedParts {
+    /// Loads `parts` of the pipeline in `dir` onto `device`, with weights in `dtype`.
+    ///
+    /// # Errors
+    /// When a configuration is not supported or a tensor is missing, superfluous or misshapen.
+    pub fn load(
+        dir: &Path,
+        dtype: DType,
+        parts: &Parts,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let spec = describe(dir, dtype)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let transformer_dir = checkpoint.component_dir("transformer");
+        let config = PixArtConfig::load(&transformer_dir)?;
+        let weights = Weights::open(&transformer_dir, DIFFUSERS_STEM)?;
+        let blocks = parts.blocks.clone();
+        let transformer =
+            PixArtTransformer2DModel::load(&weights, &config, spec.clone(), blocks, dtype, device)?;
+        let text_encoder = match parts.text_encoder {
+            true => Some(TextEncoder::load(&checkpoint, dtype, device)?),
+            false => None,
+        };
+        let vae = match parts.vae {
+            true => Some(VaeDecoder::load(&checkpoint.component_dir("vae"), dtype, device)?),
+            false => None,
+        };
+        let scheduler_dir = checkpoint.component_dir("scheduler");
+        let transformer = Arc::new(transformer);
+        Ok(Self { spec, transformer, text_encoder, vae, scheduler_dir })
+    }
+
+    /// The pipeline's noise scheduler for `num_inference_steps` steps.
+    ///
+    /// # Errors
+    /// When its configuration is not supported.
+    pub fn scheduler(&self, num_inference_steps: usize) -> Result<Arc<dyn Scheduler>, ModelError> {
+        scheduler::load(&self.scheduler_dir, num_inference_steps, None)
+    }
+
+    /// Bytes of weights read from disk for these parts.
+    pub fn bytes_read(&self) -> u64 {
+        let text = self.text_encoder.as_ref().map_or(0, TextEncoder::bytes_read);
+        let vae = self.vae.as_ref().map_or(0, VaeDecoder::bytes_read);
+        self.transformer.bytes_read() + text + vae
+    }
+}

@@ -1,0 +1,9 @@
+//! Behaviour of the model crate, in one binary.
+
+mod checkpoint;
+mod fixture;
+mod noise;
+mod pixart;
+mod schedulers;
+mod text;
+mod vae;

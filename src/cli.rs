@@ -1,0 +1,64 @@
+//! The commands.
+//!
+//! Owns reading the arguments, setting up logging, and turning the outcome into one message and
+//! an exit code. Each command has its file. Invariants: what was asked for goes to stdout,
+//! everything else to stderr; an error is one message with one cause.
+
+mod agent;
+mod args;
+mod certs;
+mod completions;
+mod down;
+mod failure;
+mod generate;
+mod inspect;
+mod log;
+mod man;
+mod mesh_text;
+mod outcome;
+mod status;
+mod supervisor;
+mod terminal;
+mod up;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use failure::Failure;
+use terminal::Terminal;
+
+/// Runs the command line of this process.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let terminal = Terminal::new(cli.quiet);
+    let done =
+        log::install(cli.log.as_deref(), cli.quiet).and_then(|()| dispatch(cli.command, &terminal));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                terminal.error(&failure.message);
+            }
+            ExitCode::from(failure.outcome.code())
+        }
+    }
+}
+
+fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
+    match command {
+        Command::Generate(args) => generate::run(&args, terminal),
+        Command::Up(args) => up::run(&args, terminal),
+        Command::Down(args) => down::run(&args, terminal),
+        Command::Status(args) => status::run(&args, terminal),
+        Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Certs(args) => certs::run(&args, terminal),
+        Command::Completions(args) => completions::run(&args, terminal),
+        Command::Man(args) => man::run(&args, terminal),
+        Command::Agent => agent::run(),
+        Command::Worker => worker::run(),
+        Command::Supervisor => supervisor::run(),
+    }
+}

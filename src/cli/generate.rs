@@ -1,0 +1,107 @@
+//! `generate`: from a prompt to a file.
+//!
+//! Owns the order of things: everything that can be refused is looked at before anything starts;
+//! then pictures are drawn one after another, and each is written as soon as it is there.
+//! Does not own how a picture is computed.
+
+mod interrupt;
+mod mesh;
+mod model_facts;
+mod output;
+mod progress;
+mod request;
+
+use std::path::{Path, PathBuf};
+
+use ditmesh::recipe::ModelFacts;
+use ditmesh::{GenerateRequest, Generation};
+use serde_json::{Value, json};
+
+use super::args::GenerateArgs;
+use super::failure::Failure;
+use super::terminal::Terminal;
+use interrupt::Interrupt;
+use mesh::Mesh;
+use progress::Progress;
+
+/// Draws the pictures and prints where they are.
+pub(crate) fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<(), Failure> {
+    let files = output::files(args)?;
+    if let Some(report) = &args.report {
+        output::check(report)?;
+    }
+    let requests = request::requests(args)?;
+    let manifest = request::manifest(args)?;
+    let mut interrupt = Interrupt::new()?;
+    let model = model_facts::of(&manifest);
+    let mesh = Mesh::open(manifest, args, &mut interrupt, terminal)?;
+    let mut work = Work { mesh: &mesh, model, interrupt, terminal, entries: Vec::new() };
+    let drawn = work.draw_all(requests, &files);
+    let written = match (&drawn, &args.report) {
+        (Ok(()), Some(path)) => write_report(path, work.entries),
+        _ => Ok(()),
+    };
+    let closed = mesh.close(terminal);
+    drawn.and(written).and(closed)
+}
+
+struct Work<'a> {
+    mesh: &'a Mesh,
+    model: ModelFacts,
+    interrupt: Interrupt,
+    terminal: &'a Terminal,
+    entries: Vec<Value>,
+}
+
+impl Work<'_> {
+    fn draw_all(
+        &mut self,
+        requests: Vec<GenerateRequest>,
+        files: &[PathBuf],
+    ) -> Result<(), Failure> {
+        let of = files.len();
+        for (index, (request, file)) in requests.into_iter().zip(files).enumerate() {
+            let progress = Progress::new(self.terminal, index, of);
+            let generation = self.draw(request.clone(), progress)?;
+            self.write(&request, generation, file)?;
+        }
+        Ok(())
+    }
+
+    fn draw(
+        &mut self,
+        request: GenerateRequest,
+        mut progress: Progress<'_>,
+    ) -> Result<Generation, Failure> {
+        let mut handle = self.mesh.generate(request);
+        let result = self.interrupt.guard(async {
+            while let Some(event) = handle.next_event().await {
+                progress.event(&event);
+            }
+            handle.finish().await
+        });
+        // Dropping the handle, as an interrupt does, cancels the request.
+        Ok(result??)
+    }
+
+    fn write(
+        &mut self,
+        request: &GenerateRequest,
+        generation: Generation,
+        file: &Path,
+    ) -> Result<(), Failure> {
+        let (bytes, recipe) = output::encode(request, &generation, &self.model)?;
+        ditmesh::atomic_file::write(file, &bytes).map_err(|error| Failure::write(file, &error))?;
+        let Generation { report, .. } = generation;
+        self.entries.push(json!({ "file": file, "recipe": recipe, "report": report }));
+        self.terminal.result(&file.display().to_string())
+    }
+}
+
+fn write_report(path: &Path, pictures: Vec<Value>) -> Result<(), Failure> {
+    let version = concat!("ditmesh ", env!("CARGO_PKG_VERSION"));
+    let report = json!({ "version": version, "pictures": pictures });
+    let mut text = serde_json::to_string_pretty(&report).map_err(Failure::failed)?;
+    text.push('\n');
+    ditmesh::atomic_file::write(path, text.as_bytes()).map_err(|error| Failure::write(path, &error))
+}

@@ -1,0 +1,172 @@
+//! A cluster in words: nodes, devices, who holds which blocks, links.
+//!
+//! Owns the layout of the text. Pure; what is shown comes from the coordinator.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use ditmesh::{ClusterStatus, Dtype};
+use ditmesh_actors::status::MeshStatus;
+
+/// The whole cluster.
+pub(crate) fn describe(status: &ClusterStatus) -> String {
+    let ClusterStatus { cluster, build, coordinator, queued, running, .. } = status;
+    let mut text = format!(
+        "cluster {cluster} (ditmesh {build}), coordinator at {coordinator}, {running} running, \
+         {queued} queued\n\n"
+    );
+    text.push_str(&devices(status));
+    text.push('\n');
+    match &status.mesh {
+        Some(mesh) => text.push_str(&mesh_text(mesh)),
+        None => {
+            let cause = status.mesh_absent.as_deref().unwrap_or("it is being formed");
+            let _ = writeln!(text, "no mesh: {cause}");
+        }
+    }
+    text
+}
+
+fn devices(status: &ClusterStatus) -> String {
+    let titles = ["node", "state", "process", "incarnation", "data plane"];
+    let mut rows = vec![titles.map(str::to_owned).to_vec()];
+    let number = |number: u64| if number == 0 { String::new() } else { number.to_string() };
+    for node in &status.nodes {
+        rows.push(vec![
+            node.name.clone(),
+            node.state.clone(),
+            number(node.process.into()),
+            number(node.incarnation),
+        ]);
+        for device in &node.devices {
+            rows.push(vec![
+                format!("  {} {}", device.kind, device.index),
+                device.state.clone(),
+                number(device.process.into()),
+                number(device.incarnation),
+                device.address.clone(),
+            ]);
+        }
+    }
+    table(&rows)
+}
+
+fn mesh_text(mesh: &MeshStatus) -> String {
+    let dtype = match mesh.dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    };
+    let MeshStatus { epoch, model, degrees, .. } = mesh;
+    let mut text = format!("mesh of epoch {epoch}: {model} in {dtype}, {degrees}\n");
+    let titles = ["rank", "device", "branch", "stage", "sequence", "blocks", "weights read"];
+    let mut rows = vec![titles.map(str::to_owned).to_vec()];
+    rows.extend(mesh.ranks.iter().map(|rank| {
+        vec![
+            rank.rank.to_string(),
+            rank.device.clone(),
+            rank.cfg.to_string(),
+            rank.stage.to_string(),
+            rank.sp.to_string(),
+            format!("{}..{}", rank.blocks.0, rank.blocks.1),
+            format!("{:.2} MB", rank.weight_bytes_read as f64 / 1e6),
+        ]
+    }));
+    text.push_str(&table(&rows));
+    let mut links: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for link in &mesh.links {
+        links.entry(&link.transport).or_default().push(format!("{}-{}", link.a, link.b));
+    }
+    for (transport, pairs) in links {
+        let _ = writeln!(text, "links over {transport}: {}", pairs.join(" "));
+    }
+    text
+}
+
+/// Columns of equal width, two spaces apart.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |c| c.chars().count());
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use ditmesh::Degrees;
+    use ditmesh_actors::status::{DeviceStatus, LinkStatus, NodeStatus, RankStatus};
+
+    use super::*;
+
+    fn status() -> ClusterStatus {
+        let device = DeviceStatus {
+            index: 0,
+            kind: "cpu".into(),
+            state: "in mesh".into(),
+            incarnation: 3,
+            process: 4711,
+            address: "127.0.0.1:40000".into(),
+        };
+        let rank = |rank: u32| RankStatus {
+            rank,
+            device: format!("a/{rank}"),
+            data: 0,
+            cfg: 0,
+            stage: rank,
+            sp: 0,
+            blocks: (4 * rank, 4 * rank + 4),
+            weight_bytes_read: 1_500_000,
+        };
+        ClusterStatus {
+            cluster: "demo".into(),
+            build: "0.1.0".into(),
+            coordinator: "127.0.0.1:7000".into(),
+            nodes: vec![NodeStatus {
+                name: "a".into(),
+                state: "alive".into(),
+                incarnation: 1,
+                process: 0,
+                devices: vec![device],
+            }],
+            mesh: Some(MeshStatus {
+                epoch: 2,
+                model: "built-in".into(),
+                dtype: Dtype::F32,
+                degrees: Degrees { pipefusion_degree: 2, ..Degrees::default() },
+                ranks: vec![rank(0), rank(1)],
+                links: vec![LinkStatus { a: 0, b: 1, transport: "quic".into() }],
+            }),
+            ..ClusterStatus::default()
+        }
+    }
+
+    #[test]
+    fn everything_a_user_asks_for_is_in_the_text() {
+        let text = describe(&status());
+        for part in [
+            "cluster demo",
+            "  cpu 0  in mesh  4711     3            127.0.0.1:40000",
+            "mesh of epoch 2: built-in in f32, cfg 1 x pipefusion 2",
+            "1     a/1     0       1      0         4..8    1.50 MB",
+            "links over quic: 0-1",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_absent_mesh_says_why() {
+        let absent =
+            ClusterStatus { mesh: None, mesh_absent: Some("node `b` is dead".into()), ..status() };
+        assert!(describe(&absent).contains("no mesh: node `b` is dead"));
+    }
+}

@@ -1,0 +1,18 @@
+//! `status`: shows a running cluster.
+
+use ditmesh::{ClusterClient, manifest};
+
+use super::args::StatusArgs;
+use super::failure::Failure;
+use super::mesh_text;
+use super::terminal::Terminal;
+
+/// Asks the coordinator and prints what it says.
+pub(crate) fn run(args: &StatusArgs, terminal: &Terminal) -> Result<(), Failure> {
+    let manifest = manifest::parse::load(args.manifest.path())?;
+    let status = ClusterClient::connect(&manifest)?.blocking_status()?;
+    if args.json {
+        return terminal.result(&serde_json::to_string_pretty(&status).map_err(Failure::failed)?);
+    }
+    terminal.result(&mesh_text::describe(&status))
+}

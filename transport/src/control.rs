@@ -1,0 +1,56 @@
+//! The control channel: ordered messages between two authenticated processes.
+//!
+//! Owns endpoints that dial and accept channels, the two halves of a channel, and its framing. Does
+//! not know what the messages say; the typed protocol is `actors`' own. Invariants: messages and
+//! blobs are bounded before anything is allocated; every queue is bounded; losing the other end
+//! ends every wait; sending and receiving may be cancelled between any two polls without harm.
+//!
+//! One bidirectional stream per connection. A blob occupies the stream until it is through: use a
+//! channel of its own where messages must not wait behind one.
+
+mod channel;
+mod endpoint;
+mod pump;
+mod receiver;
+mod sender;
+mod state;
+mod wire;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub use channel::ControlChannel;
+pub use endpoint::ControlEndpoint;
+pub use receiver::ControlReceiver;
+pub use sender::ControlSender;
+pub use wire::{CONTROL_BLOB_BYTES_MAX, CONTROL_MESSAGE_BYTES_MAX};
+
+use crate::identity::Identity;
+
+/// Messages that one direction of a channel queues on either side.
+pub const CONTROL_QUEUE_MESSAGES_MAX: usize = 64;
+
+/// How a control endpoint is set up.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Who this process is.
+    pub identity: Identity,
+    /// Where to listen; port 0 lets the system choose.
+    pub bind: SocketAddr,
+    /// Silence after which the other end counts as lost.
+    pub idle_timeout: Duration,
+    /// How often an idle channel shows that it is alive; well below the idle timeout.
+    pub keep_alive: Duration,
+}
+
+impl ControlConfig {
+    /// Idle timeout 1.8 s, keep-alive 300 ms.
+    pub fn new(identity: Identity, bind: SocketAddr) -> Self {
+        Self {
+            identity,
+            bind,
+            idle_timeout: Duration::from_millis(1800),
+            keep_alive: Duration::from_millis(300),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Where control channels are dialled and accepted.
+//!
+//! Owns one UDP port with its thread and the queue of accepted channels. Invariants: a channel is
+//! handed out only after both sides have verified certificates and versions; handshakes that take
+//! too long or fail are dropped without disturbing others.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, Incoming};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+use super::channel::ControlChannel;
+use super::wire::{ReadFailure, greet, read_greeting};
+use super::{ControlConfig, pump};
+use crate::endpoint::{EndpointSettings, QuicEndpoint, close_code, connect_error};
+use crate::error::TransportError;
+use crate::identity::{PeerIdentity, verified_identity};
+
+/// Channels that are accepted and not yet taken.
+const ACCEPTED_MAX: usize = 64;
+
+/// How long a handshake with its greeting may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Ethernet's packets: control messages are small and must pass everywhere.
+const CONTROL_MTU_BYTES: u16 = 1452;
+
+const CONTROL_WINDOW_BYTES: u32 = 1 << 20;
+const CONTROL_SOCKET_BUFFER_BYTES: usize = 1 << 20;
+
+/// Dials and accepts control channels on one UDP port.
+pub struct ControlEndpoint {
+    endpoint: QuicEndpoint,
+    cluster: String,
+    accepted: Mutex<mpsc::Receiver<ControlChannel>>,
+}
+
+impl ControlEndpoint {
+    /// Listens. Needs no runtime: the endpoint has its own, on its own thread.
+    ///
+    /// # Errors
+    /// [`TransportError::Bind`] (the port is taken), [`TransportError::Identity`].
+    pub fn bind(config: &ControlConfig) -> Result<Self, TransportError> {
+        let settings = EndpointSettings {
+            name: "ditmesh-control",
+            bind: config.bind,
+            mtu_bytes: CONTROL_MTU_BYTES,
+            idle_timeout: config.idle_timeout,
+            keep_alive: config.keep_alive,
+            receive_window_bytes: CONTROL_WINDOW_BYTES,
+            socket_buffer_bytes: CONTROL_SOCKET_BUFFER_BYTES,
+        };
+        let endpoint = QuicEndpoint::bind(&config.identity, &settings)?;
+        let cluster = config.identity.subject().cluster.clone();
+        let (accepting, accepted) = mpsc::channel(ACCEPTED_MAX);
+        endpoint.spawn(accept_all(endpoint.quinn().clone(), cluster.clone(), accepting));
+        Ok(Self { endpoint, cluster, accepted: Mutex::new(accepted) })
+    }
+
+    /// Where this endpoint listens.
+    pub fn local_address(&self) -> SocketAddr {
+        self.endpoint.local()
+    }
+
+    /// Dials, again and again while nobody answers, and makes sure that `expected` is there.
+    ///
+    /// # Errors
+    /// [`TransportError::Connect`] when nobody answers before the deadline,
+    /// [`TransportError::Untrusted`], [`TransportError::WrongIdentity`],
+    /// [`TransportError::VersionMismatch`].
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        expected: &PeerIdentity,
+        deadline: Instant,
+    ) -> Result<ControlChannel, TransportError> {
+        let dialer = self.endpoint.dialer();
+        let expected = expected.clone();
+        let dialling = self.endpoint.spawn(async move {
+            let who = expected.to_string();
+            let connection = dialer.dial(&who, address, deadline).await?;
+            let greeted = timeout_until(deadline, greet_first(&connection, address, &expected));
+            greeted.await.unwrap_or_else(|| {
+                Err(TransportError::Connect {
+                    peer: who,
+                    address: address.to_string(),
+                    cause: "it did not answer the greeting before the deadline".to_owned(),
+                })
+            })
+        });
+        dialling.await.unwrap_or_else(|_| Err(TransportError::closed("the control endpoint")))
+    }
+
+    /// The next channel that somebody dialled; look at its
+    /// [`peer`](ControlChannel::peer) to decide what it may do.
+    ///
+    /// # Errors
+    /// [`TransportError::Closed`] after [`ControlEndpoint::close`].
+    pub async fn accept(&self) -> Result<ControlChannel, TransportError> {
+        let accepted = self.accepted.lock().await.recv().await;
+        accepted.ok_or_else(|| TransportError::closed("the control endpoint"))
+    }
+
+    /// The cluster whose members can connect.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// Waits until every channel has ended and said its last words: drop or close the channels
+    /// first, then this, then [`ControlEndpoint::close`]. False when the deadline passed first.
+    pub async fn flushed(&self, deadline: Instant) -> bool {
+        let quinn = self.endpoint.quinn().clone();
+        let idle = async move { timeout_until(deadline, quinn.wait_idle()).await.is_some() };
+        self.endpoint.spawn(idle).await.unwrap_or(false)
+    }
+
+    /// Closes every channel of this endpoint at once, with what they still queue, and stops
+    /// listening.
+    pub fn close(&self, reason: &str) {
+        self.endpoint.close(reason);
+    }
+}
+
+async fn accept_all(
+    endpoint: quinn::Endpoint,
+    cluster: String,
+    accepting: mpsc::Sender<ControlChannel>,
+) {
+    while let Some(incoming) = endpoint.accept().await {
+        let (cluster, accepting) = (cluster.clone(), accepting.clone());
+        tokio::spawn(async move {
+            let from = incoming.remote_address();
+            match timeout(HANDSHAKE_TIMEOUT, greet_second(incoming, &cluster)).await {
+                // Without a receiver the endpoint is gone and the channel with it.
+                Ok(Ok(channel)) => drop(accepting.send(channel).await),
+                Ok(Err(error)) => tracing::warn!(%from, %error, "refused a control channel"),
+                Err(_) => tracing::warn!(%from, "a control handshake took too long"),
+            }
+        });
+    }
+}
+
+/// The dialling side speaks first; the answer shows that its certificate was accepted.
+async fn greet_first(
+    connection: &Connection,
+    address: SocketAddr,
+    expected: &PeerIdentity,
+) -> Result<ControlChannel, TransportError> {
+    let found = verified_identity(connection).map_err(TransportError::malformed)?;
+    if found != *expected {
+        connection.close(close_code::REFUSED, b"not the expected peer");
+        return Err(TransportError::WrongIdentity {
+            expected: expected.to_string(),
+            found: found.to_string(),
+        });
+    }
+    let failed = |cause: String| match connection.close_reason() {
+        Some(error) => connect_error(&found.to_string(), address, &error),
+        None => {
+            TransportError::Connect { peer: found.to_string(), address: address.to_string(), cause }
+        }
+    };
+    let (mut sending, mut receiving) =
+        connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
+    greet(&mut sending).await.map_err(|error| failed(error.to_string()))?;
+    match read_greeting(&mut receiving).await {
+        Ok(()) => {}
+        Err(ReadFailure::Lost(cause)) => return Err(failed(cause)),
+        Err(ReadFailure::Protocol(error)) => return Err(error),
+    }
+    Ok(pump::start(connection.clone(), sending, receiving, found))
+}
+
+async fn greet_second(incoming: Incoming, cluster: &str) -> Result<ControlChannel, TransportError> {
+    let from = incoming.remote_address();
+    let lost = |error: &quinn::ConnectionError| connect_error("the caller", from, error);
+    let connection = incoming.await.map_err(|error| lost(&error))?;
+    let peer = verified_identity(&connection).map_err(TransportError::malformed)?;
+    if peer.cluster != cluster {
+        connection.close(close_code::REFUSED, b"wrong cluster");
+        return Err(TransportError::WrongCluster {
+            expected: cluster.to_owned(),
+            found: peer.cluster,
+        });
+    }
+    let (mut sending, mut receiving) =
+        connection.accept_bi().await.map_err(|error| lost(&error))?;
+    let gone = |cause: String| TransportError::SessionLost { peer: peer.to_string(), cause };
+    greet(&mut sending).await.map_err(|error| gone(error.to_string()))?;
+    match read_greeting(&mut receiving).await {
+        Ok(()) => {}
+        Err(ReadFailure::Lost(cause)) => return Err(gone(cause)),
+        Err(ReadFailure::Protocol(error)) => {
+            connection.close(close_code::PROTOCOL, error.to_string().as_bytes());
+            return Err(error);
+        }
+    }
+    Ok(pump::start(connection, sending, receiving, peer))
+}
+
+async fn timeout_until<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
+    tokio::time::timeout_at(deadline.into(), future).await.ok()
+}

@@ -1,0 +1,204 @@
+//! One UDP port with one thread: where QUIC connections of this crate live.
+//!
+//! Owns the socket, the one-thread runtime on its own OS thread, and the tuning of quinn: segment
+//! cap, packet size on both ends, buffers, windows. Does not know what is said on a connection.
+//! Invariants: nothing of one endpoint runs on another's thread unless it is
+//! moved there; closing tells the peers, and waits at most [`FLUSH_TIMEOUT`] for that.
+
+mod cause;
+mod socket;
+mod thread;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    ServerConfig, TokioRuntime, TransportConfig, VarInt,
+};
+
+pub(crate) use cause::{close_cause, close_code, connect_error};
+use thread::EndpointThread;
+
+use crate::error::TransportError;
+use crate::identity::{Identity, client_crypto, server_crypto};
+
+/// The most handshakes that one endpoint keeps open at a time.
+const INCOMING_MAX: usize = 1024;
+
+/// How long closing may take until the peers have been told.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Bytes of a connection's send buffer.
+const SEND_WINDOW_BYTES: u64 = 8 << 20;
+
+/// The smallest flow-control window, in bytes.
+const RECEIVE_WINDOW_BYTES_MIN: u32 = 128 << 10;
+
+/// How one endpoint is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointSettings {
+    /// For the thread's name and the log.
+    pub(crate) name: &'static str,
+    pub(crate) bind: SocketAddr,
+    /// Largest UDP payload, in bytes.
+    pub(crate) mtu_bytes: u16,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) keep_alive: Duration,
+    /// Flow-control window; never above what the socket's buffer holds.
+    pub(crate) receive_window_bytes: u32,
+    pub(crate) socket_buffer_bytes: usize,
+}
+
+/// A bound endpoint that dials and accepts.
+pub(crate) struct QuicEndpoint {
+    endpoint: Endpoint,
+    client: ClientConfig,
+    tls_name: String,
+    local: SocketAddr,
+    receive_window_bytes: u32,
+    thread: EndpointThread,
+}
+
+impl QuicEndpoint {
+    pub(crate) fn bind(
+        identity: &Identity,
+        settings: &EndpointSettings,
+    ) -> Result<Self, TransportError> {
+        let udp = socket::bind(settings)?;
+        let receive_window_bytes =
+            settings.receive_window_bytes.min(udp.receive_bytes).max(RECEIVE_WINDOW_BYTES_MIN);
+        let transport = Arc::new(transport_config(settings, receive_window_bytes)?);
+        let (crypto, tls_name) = client_crypto(identity)?;
+        let mut client = ClientConfig::new(crypto);
+        client.transport_config(Arc::clone(&transport));
+        let mut server = ServerConfig::with_crypto(server_crypto(identity)?);
+        server.transport_config(transport).max_incoming(INCOMING_MAX).migration(false);
+        let thread = EndpointThread::start(settings.name)?;
+        let endpoint = {
+            let _in_runtime = thread.handle().enter();
+            let socket = socket::capped(udp.socket, settings.mtu_bytes)?;
+            Endpoint::new_with_abstract_socket(
+                endpoint_config(settings)?,
+                Some(server),
+                socket,
+                Arc::new(TokioRuntime),
+            )
+        };
+        let failed = |error| TransportError::system("start an endpoint", error);
+        let endpoint = endpoint.map_err(failed)?;
+        let local = endpoint.local_addr().map_err(failed)?;
+        Ok(Self { endpoint, client, tls_name, local, receive_window_bytes, thread })
+    }
+
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    pub(crate) fn receive_window_bytes(&self) -> u32 {
+        self.receive_window_bytes
+    }
+
+    /// Runs on this endpoint's thread.
+    pub(crate) fn spawn<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.thread.handle().spawn(future)
+    }
+
+    pub(crate) fn quinn(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What dialing needs, to take along to this endpoint's thread.
+    pub(crate) fn dialer(&self) -> Dialer {
+        Dialer {
+            endpoint: self.endpoint.clone(),
+            client: self.client.clone(),
+            tls_name: self.tls_name.clone(),
+        }
+    }
+
+    /// Tells every peer and stops the thread.
+    pub(crate) fn close(&self, cause: &str) {
+        self.endpoint.close(VarInt::from_u32(0), cause.as_bytes());
+        self.thread.stop(FLUSH_TIMEOUT);
+    }
+}
+
+impl Drop for QuicEndpoint {
+    fn drop(&mut self) {
+        self.close("the endpoint was dropped");
+    }
+}
+
+/// Dials from an endpoint; must run on its thread.
+pub(crate) struct Dialer {
+    endpoint: Endpoint,
+    client: ClientConfig,
+    tls_name: String,
+}
+
+impl Dialer {
+    /// Dials again while nobody answers, until the deadline.
+    pub(crate) async fn dial(
+        &self,
+        peer: &str,
+        address: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Connection, TransportError> {
+        let unreachable = |cause: String| TransportError::Connect {
+            peer: peer.to_owned(),
+            address: address.to_string(),
+            cause,
+        };
+        loop {
+            let connecting = self
+                .endpoint
+                .connect_with(self.client.clone(), address, &self.tls_name)
+                .map_err(|error| unreachable(error.to_string()))?;
+            match tokio::time::timeout_at(deadline.into(), connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(quinn::ConnectionError::TimedOut)) if Instant::now() < deadline => {}
+                Ok(Err(error)) => return Err(connect_error(peer, address, &error)),
+                Err(_) => return Err(unreachable("nobody answered before the deadline".into())),
+            }
+        }
+    }
+}
+
+fn endpoint_config(settings: &EndpointSettings) -> Result<EndpointConfig, TransportError> {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(settings.mtu_bytes).map_err(|_| {
+        TransportError::malformed(format!("mtu of {} bytes: 1200 to 65527", settings.mtu_bytes))
+    })?;
+    Ok(config)
+}
+
+fn transport_config(
+    settings: &EndpointSettings,
+    receive_window_bytes: u32,
+) -> Result<TransportConfig, TransportError> {
+    let window = VarInt::from_u32(receive_window_bytes);
+    let idle = IdleTimeout::try_from(settings.idle_timeout)
+        .map_err(|_| TransportError::malformed("idle timeout: too long"))?;
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(settings.mtu_bytes);
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(settings.keep_alive))
+        .stream_receive_window(window)
+        .receive_window(window)
+        .send_window(SEND_WINDOW_BYTES)
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .mtu_discovery_config(Some(discovery))
+        .enable_segmentation_offload(true);
+    Ok(config)
+}

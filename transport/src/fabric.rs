@@ -1,0 +1,133 @@
+//! How a process takes part in meshes.
+//!
+//! Owns the trait [`Fabric`], the addresses that travel in control messages, and the description of
+//! a mesh to form. Does not decide who is a member: the coordinator does. Invariants: a fabric
+//! forms an epoch at most once and none below the highest it has formed.
+
+pub(crate) mod epochs;
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::TransportError;
+use crate::ids::{Epoch, PeerId};
+use crate::link::Transport;
+
+/// The most peers one member can have in one mesh.
+pub const MESH_PEERS_MAX: usize = 4096;
+
+/// One mesh, as one member is to form it.
+#[derive(Clone, Debug)]
+pub struct MeshForm {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The mesh's number, above all earlier ones.
+    pub epoch: Epoch,
+    /// This member.
+    pub local: PeerId,
+    /// Only those this member talks to, without itself; symmetric.
+    pub peers: Vec<PeerAddress>,
+    /// When to give up.
+    pub deadline: Instant,
+}
+
+/// Where a peer is and who it must prove to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// The member.
+    pub id: PeerId,
+    /// The name in its certificate.
+    pub name: String,
+    /// Where its fabric listens.
+    pub address: FabricAddress,
+}
+
+/// Where a fabric can be reached; prints as `in-process:7` or `quic:host:port,host:port`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FabricAddress {
+    /// The member's number in its hub.
+    InProcess(u64),
+    /// UDP addresses.
+    Quic {
+        /// Grants and aborts.
+        control: SocketAddr,
+        /// Frames.
+        bulk: SocketAddr,
+    },
+}
+
+impl fmt::Display for FabricAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InProcess(number) => write!(f, "in-process:{number}"),
+            Self::Quic { control, bulk } => write!(f, "quic:{control},{bulk}"),
+        }
+    }
+}
+
+impl FromStr for FabricAddress {
+    type Err = TransportError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = match text.split_once(':') {
+            Some(("in-process", number)) => number.parse().ok().map(Self::InProcess),
+            Some(("quic", pair)) => pair.split_once(',').and_then(|(control, bulk)| {
+                let (control, bulk) = (control.parse().ok()?, bulk.parse().ok()?);
+                Some(Self::Quic { control, bulk })
+            }),
+            _ => None,
+        };
+        parsed.ok_or_else(|| {
+            TransportError::malformed(format!(
+                "fabric address {text:?}: expected in-process:NUMBER or quic:IP:PORT,IP:PORT"
+            ))
+        })
+    }
+}
+
+/// The future of a mesh that is being formed.
+pub type Forming<'a> =
+    Pin<Box<dyn Future<Output = Result<Arc<dyn Transport>, TransportError>> + Send + 'a>>;
+
+/// One process's way into meshes.
+pub trait Fabric: Send + Sync {
+    /// Where peers reach this fabric.
+    fn address(&self) -> FabricAddress;
+
+    /// Forms one mesh: resolves when there is a link to every peer.
+    ///
+    /// # Errors
+    /// [`TransportError::StaleEpoch`], [`TransportError::WrongCluster`],
+    /// [`TransportError::WrongIdentity`], [`TransportError::VersionMismatch`],
+    /// [`TransportError::Untrusted`] as either side finds them; [`TransportError::Connect`] naming
+    /// who is missing when the deadline passes.
+    fn form<'a>(&'a self, form: MeshForm) -> Forming<'a>;
+
+    /// Closes every mesh of this fabric and stops listening; dropping it does the same.
+    fn close(&self);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_survive_their_text_form() {
+        let quic = FabricAddress::Quic {
+            control: "127.0.0.1:4001".parse().unwrap(),
+            bulk: "[::1]:4002".parse().unwrap(),
+        };
+        for address in [FabricAddress::InProcess(7), quic] {
+            assert_eq!(address.to_string().parse::<FabricAddress>().unwrap(), address);
+        }
+        for wrong in ["", "quic:1,2", "in-process:x", "ucx:1", "quic:127.0.0.1:1"] {
+            assert!(wrong.parse::<FabricAddress>().is_err(), "{wrong}");
+        }
+    }
+}

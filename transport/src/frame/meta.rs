@@ -1,0 +1,144 @@
+//! What a payload is: the description that travels with it.
+//!
+//! Owns the fields, their bounds, and the check that shape and element type give exactly the bytes
+//! that came. Does not own what step or patch mean; the executor compares them with its program.
+
+use rkyv::rancor::Error as RkyvError;
+use rkyv::util::AlignedVec;
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::error::TransportError;
+use crate::ids::Epoch;
+
+use super::Dtype;
+
+/// The most metadata a frame can carry, in bytes.
+pub const META_BYTES_MAX: usize = 64 * 1024;
+
+/// The most dimensions a shape can have.
+pub const SHAPE_DIMS_MAX: usize = 8;
+
+/// The longest trace context, in bytes (W3C `traceparent` takes 55).
+pub const TRACEPARENT_BYTES_MAX: usize = 128;
+
+/// The description of one frame's payload.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct FrameMeta {
+    /// Element type: a [`Dtype`] code.
+    pub dtype: u8,
+    /// Dimensions, outermost first, at most [`SHAPE_DIMS_MAX`]; the product times the element's
+    /// width is the payload's length.
+    pub shape: Vec<u32>,
+    /// Denoising step.
+    pub step: u32,
+    /// Index of the patch within the step.
+    pub patch: u32,
+    /// The mesh.
+    pub epoch: Epoch,
+    /// A cached forward: the receiver reuses what it has, and no payload follows.
+    pub reuse: bool,
+    /// A decision that one rank took for all.
+    pub decision: Option<u32>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    /// Milliseconds since the Unix epoch after which nobody wants the payload any more.
+    pub deadline_ms: Option<u64>,
+}
+
+impl FrameMeta {
+    /// A payload of `len` plain bytes.
+    pub fn raw(epoch: Epoch, len: u32) -> Self {
+        Self { dtype: Dtype::U8.code(), shape: vec![len], epoch, ..Self::default() }
+    }
+
+    /// Checks the bounds and that the description fits `payload_len` bytes; a reuse frame describes
+    /// the reused tensor and has no payload.
+    ///
+    /// # Errors
+    /// [`TransportError::Malformed`] for a bound, [`TransportError::Mismatch`] for the length.
+    pub fn check(&self, payload_len: u64) -> Result<(), TransportError> {
+        let described = self.described_bytes()?;
+        let traceparent_len = self.traceparent.as_ref().map_or(0, String::len);
+        if traceparent_len > TRACEPARENT_BYTES_MAX {
+            return Err(TransportError::malformed(format!(
+                "frame metadata: traceparent of {traceparent_len} bytes, limit \
+                 {TRACEPARENT_BYTES_MAX}"
+            )));
+        }
+        let expected = if self.reuse { 0 } else { described };
+        if payload_len != expected {
+            return Err(TransportError::mismatch(
+                "payload bytes and shape",
+                format!("{payload_len} bytes"),
+                format!("{:?} of dtype {} = {expected} bytes", self.shape, self.dtype),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the described tensor, by checked arithmetic.
+    ///
+    /// # Errors
+    /// [`TransportError::Malformed`] for an unknown dtype, too many dimensions or an overflow.
+    pub fn described_bytes(&self) -> Result<u64, TransportError> {
+        let Some(dtype) = Dtype::from_code(self.dtype) else {
+            return Err(TransportError::malformed(format!(
+                "frame metadata: dtype code {}",
+                self.dtype
+            )));
+        };
+        if self.shape.len() > SHAPE_DIMS_MAX {
+            return Err(TransportError::malformed(format!(
+                "frame metadata: {} dimensions, limit {SHAPE_DIMS_MAX}",
+                self.shape.len()
+            )));
+        }
+        let bytes = self
+            .shape
+            .iter()
+            .try_fold(dtype.size_bytes(), |bytes, dim| bytes.checked_mul(u64::from(*dim)));
+        bytes.ok_or_else(|| {
+            TransportError::malformed(format!("frame metadata: shape {:?} overflows", self.shape))
+        })
+    }
+
+    /// The archive, at most [`META_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// [`TransportError::FrameTooLarge`] or [`TransportError::Malformed`].
+    pub fn encode(&self) -> Result<AlignedVec, TransportError> {
+        let archive = rkyv::to_bytes::<RkyvError>(self)
+            .map_err(|error| TransportError::malformed(format!("frame metadata: {error}")))?;
+        check_len(archive.len())?;
+        Ok(archive)
+    }
+
+    /// Reads exactly one archive; bounds are checked before anything is built.
+    ///
+    /// # Errors
+    /// [`TransportError::FrameTooLarge`] or [`TransportError::Malformed`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, TransportError> {
+        check_len(bytes.len())?;
+        let mut aligned = AlignedVec::<16>::with_capacity(bytes.len());
+        aligned.extend_from_slice(bytes);
+        let archived = rkyv::access::<ArchivedFrameMeta, RkyvError>(&aligned)
+            .map_err(|_| TransportError::malformed("frame metadata: not a valid archive"))?;
+        if archived.shape.len() > SHAPE_DIMS_MAX {
+            return Err(TransportError::malformed("frame metadata: too many dimensions"));
+        }
+        rkyv::deserialize::<Self, RkyvError>(archived)
+            .map_err(|_| TransportError::malformed("frame metadata: not a valid archive"))
+    }
+}
+
+fn check_len(len: usize) -> Result<(), TransportError> {
+    if len > META_BYTES_MAX {
+        return Err(TransportError::FrameTooLarge {
+            what: "frame metadata",
+            bytes: len as u64,
+            limit: META_BYTES_MAX as u64,
+        });
+    }
+    Ok(())
+}

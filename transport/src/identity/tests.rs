@@ -1,0 +1,64 @@
+//! Identities on disk and in memory.
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+#[test]
+fn an_authority_and_its_identities_survive_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    ClusterCa::generate("emoji").unwrap().save(dir.path()).unwrap();
+    let authority = ClusterCa::load(dir.path()).unwrap();
+    assert_eq!(authority.cluster(), "emoji");
+    let issued = authority.issue(Role::Node, "n1.rack-2").unwrap();
+    issued.save(dir.path()).unwrap();
+    let loaded = Identity::load(dir.path(), Role::Node, "n1.rack-2").unwrap();
+    assert_eq!(loaded.subject(), issued.subject());
+    assert_eq!(loaded.subject().cluster, "emoji");
+    for key in ["ca.key.pem", "node-n1.rack-2.key.pem"] {
+        let mode = std::fs::metadata(dir.path().join(key)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{key}");
+    }
+    client_crypto(&loaded).unwrap();
+    server_crypto(&loaded).unwrap();
+}
+
+#[test]
+fn missing_and_broken_files_are_named_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = Identity::load(dir.path(), Role::Client, "me").unwrap_err().to_string();
+    assert!(missing.contains("client-me.pem") && missing.contains("ditmesh certs"), "{missing}");
+    let authority = ClusterCa::generate("emoji").unwrap();
+    authority.save(dir.path()).unwrap();
+    authority.issue(Role::Client, "me").unwrap().save(dir.path()).unwrap();
+    std::fs::write(dir.path().join("client-me.pem"), "nonsense").unwrap();
+    let broken = Identity::load(dir.path(), Role::Client, "me").unwrap_err().to_string();
+    assert!(broken.contains("client-me.pem") && broken.contains("certificate"), "{broken}");
+    std::fs::write(dir.path().join("client-me.pem"), vec![b'x'; 100_000]).unwrap();
+    let large = Identity::load(dir.path(), Role::Client, "me").unwrap_err();
+    assert!(matches!(large, IdentityError::TooLarge { .. }));
+}
+
+#[test]
+fn a_certificate_under_anothers_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = ClusterCa::generate("emoji").unwrap();
+    authority.issue(Role::Node, "n1").unwrap().save(dir.path()).unwrap();
+    for ending in ["pem", "key.pem"] {
+        let of = |name: &str| dir.path().join(format!("node-{name}.{ending}"));
+        std::fs::copy(of("n1"), of("n2")).unwrap();
+    }
+    let error = Identity::load(dir.path(), Role::Node, "n2").unwrap_err().to_string();
+    assert!(error.contains("node n1") && error.contains("node n2"), "{error}");
+}
+
+#[test]
+fn names_that_cannot_stand_in_a_certificate_are_refused() {
+    assert!(ClusterCa::generate("Two Words").is_err());
+    assert!(ClusterCa::generate("a.b").is_err());
+    let authority = ClusterCa::generate("emoji").unwrap();
+    for name in ["", "UPPER", "under_score", "-x", "a..b", &"x".repeat(64)] {
+        assert!(authority.issue(Role::Node, name).is_err(), "{name}");
+    }
+}

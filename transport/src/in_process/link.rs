@@ -1,0 +1,185 @@
+//! A pair of link ends that hand frames to each other.
+//!
+//! Owns the two tables of one pair. Invariants: the two tables are never locked at the same time,
+//! and no lock is held while bytes are copied.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::completion::{Awaited, Completion, completion};
+use crate::error::TransportError;
+use crate::frame::{FRAME_BYTES_MAX, FrameHeader};
+use crate::ids::{Epoch, PeerId, RunId};
+use crate::link::table::{Arrival, Departure, LinkTable, Step};
+use crate::link::{Link, LinkStats, PostRecv, Received, SendFrame};
+
+/// How long a payload that is not ready yet is waited for.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which end of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Low,
+    High,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Low => Self::High,
+            Self::High => Self::Low,
+        }
+    }
+}
+
+/// One end of a pair.
+pub(super) struct InProcessLink {
+    pair: Arc<Pair>,
+    side: Side,
+    peer: PeerId,
+}
+
+/// Makes the two ends of a link between `low` and `high`, in this order.
+pub(super) fn pair(low: PeerId, high: PeerId, epoch: Epoch) -> (InProcessLink, InProcessLink) {
+    let table = |peer| Mutex::new(LinkTable::new(peer, epoch, FRAME_BYTES_MAX));
+    let pair = Arc::new(Pair { epoch, low: table(high), high: table(low) });
+    (
+        InProcessLink { pair: Arc::clone(&pair), side: Side::Low, peer: high },
+        InProcessLink { pair, side: Side::High, peer: low },
+    )
+}
+
+impl Link for InProcessLink {
+    fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    fn post_recv(&self, post: PostRecv) -> Completion<Received> {
+        let (run, tag) = (post.run, post.tag);
+        let (completer, waiting) = completion(Awaited::Receive { peer: self.peer, run, tag });
+        let grant = self.pair.table(self.side).post(post, completer);
+        if let Some(grant) = grant {
+            let sender = self.side.other();
+            let granted = self.pair.table(sender).granted(grant);
+            match granted {
+                Ok(step) => self.pair.carry(sender, step),
+                Err(error) => self.pair.close(&error.to_string()),
+            }
+        }
+        waiting
+    }
+
+    fn send(&self, frame: SendFrame) -> Completion<()> {
+        let (run, tag) = (frame.run, frame.tag);
+        let (completer, waiting) = completion(Awaited::Send { peer: self.peer, run, tag });
+        let step = self.pair.table(self.side).send(frame, completer);
+        self.pair.carry(self.side, step);
+        waiting
+    }
+
+    fn abort_run(&self, run: RunId, cause: &str) {
+        if self.pair.table(self.side).abort(run, cause) {
+            self.pair.table(self.side.other()).abort(run, cause);
+        }
+    }
+
+    fn end_run(&self, run: RunId) {
+        self.pair.table(self.side).end(run);
+    }
+
+    fn close(&self, cause: &str) {
+        self.pair.close(cause);
+    }
+
+    fn closed(&self) -> Option<String> {
+        self.pair.table(self.side).closed().map(str::to_owned)
+    }
+
+    fn stats(&self) -> LinkStats {
+        self.pair.table(self.side).stats()
+    }
+}
+
+struct Pair {
+    epoch: Epoch,
+    low: Mutex<LinkTable>,
+    high: Mutex<LinkTable>,
+}
+
+impl Pair {
+    fn table(&self, side: Side) -> MutexGuard<'_, LinkTable> {
+        match side {
+            Side::Low => &self.low,
+            Side::High => &self.high,
+        }
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self, cause: &str) {
+        for side in [Side::Low, Side::High] {
+            self.table(side).close(cause);
+        }
+    }
+
+    fn carry(self: &Arc<Self>, sender: Side, step: Option<Step>) {
+        match step {
+            None => {}
+            Some(Step::Refuse(refusal)) => self.table(sender.other()).refused(refusal),
+            Some(Step::Depart(departure)) if departure.payload.ready().is_some() => {
+                self.carry_when_ready(sender, departure);
+            }
+            Some(Step::Depart(departure)) => self.copy_or_close(sender, departure),
+        }
+    }
+
+    /// Sending never waits, so a payload that is not ready gets a thread that does.
+    fn carry_when_ready(self: &Arc<Self>, sender: Side, departure: Departure) {
+        let pair = Arc::clone(self);
+        let wait = move || {
+            let deadline = Instant::now() + READY_TIMEOUT;
+            if departure.payload.ready().is_none_or(|ready| ready.wait(deadline)) {
+                pair.copy_or_close(sender, departure);
+            } else {
+                pair.close("a payload was not ready in time");
+            }
+        };
+        let spawned = std::thread::Builder::new().name("ditmesh-ready".to_owned()).spawn(wait);
+        if let Err(error) = spawned {
+            self.close(&format!("cannot wait for a payload: {error}"));
+        }
+    }
+
+    fn copy_or_close(&self, sender: Side, departure: Departure) {
+        if let Err(error) = self.copy(sender, departure) {
+            self.close(&error.to_string());
+        }
+    }
+
+    fn copy(&self, sender: Side, departure: Departure) -> Result<(), TransportError> {
+        let Departure { id, slot, run, tag, meta, payload } = departure;
+        let payload_len = payload.len() as u64;
+        let header = FrameHeader {
+            epoch: self.epoch,
+            run,
+            tag,
+            slot,
+            meta_len: 0,
+            payload_len,
+            sequence: 0,
+        };
+        let receiver = sender.other();
+        // Each lock ends with its statement: the copy runs without one.
+        let arrival = self.table(receiver).arriving(&header)?;
+        if let Arrival::Place(mut place) = arrival
+            && self.table(receiver).agrees(&header, &meta)
+        {
+            if let Some(into) = place.region.bytes_mut().get_mut(..payload.len()) {
+                into.copy_from_slice(payload.bytes());
+            }
+            self.table(receiver).arrived(&header, place.region, meta);
+        }
+        self.table(sender).departed(id, payload_len);
+        Ok(())
+    }
+}

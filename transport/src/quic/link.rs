@@ -1,0 +1,237 @@
+//! One end of a QUIC link.
+//!
+//! Owns the table, the queues towards the two writers, and closing. Does not read or write; see
+//! `reader.rs` and `writer.rs`. Invariants: one lock guards table and queues, and is never held
+//! across an await; after closing the queues are empty and stay so.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use quinn::{Connection, VarInt};
+use tokio::sync::Notify;
+
+use super::greeting::LaneStream;
+use super::{reader, writer};
+use crate::completion::{Awaited, Completion, completion};
+use crate::endpoint::{QuicEndpoint, close_cause, close_code};
+use crate::error::TransportError;
+use crate::frame::message::{GRANTS_PER_MESSAGE_MAX, bounded_cause};
+use crate::frame::{FRAME_BYTES_MAX, Grant, LinkMessage};
+use crate::ids::{Epoch, PeerId, RunId};
+use crate::link::table::{Departure, LinkTable, Step};
+use crate::link::{Link, LinkStats, PostRecv, Received, SendFrame};
+
+/// The least flow-control window of one bulk connection, in bytes.
+const WINDOW_BYTES_MIN: u32 = 128 << 10;
+
+pub(super) struct QuicLink {
+    pub(super) peer: PeerId,
+    pub(super) epoch: Epoch,
+    core: Mutex<Core>,
+    pub(super) messages_waiting: Notify,
+    pub(super) frames_waiting: Notify,
+    control: Connection,
+    bulk: Connection,
+}
+
+pub(super) struct Core {
+    pub(super) table: LinkTable,
+    /// At most one entry per grant, refusal and abort, which the table bounds.
+    messages: VecDeque<LinkMessage>,
+    /// Granted frames, at most as many as the peer's grants.
+    frames: VecDeque<Departure>,
+}
+
+impl QuicLink {
+    /// Starts the tasks of a link; runs on the control endpoint's thread.
+    pub(super) fn start(
+        peer: PeerId,
+        epoch: Epoch,
+        control: LaneStream,
+        bulk: LaneStream,
+        bulk_endpoint: &QuicEndpoint,
+        window_bytes: u32,
+    ) -> Arc<Self> {
+        bulk.connection.set_receive_window(VarInt::from_u32(window_bytes.max(WINDOW_BYTES_MIN)));
+        let link = Arc::new(Self {
+            peer,
+            epoch,
+            core: Mutex::new(Core {
+                table: LinkTable::new(peer, epoch, FRAME_BYTES_MAX),
+                messages: VecDeque::new(),
+                frames: VecDeque::new(),
+            }),
+            messages_waiting: Notify::new(),
+            frames_waiting: Notify::new(),
+            control: control.connection,
+            bulk: bulk.connection,
+        });
+        tokio::spawn(reader::read_messages(Arc::clone(&link), control.receiving));
+        tokio::spawn(writer::write_messages(Arc::clone(&link), control.sending));
+        tokio::spawn(watch(Arc::clone(&link)));
+        bulk_endpoint.spawn(reader::read_frames(Arc::clone(&link), bulk.receiving));
+        bulk_endpoint.spawn(writer::write_frames(Arc::clone(&link), bulk.sending));
+        link
+    }
+
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Messages to write now; `None` when the link is closed.
+    pub(super) fn take_messages(&self) -> Option<VecDeque<LinkMessage>> {
+        let mut core = self.core();
+        match core.table.closed() {
+            Some(_) => None,
+            None => Some(std::mem::take(&mut core.messages)),
+        }
+    }
+
+    /// The next frame to write; the outer `None` when the link is closed.
+    pub(super) fn take_frame(&self) -> Option<Option<Departure>> {
+        let mut core = self.core();
+        match core.table.closed() {
+            Some(_) => None,
+            None => Some(core.frames.pop_front()),
+        }
+    }
+
+    /// Applies what the peer said.
+    pub(super) fn handle(&self, message: LinkMessage) -> Result<(), TransportError> {
+        match message {
+            LinkMessage::Grants(grants) => self.granted(grants)?,
+            LinkMessage::Refuse(refusal) => self.core().table.refused(refusal),
+            LinkMessage::Abort { run, cause } => {
+                self.core().abort(run, &cause);
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer broke the protocol.
+    pub(super) fn fail(&self, error: &TransportError) {
+        tracing::warn!(peer = %self.peer, %error, "closing a link");
+        self.shut(&error.to_string(), close_code::PROTOCOL);
+    }
+
+    fn granted(&self, grants: Vec<Grant>) -> Result<(), TransportError> {
+        let mut core = self.core();
+        for grant in grants {
+            let step = core.table.granted(grant)?;
+            core.queue(step);
+        }
+        self.wake(&core);
+        Ok(())
+    }
+
+    fn wake(&self, core: &Core) {
+        if !core.messages.is_empty() {
+            self.messages_waiting.notify_one();
+        }
+        if !core.frames.is_empty() {
+            self.frames_waiting.notify_one();
+        }
+    }
+
+    fn shut(&self, cause: &str, code: VarInt) {
+        {
+            let mut core = self.core();
+            core.table.close(cause);
+            core.messages.clear();
+            core.frames.clear();
+        }
+        let reason = bounded_cause(cause);
+        self.control.close(code, reason.as_bytes());
+        self.bulk.close(code, reason.as_bytes());
+        self.messages_waiting.notify_one();
+        self.frames_waiting.notify_one();
+    }
+}
+
+impl Core {
+    fn queue(&mut self, step: Option<Step>) {
+        match step {
+            None => {}
+            Some(Step::Depart(departure)) => self.frames.push_back(departure),
+            Some(Step::Refuse(refusal)) => self.messages.push_back(LinkMessage::Refuse(refusal)),
+        }
+    }
+
+    /// Grants that wait to be written travel together.
+    fn queue_grant(&mut self, grant: Grant) {
+        match self.messages.back_mut() {
+            Some(LinkMessage::Grants(grants)) if grants.len() < GRANTS_PER_MESSAGE_MAX => {
+                grants.push(grant);
+            }
+            _ => self.messages.push_back(LinkMessage::Grants(vec![grant])),
+        }
+    }
+
+    fn abort(&mut self, run: RunId, cause: &str) -> bool {
+        self.frames.retain(|departure| departure.run != run);
+        self.table.abort(run, cause)
+    }
+}
+
+impl Link for QuicLink {
+    fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    fn post_recv(&self, post: PostRecv) -> Completion<Received> {
+        let (run, tag) = (post.run, post.tag);
+        let (completer, waiting) = completion(Awaited::Receive { peer: self.peer, run, tag });
+        let mut core = self.core();
+        if let Some(grant) = core.table.post(post, completer) {
+            core.queue_grant(grant);
+            self.messages_waiting.notify_one();
+        }
+        waiting
+    }
+
+    fn send(&self, frame: SendFrame) -> Completion<()> {
+        let (run, tag) = (frame.run, frame.tag);
+        let (completer, waiting) = completion(Awaited::Send { peer: self.peer, run, tag });
+        let mut core = self.core();
+        let step = core.table.send(frame, completer);
+        core.queue(step);
+        self.wake(&core);
+        waiting
+    }
+
+    fn abort_run(&self, run: RunId, cause: &str) {
+        let cause = bounded_cause(cause);
+        let mut core = self.core();
+        if core.abort(run, &cause) && core.table.closed().is_none() {
+            core.messages.push_back(LinkMessage::Abort { run, cause });
+            self.messages_waiting.notify_one();
+        }
+    }
+
+    fn end_run(&self, run: RunId) {
+        self.core().table.end(run);
+    }
+
+    fn close(&self, cause: &str) {
+        self.shut(cause, close_code::DONE);
+    }
+
+    fn closed(&self) -> Option<String> {
+        self.core().table.closed().map(str::to_owned)
+    }
+
+    fn stats(&self) -> LinkStats {
+        let mut stats = self.core().table.stats();
+        stats.rtt = Some(self.bulk.rtt());
+        stats
+    }
+}
+
+/// The end of either connection is the end of the link.
+async fn watch(link: Arc<QuicLink>) {
+    let error = tokio::select! {
+        error = link.control.closed() => error,
+        error = link.bulk.closed() => error,
+    };
+    link.shut(&close_cause(&error), close_code::DONE);
+}

@@ -1,0 +1,115 @@
+//! The two writers of a link.
+//!
+//! Own the sending streams. Invariants: a frame is written whole or the link is closed; payload
+//! bytes are handed to quinn by reference, never copied here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use quinn::SendStream;
+
+use super::link::QuicLink;
+use crate::error::TransportError;
+use crate::frame::{FrameHeader, HEADER_BYTES, LinkMessage};
+use crate::link::table::Departure;
+use crate::region::Slice;
+
+/// How long a payload that is not ready yet is waited for.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) async fn write_messages(link: Arc<QuicLink>, mut stream: SendStream) {
+    while let Some(messages) = link.take_messages() {
+        if messages.is_empty() {
+            link.messages_waiting.notified().await;
+            continue;
+        }
+        for message in messages {
+            match write_message(&mut stream, &message).await {
+                Ok(()) => {}
+                Err(WriteFailure::Lost) => return,
+                Err(WriteFailure::Protocol(error)) => return link.fail(&error),
+            }
+        }
+    }
+}
+
+pub(super) async fn write_frames(link: Arc<QuicLink>, mut stream: SendStream) {
+    let mut sequence = 0_u32;
+    while let Some(frame) = link.take_frame() {
+        let Some(departure) = frame else {
+            link.frames_waiting.notified().await;
+            continue;
+        };
+        let (id, payload_len) = (departure.id, departure.payload.len() as u64);
+        match write_frame(&link, &mut stream, departure, sequence).await {
+            Ok(()) => link.core().table.departed(id, payload_len),
+            // The watcher of the connections knows why and closes the link.
+            Err(WriteFailure::Lost) => return,
+            Err(WriteFailure::Protocol(error)) => return link.fail(&error),
+        }
+        sequence = sequence.wrapping_add(1);
+    }
+}
+
+enum WriteFailure {
+    Lost,
+    Protocol(TransportError),
+}
+
+impl From<quinn::WriteError> for WriteFailure {
+    fn from(_: quinn::WriteError) -> Self {
+        Self::Lost
+    }
+}
+
+impl From<TransportError> for WriteFailure {
+    fn from(error: TransportError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+async fn write_message(stream: &mut SendStream, message: &LinkMessage) -> Result<(), WriteFailure> {
+    let archive = message.encode()?;
+    let mut out = BytesMut::with_capacity(4 + archive.len());
+    // `encode` bounds the archive far below u32::MAX.
+    out.extend_from_slice(&u32::try_from(archive.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(&archive);
+    Ok(stream.write_chunk(out.freeze()).await?)
+}
+
+async fn write_frame(
+    link: &QuicLink,
+    stream: &mut SendStream,
+    departure: Departure,
+    sequence: u32,
+) -> Result<(), WriteFailure> {
+    let Departure { slot, run, tag, meta, payload, .. } = departure;
+    let payload = ready(payload).await?;
+    let archive = meta.encode()?;
+    let header = FrameHeader {
+        epoch: link.epoch,
+        run,
+        tag,
+        slot,
+        // `encode` bounds the archive far below u32::MAX.
+        meta_len: u32::try_from(archive.len()).unwrap_or(u32::MAX),
+        payload_len: payload.len() as u64,
+        sequence,
+    };
+    let mut front = BytesMut::with_capacity(HEADER_BYTES + archive.len());
+    front.extend_from_slice(&header.encode());
+    front.extend_from_slice(&archive);
+    let mut chunks = [front.freeze(), Bytes::from(payload)];
+    Ok(stream.write_all_chunks(&mut chunks).await?)
+}
+
+async fn ready(payload: Slice) -> Result<Slice, TransportError> {
+    let Some(event) = payload.ready().cloned() else { return Ok(payload) };
+    let deadline = Instant::now() + READY_TIMEOUT;
+    let waited = tokio::task::spawn_blocking(move || event.wait(deadline)).await;
+    match waited {
+        Ok(true) => Ok(payload),
+        _ => Err(TransportError::deadline("a payload to be ready")),
+    }
+}

@@ -1,0 +1,92 @@
+//! Regions that are used again.
+//!
+//! Owns the free blocks by size class. Invariants: at most `retained_bytes_max` bytes lie idle; a
+//! block that does not fit the bound is freed; a region outlives its pool safely.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::{REGION_ALIGN_BYTES, Region};
+
+/// The smallest block a pool hands out, in bytes.
+const CLASS_BYTES_MIN: usize = 4096;
+
+/// How many size classes lie between two powers of two (waste is at most a fifth).
+const CLASSES_PER_DOUBLING: usize = 4;
+
+/// A bounded pool of host regions; clones share it.
+#[derive(Clone)]
+pub struct RegionPool {
+    shared: Arc<Shared>,
+}
+
+impl RegionPool {
+    /// A pool that keeps at most `retained_bytes_max` idle bytes.
+    pub fn new(retained_bytes_max: usize) -> Self {
+        let idle = Mutex::new(Idle { blocks: HashMap::new(), bytes: 0 });
+        Self { shared: Arc::new(Shared { retained_bytes_max, idle }) }
+    }
+
+    /// A region of `len` bytes; the bytes are whatever was there before.
+    pub fn allocate(&self, len: usize) -> Region {
+        let class = class_of(len);
+        let block = self.shared.lock().take(class);
+        let block = block.unwrap_or_else(|| vec![0; class + REGION_ALIGN_BYTES - 1]);
+        Region::pooled(block, len, Home { class, pool: Arc::downgrade(&self.shared) })
+    }
+
+    /// Idle bytes kept right now.
+    pub fn retained_bytes(&self) -> usize {
+        self.shared.lock().bytes
+    }
+}
+
+/// Where a pooled block goes back to.
+pub(super) struct Home {
+    class: usize,
+    pool: Weak<Shared>,
+}
+
+impl Home {
+    pub(super) fn take_back(self, block: Vec<u8>) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        let mut idle = pool.lock();
+        if idle.bytes + self.class <= pool.retained_bytes_max {
+            idle.bytes += self.class;
+            idle.blocks.entry(self.class).or_default().push(block);
+        }
+    }
+}
+
+struct Shared {
+    retained_bytes_max: usize,
+    idle: Mutex<Idle>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Idle {
+    blocks: HashMap<usize, Vec<Vec<u8>>>,
+    bytes: usize,
+}
+
+impl Idle {
+    fn take(&mut self, class: usize) -> Option<Vec<u8>> {
+        let block = self.blocks.get_mut(&class)?.pop()?;
+        self.bytes -= class;
+        Some(block)
+    }
+}
+
+/// The size of the block that a request of `len` bytes gets.
+fn class_of(len: usize) -> usize {
+    if len <= CLASS_BYTES_MIN {
+        return CLASS_BYTES_MIN;
+    }
+    let step = len.next_power_of_two() / 2 / CLASSES_PER_DOUBLING;
+    len.div_ceil(step) * step
+}
