@@ -6,6 +6,7 @@
 //!
 //! Invariant: adding or changing a message changes [`SCHEMA`], so two builds that disagree refuse
 //! each other in the handshake instead of misreading one another.
+#![expect(missing_docs, reason = "rkyv's derive makes undocumented resolvers of enums")]
 
 use rkyv::rancor;
 
@@ -18,8 +19,12 @@ use crate::status::ClusterStatus;
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol version this build speaks.
 pub const PROTOCOL_MAX: u32 = 1;
-/// Digest of the message definitions; raised with every change to this file.
-pub const SCHEMA: u32 = 1;
+/// Digest of the message definitions.
+pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
+    include_str!("protocol.rs"),
+    include_str!("request.rs"),
+    include_str!("status.rs"),
+]);
 
 /// Who is on the other end of a control channel.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -72,7 +77,7 @@ pub struct Hello {
     /// Newest version spoken.
     pub protocol_max: u32,
     /// [`SCHEMA`] of the sender.
-    pub schema: u32,
+    pub schema: u64,
     /// Crate version, for messages to people.
     pub build: String,
     /// Cluster name; must be the coordinator's.

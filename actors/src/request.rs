@@ -1,6 +1,7 @@
 //! One request for pictures, and what comes back: plain values shared by engine, client and wire.
 //!
 //! Owns the names a user of diffusers or xDiT knows. Does not own how a request is planned or run.
+#![expect(missing_docs, reason = "rkyv's derive makes undocumented resolvers of enums")]
 
 use std::path::PathBuf;
 

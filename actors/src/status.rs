@@ -18,6 +18,7 @@ use crate::request::{Degrees, Dtype};
     rkyv::Serialize,
     rkyv::Deserialize,
 )]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct ClusterStatus {
     /// Name in the manifest.
     pub cluster: String,
@@ -50,6 +51,7 @@ pub struct ClusterStatus {
     rkyv::Serialize,
     rkyv::Deserialize,
 )]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct NodeStatus {
     /// Name in the manifest.
     pub name: String,
@@ -74,6 +76,7 @@ pub struct NodeStatus {
     rkyv::Serialize,
     rkyv::Deserialize,
 )]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct DeviceStatus {
     /// Position among the node's devices.
     pub index: u32,
@@ -100,6 +103,7 @@ pub struct DeviceStatus {
     rkyv::Serialize,
     rkyv::Deserialize,
 )]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct MeshStatus {
     /// Epoch.
     pub epoch: u64,
@@ -126,6 +130,7 @@ pub struct MeshStatus {
     rkyv::Serialize,
     rkyv::Deserialize,
 )]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct RankStatus {
     /// Rank.
     pub rank: u32,
@@ -156,6 +161,7 @@ pub struct RankStatus {
     rkyv::Serialize,
     rkyv::Deserialize,
 )]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct LinkStatus {
     /// One end.
     pub a: u32,

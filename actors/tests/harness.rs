@@ -16,8 +16,9 @@ use ditmesh_actors::request::{
     Degrees, FloatTensor, GenerateRequest, Output, OutputKind, PromptEmbeds, RankReport,
 };
 use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
+use ditmesh_transport::quic::{QuicConfig, QuicFabric};
 use ditmesh_transport::{
-    Epoch, Fabric, InProcessHub, MeshForm, PeerAddress, PeerId, RunId, Transport,
+    ClusterCa, Epoch, Fabric, InProcessHub, MeshForm, PeerAddress, PeerId, Role, RunId, Transport,
 };
 
 pub fn fixtures() -> PathBuf {
@@ -212,4 +213,18 @@ async fn form(plan: &Plan, fabrics: &[Arc<dyn Fabric>]) -> Vec<Arc<dyn Transport
         transports.push(transport.await.unwrap());
     }
     transports
+}
+
+/// Runs `request` over QUIC on loopback, one fabric for each member as each process would have.
+pub fn run_quic(dir: &Path, degrees: Degrees, request: &GenerateRequest) -> Outcome {
+    let identity = ClusterCa::generate("test").unwrap().issue(Role::Node, "node").unwrap();
+    let loopback = || "127.0.0.1:0".parse().unwrap();
+    run_over(dir, degrees, request, || {
+        let config = QuicConfig {
+            // Eight ranks on two busy cores: silence here means nothing.
+            idle_timeout: Duration::from_secs(30),
+            ..QuicConfig::new(identity.clone(), loopback(), loopback())
+        };
+        QuicFabric::bind(&config).unwrap()
+    })
 }

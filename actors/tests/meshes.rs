@@ -1,6 +1,6 @@
 //! The exact methods: serial equals diffusers, every other mesh equals serial.
 
-use crate::harness::{Golden, Outcome, degrees, relative, run};
+use crate::harness::{Golden, Outcome, degrees, relative, run, run_quic};
 
 #[test]
 fn serial_latents_equal_diffusers() {
@@ -36,6 +36,25 @@ fn stages_with_one_patch_are_exact() {
     for (cfg, stages, ulysses) in [(1, 2, 1), (1, 5, 1), (2, 3, 1), (1, 2, 2), (2, 2, 2)] {
         let outcome = run(&golden.dir, degrees(cfg, stages, ulysses), &request);
         check(&outcome, &serial, &golden, &format!("cfg {cfg}, {stages} stages, u {ulysses}"));
+    }
+}
+
+/// The same programs over real QUIC give the same bits as over memory.
+#[test]
+fn quic_meshes_equal_in_process_meshes_to_the_bit() {
+    let golden = Golden::load("sigma_8x8", "tall");
+    for (mesh, patches) in [((2, 1, 2), 1), ((1, 2, 2), 4), ((2, 2, 2), 4)] {
+        let mut request = golden.request(2);
+        request.num_pipeline_patch = Some(patches);
+        let (cfg, stages, ulysses) = mesh;
+        let mesh = degrees(cfg, stages, ulysses);
+        let memory = run(&golden.dir, mesh, &request);
+        let quic = run_quic(&golden.dir, mesh, &request);
+        assert_eq!(quic.latents().data, memory.latents().data, "{mesh}");
+        let sent = |outcome: &Outcome| -> Vec<u64> {
+            outcome.ranks.iter().map(|rank| rank.bytes_sent).collect()
+        };
+        assert_eq!(sent(&quic), sent(&memory), "{mesh}");
     }
 }
 

@@ -144,6 +144,29 @@ fn broken_tokenizers_are_named() -> Outcome {
     Ok(())
 }
 
+/// Normalisation rules are a table of offsets; whatever they are, nothing panics.
+#[test]
+fn damaged_normalisation_rules_never_panic() -> Outcome {
+    let whole = std::fs::read(fixture::path("tokenizers/nmt_nfkc/spiece/spiece.model"))?;
+    let dir = tempfile::tempdir()?;
+    for round in 0..40u32 {
+        let mut bytes = whole.clone();
+        for hit in 0..200u32 {
+            let at = (round * 7919 + hit * 104_729).wrapping_mul(2_654_435_761) as usize;
+            let at = at % bytes.len();
+            bytes[at] ^= (round + hit) as u8;
+        }
+        std::fs::write(dir.path().join("spiece.model"), bytes)?;
+        if let Ok(tokenizer) = Tokenizer::load(dir.path()) {
+            for prompt in ["a red apple", "ﬁne ＦＵＬＬ ½ 日本語 e\u{301} 🍎"] {
+                // Either is fine.
+                let _ = tokenizer.encode(prompt, 20);
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn unsupported_encoders_are_named() -> Outcome {
     let load = |dir: &std::path::Path| T5Encoder::load(dir, DType::F32, &Device::Cpu);

@@ -186,7 +186,7 @@ fn seconds_of_a_full_size_decoder() -> Outcome {
 fn time_sizes(decoder: &VaeDecoder) -> Outcome {
     let threads = std::thread::available_parallelism()?.get();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    for side in [8, 16, 32, 64] {
+    for side in [8, 16, 32] {
         let latents = Tensor::randn(0f32, 1.0, (1, 4, side, side), &Device::Cpu)?;
         let start = std::time::Instant::now();
         pool.install(|| decoder.decode(&latents))?;

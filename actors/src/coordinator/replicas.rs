@@ -42,14 +42,6 @@ impl Replica {
     pub(super) fn is_formed(&self) -> bool {
         self.ranks.is_some() && self.transport.is_some()
     }
-
-    /// A rank's device, for people.
-    pub(super) fn device_name(&self, rank: u32) -> String {
-        match self.devices.get(rank as usize) {
-            Some(device) => format!("device {device} (rank {rank})"),
-            None => "the coordinator".into(),
-        }
-    }
 }
 
 impl Drop for Replica {

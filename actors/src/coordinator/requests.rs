@@ -4,7 +4,6 @@
 //! dispatcher's; the run itself is in `run`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
@@ -108,7 +107,8 @@ impl State {
         };
         tokio::spawn(task.carry_out());
         let sink = request.sink.clone();
-        let run = Run::new(id, epoch, plan, sink, verdict, Instant::now());
+        let devices = replica.devices.clone();
+        let run = Run::new(id, epoch, plan, devices, sink, verdict);
         self.runs.insert(number, run);
         true
     }
@@ -149,22 +149,15 @@ impl State {
         }
     }
 
-    /// A rank failed; its replica is stopping the others.
+    /// A rank failed; its replica is stopping the others. When it lost a peer, membership or the
+    /// others may know more: the request then waits for the end of the run or of the mesh.
     pub(super) fn rank_failed(&mut self, run: u64, rank: u32, cause: &str, peer: Option<u32>) {
-        let Some((request, epoch)) = self.runs.get(&run).map(|run| (run.request, run.replica))
-        else {
-            return;
-        };
-        let Some(replica) = self.replicas.get(&epoch) else { return };
-        let who = replica.device_name(rank);
-        let error = match peer {
-            Some(peer) => GenerateError::Lost(format!(
-                "{who} lost its link to {}: {cause}",
-                replica.device_name(peer)
-            )),
-            None => GenerateError::Failed(format!("{who} failed: {cause}")),
-        };
-        self.fail_request(request, error);
+        let Some(run) = self.runs.get(&run) else { return };
+        tracing::warn!(rank, cause, ?peer, "a rank failed");
+        if peer.is_none() {
+            let (request, error) = (run.request, run.rank_failure(rank, cause, peer));
+            self.fail_request(request, error);
+        }
     }
 
     /// All ranks have ended a run.
@@ -175,11 +168,12 @@ impl State {
         outcomes: Vec<(u32, RankOutcome)>,
     ) {
         let Some(run) = self.runs.get_mut(&number) else { return };
-        run.outcomes = Some(outcomes);
+        run.ranks_ended(outcomes);
         self.settle(myself, number).await;
     }
 
-    /// The controller's part of a run is over.
+    /// The controller's part of a run is over. When it failed the ranks are stopped, and what they
+    /// say decides.
     pub(super) async fn controller_done(
         &mut self,
         myself: &ActorRef<CoordinatorMsg>,
@@ -187,17 +181,13 @@ impl State {
         outcome: Result<(), String>,
     ) {
         let Some(run) = self.runs.get_mut(&number) else { return };
-        run.controller_done = true;
-        let (request, epoch) = (run.request, run.replica);
-        if let Err(cause) = outcome {
+        let epoch = run.replica;
+        if let (Err(cause), Some(replica)) = (&outcome, self.replicas.get(&epoch)) {
             let cause = format!("the coordinator failed: {cause}");
-            if let Some(replica) = self.replicas.get(&epoch) {
-                let cause = cause.clone();
-                // A replica that has ended has stopped its run.
-                let _ = replica.actor.cast(ReplicaMsg::Abort { run: number, cause });
-            }
-            self.fail_request(request, GenerateError::Failed(cause));
+            // A replica that has ended has stopped its run.
+            let _ = replica.actor.cast(ReplicaMsg::Abort { run: number, cause });
         }
+        run.controller_ended(outcome);
         self.settle(myself, number).await;
     }
 

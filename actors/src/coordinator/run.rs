@@ -14,7 +14,7 @@ use crate::controller::{self, Inputs};
 use crate::dispatcher::RequestId;
 use crate::generation::{GenerateError, UpdateSink};
 use crate::plan::Plan;
-use crate::protocol::RankOutcome;
+use crate::protocol::{DeviceId, RankOutcome};
 use crate::request::{Generation, Report};
 
 /// Longest run; what bounds it in practice is the deadline of each wait in it.
@@ -29,8 +29,12 @@ pub(super) struct Run {
     pub(super) replica: u64,
     pub(super) sink: UpdateSink,
     /// How the ranks ended, once all have.
-    pub(super) outcomes: Option<Vec<(u32, RankOutcome)>>,
-    pub(super) controller_done: bool,
+    outcomes: Option<Vec<(u32, RankOutcome)>>,
+    controller_done: bool,
+    /// Why the controller's part failed; what a rank says explains it better.
+    controller_failure: Option<String>,
+    /// By rank, for people.
+    devices: Vec<DeviceId>,
     plan: Arc<Plan>,
     verdict: Option<oneshot::Sender<Verdict>>,
     started: Instant,
@@ -41,9 +45,9 @@ impl Run {
         request: RequestId,
         replica: u64,
         plan: Arc<Plan>,
+        devices: Vec<DeviceId>,
         sink: UpdateSink,
         verdict: oneshot::Sender<Verdict>,
-        started: Instant,
     ) -> Self {
         Self {
             request,
@@ -51,9 +55,11 @@ impl Run {
             sink,
             outcomes: None,
             controller_done: false,
+            controller_failure: None,
+            devices,
             plan,
             verdict: Some(verdict),
-            started,
+            started: Instant::now(),
         }
     }
 
@@ -65,27 +71,72 @@ impl Run {
         }
     }
 
+    /// The controller's part is over.
+    pub(super) fn controller_ended(&mut self, outcome: Result<(), String>) {
+        self.controller_done = true;
+        self.controller_failure = outcome.err();
+    }
+
+    /// All ranks are done.
+    pub(super) fn ranks_ended(&mut self, outcomes: Vec<(u32, RankOutcome)>) {
+        let failed = !outcomes.iter().all(|(_, outcome)| matches!(outcome, RankOutcome::Done(_)));
+        self.outcomes = Some(outcomes);
+        if failed {
+            self.conclude();
+        }
+    }
+
     /// Whether ranks and controller are all done with it.
     pub(super) fn is_over(&self) -> bool {
         self.controller_done && self.outcomes.is_some()
     }
 
-    /// Decides by what the ranks did.
+    /// Decides by what ranks and controller did.
     pub(super) fn conclude(&mut self) {
-        let verdict = self.verdict_of_ranks();
+        let verdict = match (self.failure(), &self.controller_failure) {
+            (Some(error), _) => Err(error),
+            (None, Some(cause)) => {
+                Err(GenerateError::Failed(format!("the coordinator failed: {cause}")))
+            }
+            (None, None) => self.report(),
+        };
         self.decide(verdict);
     }
 
-    fn verdict_of_ranks(&self) -> Verdict {
+    /// What the request ends with when `rank` failed.
+    pub(super) fn rank_failure(&self, rank: u32, cause: &str, peer: Option<u32>) -> GenerateError {
+        let who = self.who(rank);
+        match peer {
+            Some(peer) => {
+                let peer = self.who(peer);
+                GenerateError::Lost(format!("{who} lost its link to {peer}: {cause}"))
+            }
+            None => GenerateError::Failed(format!("{who} failed: {cause}")),
+        }
+    }
+
+    fn who(&self, rank: u32) -> String {
+        match self.devices.get(rank as usize) {
+            Some(device) => format!("device {device} (rank {rank})"),
+            None => "the coordinator".into(),
+        }
+    }
+
+    fn failure(&self) -> Option<GenerateError> {
+        self.outcomes.iter().flatten().find_map(|(rank, outcome)| match outcome {
+            RankOutcome::Failed { cause, peer } => Some(self.rank_failure(*rank, cause, *peer)),
+            _ => None,
+        })
+    }
+
+    fn report(&self) -> Verdict {
         let mut ranks = Vec::new();
         for (rank, outcome) in self.outcomes.iter().flatten() {
             match outcome {
                 RankOutcome::Done(report) => ranks.push(report.clone()),
-                RankOutcome::Aborted => {
-                    return Err(GenerateError::Failed(format!("rank {rank} was stopped")));
-                }
-                RankOutcome::Failed { cause, .. } => {
-                    return Err(GenerateError::Failed(format!("rank {rank} failed: {cause}")));
+                _ => {
+                    let who = self.who(*rank);
+                    return Err(GenerateError::Failed(format!("{who} was stopped")));
                 }
             }
         }

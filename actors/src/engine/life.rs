@@ -44,6 +44,8 @@ pub(super) async fn live(
         // Dropped, not sent: either way it is over.
         let _ = stopped.await;
     }
+    // First, so that requests end with the engine and not with one of its workers.
+    coordinator.stop().await;
     for (agent, _) in &agents {
         // An agent that has ended needs no order.
         let _ = agent.cast(NodeAgentMsg::Stop);
@@ -52,7 +54,6 @@ pub(super) async fn live(
         // It ends after its workers, whose threads are joined.
         let _ = joined.await;
     }
-    coordinator.stop().await;
 }
 
 async fn start(manifest: &Manifest) -> Result<(CoordinatorHandle, Vec<Agent>), String> {

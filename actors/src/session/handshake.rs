@@ -17,8 +17,8 @@ use crate::protocol::{
 pub enum HandshakeError {
     /// They come from builds that do not understand each other.
     #[error(
-        "version mismatch: here protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, schema {SCHEMA} (build \
-         {ours}), there protocol {min} to {max}, schema {schema} (build {theirs}); run the same \
+        "version mismatch: here protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, schema {SCHEMA:x} (build \
+         {ours}), there protocol {min} to {max}, schema {schema:x} (build {theirs}); run the same \
          build on every node"
     )]
     VersionMismatch {
@@ -31,7 +31,7 @@ pub enum HandshakeError {
         /// Newest protocol there.
         max: u32,
         /// Schema there.
-        schema: u32,
+        schema: u64,
     },
     /// They belong to different clusters.
     #[error("this is cluster \"{ours}\", not \"{theirs}\"")]
@@ -230,7 +230,7 @@ mod tests {
     fn another_version_schema_or_cluster_is_refused_with_both_named() {
         let good = hello("demo", agent("a"), 1);
         let newer = Hello { protocol_min: 8, protocol_max: 9, ..good.clone() };
-        let other = Hello { schema: SCHEMA + 1, build: "9.9.9".into(), ..good.clone() };
+        let other = Hello { schema: SCHEMA ^ 1, build: "9.9.9".into(), ..good.clone() };
         for wrong in [newer, other] {
             let error = check(&wrong, &certificate(Role::Node, "a"), "demo")
                 .expect_err("versions differ")

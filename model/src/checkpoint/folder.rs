@@ -121,8 +121,8 @@ impl Checkpoint {
         typed_config(&self.component_dir(component))
     }
 
-    /// Digest of every configuration, the headers of every weight file and samples of the weights
-    /// themselves (so that a fine-tuned model differs from its base); reads a few hundred KiB.
+    /// Digest of every configuration and of samples of the weight files (so that a fine-tuned
+    /// model differs from its base); reads a few hundred KiB.
     ///
     /// # Errors
     /// When a file cannot be read.

@@ -17,7 +17,8 @@ use crate::error::ModelError;
 enum Prediction {
     Epsilon,
     Sample,
-    VPrediction,
+    #[serde(rename = "v_prediction")]
+    Velocity,
 }
 
 /// Where the timesteps lie (Lin et al. 2023, table 2).
@@ -210,7 +211,7 @@ impl Scheduler for Ddim {
                 let epsilon = divided(&(&sample - times(&output, alpha)?)?, beta)?;
                 (output, epsilon)
             }
-            Prediction::VPrediction => (
+            Prediction::Velocity => (
                 (times(&sample, alpha)? - times(&output, beta)?)?,
                 (times(&output, alpha)? + times(&sample, beta)?)?,
             ),

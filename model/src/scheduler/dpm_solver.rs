@@ -64,19 +64,19 @@ impl DpmSolverMultistep {
                 divided(&(sample - times(&output, sigma)?)?, alpha)?
             }
             (Algorithm::DpmSolverPlusPlus, Prediction::Sample) => output,
-            (Algorithm::DpmSolverPlusPlus, Prediction::VPrediction) => {
+            (Algorithm::DpmSolverPlusPlus, Prediction::Velocity) => {
                 (times(sample, alpha)? - times(&output, sigma)?)?
             }
-            (Algorithm::DpmSolverPlusPlus, Prediction::FlowPrediction) => {
+            (Algorithm::DpmSolverPlusPlus, Prediction::Flow) => {
                 (sample - times(&output, self.schedule.sigmas[step])?)?
             }
             (Algorithm::DpmSolver, Prediction::Sample) => {
                 divided(&(sample - times(&output, alpha)?)?, sigma)?
             }
-            (Algorithm::DpmSolver, Prediction::VPrediction) => {
+            (Algorithm::DpmSolver, Prediction::Velocity) => {
                 (times(&output, alpha)? + times(sample, sigma)?)?
             }
-            (Algorithm::DpmSolver, Prediction::Epsilon | Prediction::FlowPrediction) => output,
+            (Algorithm::DpmSolver, Prediction::Epsilon | Prediction::Flow) => output,
         })
     }
 }

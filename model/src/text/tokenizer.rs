@@ -3,6 +3,7 @@
 //! Owns loading both and padding, cutting and ending a sequence as transformers does. Does not own
 //! which text is tokenized. Invariant: both ways give the ids that transformers gives.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -59,15 +60,15 @@ impl Tokenizer {
         let name = |key: &str, default: &str| special_token(&config, key, default);
         let (path, inner) = if json.is_file() {
             let bytes = read_bounded(&json, TOKENIZER_BYTES_MAX)?;
-            let inner = Inner::from_bytes(bytes).map_err(|error| unusable(&json, error))?;
+            let inner = guarded(|| Inner::from_bytes(bytes)).map_err(|why| unusable(&json, why))?;
             (json, inner)
         } else if spiece.is_file() {
             let bytes = read_bounded(&spiece, TOKENIZER_BYTES_MAX)?;
             let extra = config.get("extra_ids").and_then(Value::as_u64).unwrap_or(EXTRA_IDS);
             let names =
                 [name("pad_token", "<pad>"), name("eos_token", "</s>"), name("unk_token", "<unk>")];
-            let inner = from_sentencepiece(&bytes, extra, &names)
-                .map_err(|reason| unusable(&spiece, reason))?;
+            let inner = guarded(|| from_sentencepiece(&bytes, extra, &names))
+                .map_err(|why| unusable(&spiece, why))?;
             (spiece, inner)
         } else {
             return Err(CheckpointError::MissingFile {
@@ -109,14 +110,13 @@ impl Tokenizer {
         if max_length == 0 {
             return Err(ModelError::Invalid("max_length is 0, expected at least 1".to_owned()));
         }
-        let failed =
-            |error: tokenizers::Error| ModelError::Invalid(format!("cannot tokenize: {error}"));
-        let encoding = self.inner.encode(prompt, false).map_err(failed)?;
+        let failed = |why: String| ModelError::Invalid(format!("cannot tokenize: {why}"));
+        let encoding = guarded(|| self.inner.encode(prompt, false)).map_err(failed)?;
         let all = encoding.get_ids();
         let kept = all.len().min(max_length - 1);
         let truncated = match &all[kept..] {
             [] => None,
-            lost => Some(self.inner.decode(lost, false).map_err(failed)?),
+            lost => Some(guarded(|| self.inner.decode(lost, false)).map_err(failed)?),
         };
         let mut ids = all[..kept].to_vec();
         ids.push(self.eos);
@@ -124,6 +124,15 @@ impl Tokenizer {
         ids.resize(max_length, self.pad);
         mask.resize(max_length, 0);
         Ok(TokenIds { ids, mask, truncated })
+    }
+}
+
+/// Calls into the tokenizers crate, which indexes normalisation rules from the file without
+/// checking them: a panic there becomes an error like the others.
+fn guarded<T, E: ToString>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizer's rules are broken; download its file again".to_owned()),
     }
 }
 

@@ -119,7 +119,7 @@ impl AutoencoderKlConfig {
         if self.norm_num_groups == 0 {
             return bad("norm_num_groups", "at least 1", "0".to_owned());
         }
-        let misfit = |width: &&usize| **width == 0 || **width % self.norm_num_groups != 0;
+        let misfit = |width: &&usize| **width == 0 || !width.is_multiple_of(self.norm_num_groups);
         if let Some(width) = self.block_out_channels.iter().find(misfit) {
             let expected = format!("multiples of norm_num_groups {}", self.norm_num_groups);
             return Err(("block_out_channels", expected, width.to_string()));

@@ -13,7 +13,7 @@ use crate::error::ModelError;
 use crate::kernels::{matmul, threads};
 
 /// Bytes of unfolded input held at a time.
-const COLUMN_BYTES_MAX: usize = 4 << 20;
+const COLUMN_BYTES_MAX: usize = 32 << 20;
 
 /// The rows next to a band that belong to its neighbours: f32 `[B, C, kernel / 2, W]` each, or
 /// `None` at the edge of the picture, where zeros stand.

@@ -48,7 +48,11 @@ impl GroupNorm {
     /// # Errors
     /// When the channels do not divide by the groups, or gain and bias differ in length.
     pub fn new(groups: usize, gain: Vec<f32>, bias: Vec<f32>) -> Result<Self, ModelError> {
-        if groups == 0 || gain.is_empty() || gain.len() % groups != 0 || gain.len() != bias.len() {
+        if groups == 0
+            || gain.is_empty()
+            || !gain.len().is_multiple_of(groups)
+            || gain.len() != bias.len()
+        {
             return Err(ModelError::Invalid(format!(
                 "group norm of {groups} groups cannot have {} gains and {} biases",
                 gain.len(),

@@ -13,8 +13,10 @@ use crate::scheduler::alphas::Betas;
 pub(super) enum Prediction {
     Epsilon,
     Sample,
-    VPrediction,
-    FlowPrediction,
+    #[serde(rename = "v_prediction")]
+    Velocity,
+    #[serde(rename = "flow_prediction")]
+    Flow,
 }
 
 /// Which integral is solved: of the noise or of the data prediction. `deis` means the latter.
@@ -191,7 +193,7 @@ impl DpmSolverConfig {
                     "\"zero\"".to_owned(),
                 );
             }
-            if self.prediction_type == Prediction::FlowPrediction {
+            if self.prediction_type == Prediction::Flow {
                 let expected = "\"epsilon\", \"sample\" or \"v_prediction\" with dpmsolver";
                 return bad("prediction_type", expected, "\"flow_prediction\"".to_owned());
             }

@@ -101,7 +101,7 @@ impl T5EncoderConfig {
             return bad("num_layers", "at most 1024", config.num_layers.to_string());
         }
         let buckets = config.relative_attention_num_buckets;
-        if buckets < 4 || buckets % 2 != 0 {
+        if buckets < 4 || !buckets.is_multiple_of(2) {
             return bad(
                 "relative_attention_num_buckets",
                 "an even number from 4",
