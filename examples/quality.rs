@@ -5,6 +5,8 @@
 //! prints the share whose nearest neighbour among all training pictures (squared error of the
 //! pixels) is the one that was named. With `--sheet` it writes one contact sheet for each.
 
+#![allow(clippy::print_stdout, reason = "printing is what it is for")]
+
 use std::path::{Path, PathBuf};
 
 use ditmesh::{Degrees, Engine, GenerateRequest, Manifest, ModelSource, Output, RgbImage};

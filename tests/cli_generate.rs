@@ -26,8 +26,7 @@ fn generate(folder: &Path, args: &[&str]) -> Ended {
     let inputs = fixtures().join("cases").join(CASE).join("square.safetensors");
     let (model, inputs) = (text(&model), text(&inputs));
     let given = ["generate", "--model", model, "--latents", inputs, "--prompt-embeds", inputs];
-    let case = ["--height", "32", "--width", "32", "--steps", "8", "--threads", "1"];
-    ditmesh(folder, &[&given[..], &case[..], args].concat())
+    ditmesh(folder, &[&given[..], &["--steps", "8", "--threads", "1"], args].concat())
 }
 
 fn tensor(path: &Path, name: &str) -> Vec<f32> {
@@ -50,7 +49,8 @@ fn latents_equal_those_of_diffusers_on_exact_meshes() {
     let folder = tempfile::tempdir().unwrap();
     let expected = fixtures().join("cases").join(CASE).join("square.safetensors");
     let expected = tensor(&expected, "out.latents");
-    let output = ["--output-type", "latent", "-o", "out.safetensors"];
+    let output = ["--output-type", "latent", "-o", "out.safetensors", "--height", "32"];
+    let output = [&output[..], &["--width", "32"]].concat();
     for mesh in [&[][..], &["--cfg-degree", "2"], &["--cfg-degree", "2", "--ulysses-degree", "2"]] {
         let ended = generate(folder.path(), &[&output[..], mesh].concat());
         assert_eq!(ended.done(), "out.safetensors\n");
@@ -63,8 +63,8 @@ fn latents_equal_those_of_diffusers_on_exact_meshes() {
 fn a_picture_carries_its_recipe_and_the_report_says_who_did_what() {
     let folder = tempfile::tempdir().unwrap();
     let mesh = ["--cfg-degree", "2", "--pipefusion-degree", "2", "--num-pipeline-patch", "4"];
-    let files = ["-o", "a.png", "--report", "r.json"];
-    let ended = generate(folder.path(), &[&mesh[..], &files[..]].concat());
+    let files = ["--height", "32", "--width", "32", "-o", "a.png", "--report", "r.json"];
+    let ended = generate(folder.path(), &[&mesh[..], &files[..], &["--log", "error"]].concat());
     assert_eq!(ended.done(), "a.png\n");
     assert_eq!(ended.stderr, "");
     let json = ditmesh(folder.path(), &["inspect", "--json", "a.png"]);
@@ -113,12 +113,27 @@ fn what_the_model_cannot_do_is_a_usage_error_that_says_what_would() {
     let folder = tempfile::tempdir().unwrap();
     for (args, parts) in [
         (&["--height", "31"][..], &["31"][..]),
-        (&["--pipefusion-degree", "64"], &["64"]),
-        (&["--ulysses-degree", "3", "--sync-steps", "0"], &["sync_steps"]),
+        (&["--height", "64"], &["latents"]),
+        (&["--num-pipeline-patch", "4", "--sync-steps", "0"], &["sync_steps"]),
+        (&["--pipefusion-degree", "2", "--sync-steps", "0"], &["sync_steps"]),
         (&["--guidance-scale", "1", "--cfg-degree", "2"], &["cfg_degree"]),
     ] {
         generate(folder.path(), &[&["-o", "x.png"][..], args].concat()).refused(2, parts);
         assert!(!folder.path().join("x.png").exists());
+    }
+}
+
+#[test]
+fn degrees_that_the_model_cannot_have_say_what_would_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    for (args, parts) in [
+        (["--pipefusion-degree", "64"], ["8 blocks", "at most 8 would fit"]),
+        (["--ulysses-degree", "9"], ["8 attention heads", "at most 8 would fit"]),
+    ] {
+        let ended = generate(folder.path(), &args);
+        let code = ended.code.unwrap_or_default();
+        assert!(matches!(code, 1 | 2), "{ended:?}");
+        ended.refused(code, &parts);
     }
 }
 

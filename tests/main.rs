@@ -1,6 +1,6 @@
 //! All integration tests, linked once.
 //!
-//! Modules named `cli_*` drive the built command line.
+//! Modules named `cli_*` drive the built command line, `cluster_*` whole clusters of its processes.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -10,3 +10,6 @@ mod cli_generate;
 mod cli_manifest;
 mod cli_process;
 mod cli_usage;
+mod cluster_harness;
+mod cluster_kill;
+mod cluster_launch;

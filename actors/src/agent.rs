@@ -193,8 +193,12 @@ fn plane(
     node: &NodeSection,
     identity: Identity,
 ) -> Result<DataPlane, AgentError> {
-    let config = DataPlaneConfig::of(&orders.manifest, node)
-        .map_err(|cause| start_error(&orders.node, &cause))?;
+    let failed = |cause: &dyn std::fmt::Display| start_error(&orders.node, cause);
+    let config = DataPlaneConfig::of(&orders.manifest, node).map_err(|cause| failed(&cause))?;
+    let coordinator = usize::from(orders.coordinator.is_none());
+    for place in 0..node.devices.len() + coordinator {
+        config.ports_of(place).map_err(|error| failed(&error))?;
+    }
     Ok(DataPlane::quic(config, identity))
 }
 
@@ -228,13 +232,13 @@ fn home(
     let manifest = &orders.manifest;
     let failed = |cause: &dyn std::fmt::Display| start_error(&node.name, cause);
     if manifest.launcher.isolation == Isolation::Thread {
-        return Ok(WorkerHome::Thread(ThreadHome {
+        return Ok(WorkerHome::Thread(Box::new(ThreadHome {
             cluster: manifest.cluster.name.clone(),
             node: node.name.clone(),
             devices: node.devices.clone(),
             plane,
             dialer,
-        }));
+        })));
     }
     let data_plane = DataPlaneConfig::of(manifest, node).map_err(|cause| failed(&cause))?;
     let order = |(index, device): (usize, &crate::manifest::DeviceSection)| WorkerBootstrap {

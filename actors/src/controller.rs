@@ -4,6 +4,7 @@
 //! Owns nothing beyond one run. Ends early when the run is aborted on its links or they close; who
 //! does that is the coordinator.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ditmesh_transport::Transport;
@@ -12,6 +13,7 @@ use ditmesh_transport::ids::{Epoch, PeerId, RunId};
 use ditmesh_transport::link::{PostRecv, Received, SendFrame};
 use thiserror::Error;
 
+use crate::checkpoint::CheckpointStore;
 use crate::executor::error::ExecuteError;
 use crate::executor::wire_tensor;
 use crate::plan::Plan;
@@ -19,13 +21,15 @@ use crate::plan::message::{Message, MessageKind};
 use crate::plan::program::Op;
 use crate::request::{FloatTensor, Output, PromptEmbeds, RgbImage};
 
-/// Tensors that came with a request.
+/// Tensors that came with a request, and where its checkpoints go.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// Initial latents.
     pub latents: Option<FloatTensor>,
     /// Embeddings in place of the prompt.
     pub prompt_embeds: Option<PromptEmbeds>,
+    /// Keeps the run's newest checkpoint, when somebody wants it.
+    pub checkpoints: Option<Arc<CheckpointStore>>,
 }
 
 /// Why the controller's part failed.
@@ -39,7 +43,7 @@ pub enum ControllerError {
         /// The rank.
         peer: usize,
         /// What the transport said.
-        source: TransportError,
+        source: Box<TransportError>,
     },
     /// The result is not what the plan says.
     #[error(transparent)]
@@ -99,7 +103,15 @@ async fn carry_out(
                 let post = PostRecv { run, tag: message.tag(), region, len };
                 let received = link.post_recv(post).await.map_err(&fail)?;
                 wire_tensor::check(&received, &message, peer, epoch)?;
-                output = Some(to_output(plan, &received)?);
+                if message.kind == MessageKind::Checkpoint {
+                    if let Some(store) = &inputs.checkpoints {
+                        let bytes = received.region.bytes().get(..received.len);
+                        let rows = wire_tensor::floats(bytes.unwrap_or_default());
+                        store.put(plan, peer, &message, rows.map_err(ExecuteError::from)?);
+                    }
+                } else {
+                    output = Some(to_output(plan, &received)?);
+                }
             }
             _ => {}
         }
@@ -117,7 +129,7 @@ async fn carry_out(
 
 fn failure(peer: usize, message: &Message) -> impl Fn(TransportError) -> ControllerError + use<> {
     let what = message.to_string();
-    move |source| ControllerError::Frame { what: what.clone(), peer, source }
+    move |source| ControllerError::Frame { what: what.clone(), peer, source: Box::new(source) }
 }
 
 /// The elements of an input message; the unconditional branch comes first.

@@ -36,7 +36,7 @@ use tokio::task::JoinHandle;
 pub(crate) use handle::CoordinatorHandle;
 
 use crate::dispatcher::{Dispatcher, DispatcherEvent, RequestId};
-use crate::generation::UpdateSink;
+use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::{RankMsg, ReplicaReport};
 use crate::manifest::Manifest;
 use crate::membership::{Membership, MembershipEvent, Now};
@@ -67,7 +67,7 @@ pub(crate) struct CoordinatorArgs {
 /// What it is sent.
 pub(crate) enum CoordinatorMsg {
     /// The model was looked up.
-    Model(Result<Model, String>),
+    Model(Result<Model, GenerateError>),
     /// Somebody passed the handshake.
     Arrived(Box<Hello>, ControlChannel),
     /// A session delivered a message.
@@ -119,7 +119,7 @@ pub(crate) struct State {
     /// Zero of its time.
     started: Instant,
     ticking: JoinHandle<()>,
-    model: Option<Result<Model, String>>,
+    model: Option<Result<Model, GenerateError>>,
     membership: Membership,
     sessions: Sessions,
     formation: Option<Formation>,
@@ -200,6 +200,7 @@ impl Actor for Coordinator {
                 state.submit(&myself, id, *request, sink).await;
             }
             CoordinatorMsg::Cancel(request) => {
+                state.early.retain(|(early, _, _)| *early != request);
                 state.dispatch(&myself, DispatcherEvent::Cancelled { request }).await;
             }
             CoordinatorMsg::Replica(report) => state.replica_says(&myself, report).await,

@@ -146,7 +146,9 @@ impl Executor {
             Op::TakeLatents => self.take_latents(),
             Op::Condition => self.condition(),
             Op::Recv { peer, message } => self.receive(peer, &message),
-            Op::Send { peer, message } => self.send(peer, &message),
+            Op::Send { peer, message } | Op::Checkpoint { peer, message } => {
+                self.send(peer, &message)
+            }
             Op::Forward { step, patch, .. } => self.forward(step, patch),
             Op::Exchange { peer, message } => self.exchange(peer, &message),
             Op::Denoise { step, patch } => self.denoise(step, patch),
@@ -230,7 +232,7 @@ impl Executor {
             MessageKind::TextMask => self.text.mask.clone(),
             MessageKind::Activation => self.activation.take(),
             MessageKind::Sample => Some(self.latents.get(message.patch())?),
-            MessageKind::FinalRows => Some(self.latents.get(Patch::All)?),
+            MessageKind::FinalRows | MessageKind::Checkpoint => Some(self.latents.get(Patch::All)?),
             MessageKind::Result => self.result.take(),
             _ => None,
         };

@@ -6,6 +6,7 @@
 //! (`ditmesh-model`) and the network (`ditmesh-transport`).
 
 pub mod agent;
+pub mod checkpoint;
 pub mod client;
 pub mod controller;
 pub mod coordinator;

@@ -177,6 +177,7 @@ impl Plan {
             }
             if at.stage + 1 == self.mesh.stages() {
                 ops.push(Op::StepDone { step });
+                ops.extend(self.checkpoint(at, step));
             }
         }
         self.epilogue(rank, at, &mut ops);
@@ -241,6 +242,18 @@ impl Plan {
         pipefusion::return_sample(self, at, step, patch, ops);
     }
 
+    /// The rows of the rank at `at` after `step`, when the step is one that is kept.
+    fn checkpoint(&self, at: Coordinates, step: usize) -> Option<Op> {
+        let every = self.run.checkpoint_every as usize;
+        let kept = every > 0 && (step + 1) % every == 0 && step + 1 < self.steps();
+        let rows = self.rows(at.sp, Patch::All).len();
+        (kept && at.cfg == 0 && rows > 0).then(|| {
+            let shape = self.latent_shape(1, rows);
+            let message = Message::of_patch(MessageKind::Checkpoint, step, None, shape);
+            Op::Checkpoint { peer: self.controller(), message }
+        })
+    }
+
     /// Final rows to the output rank, the result to the controller.
     fn epilogue(&self, rank: usize, at: Coordinates, ops: &mut Vec<Op>) {
         if at.stage + 1 < self.mesh.stages() || at.cfg > 0 {
@@ -284,6 +297,16 @@ impl Plan {
             let send = |peer| Op::Send { peer, message: message.clone() };
             ops.extend(ranks.clone().filter(edge).map(send));
         }
+        let last = |&rank: &usize| self.mesh.coordinates(rank).stage + 1 == self.mesh.stages();
+        for step in 0..self.steps() {
+            let kept = ranks.clone().filter(last).filter_map(|peer| {
+                match self.checkpoint(self.mesh.coordinates(peer), step)? {
+                    Op::Checkpoint { message, .. } => Some(Op::Recv { peer, message }),
+                    _ => None,
+                }
+            });
+            ops.extend(kept);
+        }
         let output = ranks.into_iter().find(|&rank| self.is_output(self.mesh.coordinates(rank)));
         ops.extend(output.map(|peer| Op::Recv { peer, message: self.result() }));
         Program { ops }
@@ -312,7 +335,9 @@ impl Plan {
     fn expand(&self, at: Coordinates, op: Op) -> Vec<Action> {
         match op {
             Op::Recv { peer, message } => vec![Action::Recv(peer, message)],
-            Op::Send { peer, message } => vec![Action::Send(peer, message)],
+            Op::Send { peer, message } | Op::Checkpoint { peer, message } => {
+                vec![Action::Send(peer, message)]
+            }
             Op::Exchange { peer, message } => {
                 vec![Action::Send(peer, message.clone()), Action::Recv(peer, message)]
             }

@@ -98,7 +98,7 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ToCoordinator {
     /// Introduces the dialling side.
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// Still here (agents and workers).
     Heartbeat {
         /// Counts up per channel.
@@ -150,7 +150,7 @@ pub enum ToCoordinator {
         /// Chosen by the client; replies carry it.
         id: u64,
         /// What it asks.
-        call: ClientCall,
+        call: Box<ClientCall>,
     },
 }
 
@@ -193,9 +193,9 @@ pub enum FromCoordinator {
         sequence: u64,
     },
     /// Join a mesh: load the partition and bring up the links.
-    Form(Form),
+    Form(Box<Form>),
     /// Run a request on the formed mesh.
-    Start(Start),
+    Start(Box<Start>),
     /// Stop a run.
     Abort {
         /// The run.
@@ -289,6 +289,8 @@ pub struct RunSpec {
     pub num_pipeline_patch: u32,
     /// Synchronous steps.
     pub sync_steps: u32,
+    /// Steps between checkpoints; 0 keeps none.
+    pub checkpoint_every: u32,
     /// Whether latents are returned instead of a picture.
     pub latent_output: bool,
     /// Whether the controller sends initial latents.
@@ -311,7 +313,7 @@ pub enum ClientCall {
     /// `inputs_follow`; they are then absent from `request`.
     Generate {
         /// The request.
-        request: GenerateRequest,
+        request: Box<GenerateRequest>,
         /// Whether a blob with the tensors follows.
         inputs_follow: bool,
     },
@@ -343,7 +345,7 @@ pub enum ClientReply {
     /// The request is done; the pixels or latents follow as a blob.
     Done {
         /// What the ranks did.
-        report: Report,
+        report: Box<Report>,
         /// Shape of the blob: `[height, width, 3]` bytes, or latents as f32.
         shape: Vec<u32>,
         /// Whether the blob holds latents.
@@ -357,7 +359,7 @@ pub enum ClientReply {
         cause: String,
     },
     /// The cluster as it is.
-    Status(ClusterStatus),
+    Status(Box<ClusterStatus>),
     /// The cluster is going down.
     Down,
 }

@@ -202,6 +202,9 @@ pub struct GenerateRequest {
     pub num_pipeline_patch: Option<u32>,
     /// Synchronous steps before PipeFusion's asynchronous ones (xDiT: `warmup_steps`).
     pub sync_steps: u32,
+    /// Steps between checkpoints of the latents at the controller; 0 keeps none. Nothing resumes
+    /// from them yet.
+    pub checkpoint_every: u32,
     /// What to return.
     pub output: OutputKind,
     /// Initial latents `[1, C, H, W]` (or `[1, C, F, H, W]`) in place of seeded noise.
@@ -223,6 +226,7 @@ impl Default for GenerateRequest {
             degrees: None,
             num_pipeline_patch: None,
             sync_steps: 1,
+            checkpoint_every: 0,
             output: OutputKind::Image,
             latents: None,
             prompt_embeds: None,

@@ -5,6 +5,7 @@
 pub(crate) mod bootstrap;
 pub(crate) mod host;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +27,11 @@ pub const SUBCOMMAND: &str = "worker";
 /// Time to say good-bye once the agent has gone.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Time for the last messages to leave.
+/// Time for worker and session to end.
 const FAREWELL: Duration = Duration::from_millis(200);
+
+/// Time for their last messages to leave.
+const LINGER: Duration = Duration::from_millis(50);
 
 /// Why a worker process ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,15 @@ pub enum WorkerProcessError {
 /// # Errors
 /// When it could not start or lost its coordinator for good.
 pub fn run() -> Result<(), WorkerProcessError> {
+    let outcome = carry_out();
+    if let Err(error) = &outcome {
+        // For the agent, which tells the coordinator; one that has gone does not listen.
+        let _ = writeln!(std::io::stdout(), "{error}");
+    }
+    outcome
+}
+
+fn carry_out() -> Result<(), WorkerProcessError> {
     let orders: WorkerBootstrap = bootstrap::read().map_err(WorkerProcessError::Bootstrap)?;
     let device = DeviceId { node: orders.node.clone(), index: orders.index };
     let failed = |cause: String| WorkerProcessError::Start { device: device.to_string(), cause };
@@ -107,13 +120,14 @@ async fn live(orders: &WorkerBootstrap, device: DeviceId) -> Result<HostEnd, Str
         end = end => end.unwrap_or_else(|_| HostEnd::Failed("its host actor failed".into())),
         _ = stdin_closed => {
             // A host that has ended needs no order.
-            let _ = host.cast(HostMsg::Stop);
+            let _ = host.cast(HostMsg::Stop("its agent has gone".into()));
             HostEnd::Told
         }
     };
     fabric.close();
     // Sessions say why they end; who does not listen in time learns it from silence.
     let _ = tokio::time::timeout(FAREWELL, life).await;
+    tokio::time::sleep(LINGER).await;
     endpoint.close("the worker has ended");
     Ok(end)
 }

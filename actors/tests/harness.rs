@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
+use ditmesh_actors::checkpoint::{Checkpoint, CheckpointStore};
 use ditmesh_actors::controller::{self, Inputs};
 use ditmesh_actors::executor::abort::AbortFlag;
 use ditmesh_actors::executor::{Assignment, execute};
@@ -99,6 +100,7 @@ pub fn degrees(cfg: u32, pipefusion: u32, ulysses: u32) -> Degrees {
 pub struct Outcome {
     pub output: Output,
     pub ranks: Vec<RankReport>,
+    pub checkpoint: Option<Checkpoint>,
 }
 
 impl Outcome {
@@ -147,8 +149,12 @@ pub fn run_over(
             std::thread::spawn(move || rank_thread(&plan, rank, &dir, transport))
         })
         .collect();
-    let inputs =
-        Inputs { latents: request.latents.clone(), prompt_embeds: request.prompt_embeds.clone() };
+    let store = Arc::new(CheckpointStore::default());
+    let inputs = Inputs {
+        latents: request.latents.clone(),
+        prompt_embeds: request.prompt_embeds.clone(),
+        checkpoints: Some(Arc::clone(&store)),
+    };
     let limit = Duration::from_secs(120);
     let transport = transports[plan.controller()].as_ref();
     let work = controller::run(&plan, transport, RunId(7), Epoch(1), &inputs, limit);
@@ -156,7 +162,7 @@ pub fn run_over(
     let ranks = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
     transports.iter().for_each(|transport| transport.close("the test is over"));
     fabrics.iter().for_each(|fabric| fabric.close());
-    Outcome { output, ranks }
+    Outcome { output, ranks, checkpoint: store.newest() }
 }
 
 fn rank_thread(

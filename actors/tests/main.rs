@@ -1,5 +1,5 @@
 //! Behaviour of the actors crate on whole runs: one binary, so that candle is linked once.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod engine;
 mod harness;

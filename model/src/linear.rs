@@ -96,7 +96,7 @@ impl Linear {
             cat(parts).map_err(|source| CheckpointError::Tensor {
                 path: weights.path().to_owned(),
                 tensor: format!("{}.{part}", prefixes.join(" and ")),
-                source,
+                source: Box::new(source),
             })
         };
         let weight = stack("weight", &[output, input], dtype)?;
@@ -104,7 +104,7 @@ impl Linear {
         let weight = LinearWeight::new(weight).map_err(|error| CheckpointError::Tensor {
             path: weights.path().to_owned(),
             tensor: format!("{}.weight", prefixes.join(" and ")),
-            source: candle_core::Error::Msg(error.to_string()),
+            source: Box::new(candle_core::Error::Msg(error.to_string())),
         })?;
         Ok(Self { weight, bias })
     }

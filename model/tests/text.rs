@@ -149,21 +149,25 @@ fn broken_tokenizers_are_named() -> Outcome {
 fn damaged_normalisation_rules_never_panic() -> Outcome {
     let whole = std::fs::read(fixture::path("tokenizers/nmt_nfkc/spiece/spiece.model"))?;
     let dir = tempfile::tempdir()?;
-    for round in 0..40u32 {
+    let mut loaded = 0;
+    for round in 0..40usize {
         let mut bytes = whole.clone();
-        for hit in 0..200u32 {
-            let at = (round * 7919 + hit * 104_729).wrapping_mul(2_654_435_761) as usize;
-            let at = at % bytes.len();
-            bytes[at] ^= (round + hit) as u8;
+        for hit in 0..2000 {
+            // The table is most of the file; texts of 60 kB, which must be utf-8, follow it.
+            let back = 70_000 + (round * 7919 + hit * 104_729) % 150_000;
+            let at = bytes.len() - back;
+            bytes[at] ^= (1 + (round + hit) % 255) as u8;
         }
         std::fs::write(dir.path().join("spiece.model"), bytes)?;
         if let Ok(tokenizer) = Tokenizer::load(dir.path()) {
+            loaded += 1;
             for prompt in ["a red apple", "ﬁne ＦＵＬＬ ½ 日本語 e\u{301} 🍎"] {
-                // Either is fine.
+                // Ids or an error: either is fine.
                 let _ = tokenizer.encode(prompt, 20);
             }
         }
     }
+    assert!(loaded > 0, "no damaged file came as far as tokenizing");
     Ok(())
 }
 

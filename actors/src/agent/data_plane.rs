@@ -29,6 +29,7 @@ pub(crate) struct DataPlaneConfig {
     mtu_bytes: u16,
     heartbeat_ms: u32,
     dead_ms: u32,
+    form_deadline_ms: u32,
 }
 
 impl DataPlaneConfig {
@@ -43,6 +44,7 @@ impl DataPlaneConfig {
             mtu_bytes: manifest.transport.mtu_bytes,
             heartbeat_ms: manifest.health.heartbeat_ms,
             dead_ms: manifest.health.dead_ms,
+            form_deadline_ms: manifest.health.form_deadline_ms,
         })
     }
 }
@@ -93,6 +95,8 @@ impl DataPlane {
             mtu_bytes: config.mtu_bytes,
             idle_timeout,
             keep_alive,
+            // Whoever has loaded its weights waits for those who have not.
+            hello_wait: Duration::from_millis(config.form_deadline_ms.into()),
             ..QuicConfig::new(identity.clone(), at(control), at(bulk))
         };
         Ok(QuicFabric::bind(&quic)?)
@@ -100,7 +104,11 @@ impl DataPlane {
 }
 
 impl DataPlaneConfig {
-    fn ports_of(&self, place: usize) -> Result<[u16; PORTS_PER_FABRIC], DataPlaneError> {
+    /// The ports of the process at `place`.
+    ///
+    /// # Errors
+    /// When the range is too small.
+    pub(crate) fn ports_of(&self, place: usize) -> Result<[u16; PORTS_PER_FABRIC], DataPlaneError> {
         let Some((first, last)) = self.ports else { return Ok([0, 0]) };
         let control = usize::from(first) + place * PORTS_PER_FABRIC;
         match (u16::try_from(control), u16::try_from(control + 1)) {
@@ -144,7 +152,14 @@ mod tests {
 
     fn config(ports: Option<(u16, u16)>) -> DataPlaneConfig {
         let address = IpAddr::from([127, 0, 0, 1]);
-        DataPlaneConfig { address, ports, mtu_bytes: 1452, heartbeat_ms: 200, dead_ms: 1500 }
+        DataPlaneConfig {
+            address,
+            ports,
+            mtu_bytes: 1452,
+            heartbeat_ms: 200,
+            dead_ms: 1500,
+            form_deadline_ms: 1000,
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -26,13 +26,19 @@ use crate::worker_process::host::{HostArgs, HostEnd, HostMsg, WorkerHost};
 /// Time for a worker to end by itself before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Bytes that a worker can say about its end.
+const LAST_WORDS_BYTES_MAX: u64 = 4096;
+
+/// Time to read them once it has ended.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(200);
+
 /// Called once with how a worker ended.
 pub(crate) type OnEnd = Box<dyn FnOnce(String) + Send>;
 
 /// The way workers are started.
 pub(crate) enum WorkerHome {
     Process(ProcessHome),
-    Thread(ThreadHome),
+    Thread(Box<ThreadHome>),
 }
 
 /// Workers in processes.
@@ -84,7 +90,7 @@ impl ProcessHome {
         let mut child = Command::new(&self.program)
             .arg(SUBCOMMAND)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;
@@ -113,6 +119,7 @@ async fn live_and_end(child: &mut Child, stdin: ChildStdin, over: oneshot::Recei
         _ = over => None,
     };
     drop(stdin);
+    let stdout = child.stdout.take();
     let status = match ended {
         Some(status) => status,
         None => match timeout(STOP_DEADLINE, child.wait()).await {
@@ -124,7 +131,20 @@ async fn live_and_end(child: &mut Child, stdin: ChildStdin, over: oneshot::Recei
             }
         },
     };
-    describe(status)
+    match last_words(stdout).await {
+        Some(cause) => format!("{}: {cause}", describe(status)),
+        None => describe(status),
+    }
+}
+
+/// What a worker said on its stdout about its end.
+async fn last_words(stdout: Option<ChildStdout>) -> Option<String> {
+    let mut words = String::new();
+    let reading = stdout?.take(LAST_WORDS_BYTES_MAX);
+    let mut reading = std::pin::pin!(reading);
+    timeout(LAST_WORDS_DEADLINE, reading.read_to_string(&mut words)).await.ok()?.ok()?;
+    let words = words.trim();
+    (!words.is_empty()).then(|| words.to_string())
 }
 
 /// `exit status: 1`, `signal: 9 (SIGKILL)`.
@@ -162,7 +182,7 @@ impl ThreadHome {
                 end = &mut end => end,
                 _ = over => {
                     // A host that has ended needs no order.
-                    let _ = host.cast(HostMsg::Stop);
+                    let _ = host.cast(HostMsg::Stop("its agent ends".into()));
                     end.await
                 }
             };

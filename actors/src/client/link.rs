@@ -105,7 +105,7 @@ impl Actor for Link {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LinkMsg::Generate(id, request, sink) => state.generate(id, *request, sink),
+            LinkMsg::Generate(id, request, sink) => state.generate(id, request, sink),
             LinkMsg::Cancel(request) => {
                 if state.requests.remove(&request).is_some() {
                     state.call(request, ClientCall::Cancel { request });
@@ -144,10 +144,10 @@ impl Actor for Link {
 
 impl State {
     fn call(&self, id: u64, call: ClientCall) {
-        self.session.send(ToCoordinator::Client { id, call });
+        self.session.send(ToCoordinator::Client { id, call: Box::new(call) });
     }
 
-    fn generate(&mut self, id: u64, mut request: GenerateRequest, sink: UpdateSink) {
+    fn generate(&mut self, id: u64, mut request: Box<GenerateRequest>, sink: UpdateSink) {
         let tensors = RequestTensors {
             latents: request.latents.take(),
             prompt_embeds: request.prompt_embeds.take(),
@@ -158,7 +158,7 @@ impl State {
         }
         match tensors.to_bytes() {
             Ok(blob) => {
-                let call = ClientCall::Generate { request, inputs_follow: true };
+                let call = Box::new(ClientCall::Generate { request, inputs_follow: true });
                 self.session.send_with_blob(ToCoordinator::Client { id, call }, blob);
             }
             Err(error) => self.finish(id, Err(GenerateError::Refused(error.to_string()))),
@@ -173,7 +173,7 @@ impl State {
                 }
             }
             ClientReply::Done { report, shape, latents } => {
-                let generation = to_generation(report, &shape, latents, blob.unwrap_or_default());
+                let generation = to_generation(*report, &shape, latents, blob.unwrap_or_default());
                 self.finish(id, generation);
             }
             ClientReply::Failed { kind, cause } => self.finish(
@@ -188,7 +188,7 @@ impl State {
             ClientReply::Status(status) => {
                 if let Some(reply) = self.statuses.remove(&id) {
                     // Whoever asked may have gone.
-                    let _ = reply.send(Ok(status));
+                    let _ = reply.send(Ok(*status));
                 }
             }
             ClientReply::Down => {

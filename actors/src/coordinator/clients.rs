@@ -67,9 +67,9 @@ impl State {
         blob: Option<Vec<u8>>,
     ) {
         let ToCoordinator::Client { id, call } = message else { return };
-        let status = matches!(call, ClientCall::Status).then(|| Box::new(self.snapshot()));
+        let status = matches!(*call, ClientCall::Status).then(|| Box::new(self.snapshot()));
         let Some(client) = self.clients.clients.get_mut(&number) else { return };
-        match (call, status) {
+        match (*call, status) {
             (ClientCall::Generate { request, .. }, _) => {
                 client.requests.retain(|_, task| !task.is_finished());
                 if client.requests.len() >= CLIENT_REQUESTS_MAX {
@@ -77,7 +77,7 @@ impl State {
                     let reply = ClientReply::Failed { kind: FailureKind::Failed, cause };
                     return client.session.send(FromCoordinator::Reply { id, reply });
                 }
-                match with_tensors(request, blob) {
+                match with_tensors(*request, blob) {
                     Ok(request) => {
                         let handle = self.handle.submit(request);
                         let task = tokio::spawn(forward(handle, client.session.clone(), id));
@@ -95,7 +95,7 @@ impl State {
                 }
             }
             (ClientCall::Status, Some(status)) => {
-                let reply = ClientReply::Status(*status);
+                let reply = ClientReply::Status(status);
                 client.session.send(FromCoordinator::Reply { id, reply });
             }
             (ClientCall::Status, None) => {}
@@ -128,6 +128,7 @@ async fn forward(mut handle: GenerationHandle, session: SessionHandle<FromCoordi
     match handle.finish().await {
         Ok(Generation { output, report }) => {
             let (shape, latents, blob) = to_blob(output);
+            let report = Box::new(report);
             let reply = ClientReply::Done { report, shape, latents };
             session.send_with_blob(FromCoordinator::Reply { id, reply }, blob);
         }

@@ -8,6 +8,7 @@ use candle_core::DType;
 use ditmesh_model::pipeline::describe;
 use ditmesh_model::spec::ModelSpec;
 
+use crate::generation::GenerateError;
 use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection};
 use crate::plan::resolve::{auto_degrees, check_degrees};
 use crate::protocol::DeviceId;
@@ -30,14 +31,16 @@ impl Model {
     /// built-in model.
     ///
     /// # Errors
-    /// In words for people: the folder, or the degrees that do not fit.
-    pub(crate) fn of(manifest: &Manifest) -> Result<Self, String> {
+    /// [`GenerateError::Refused`] when the manifest's degrees do not fit the model, `Failed` when the
+    /// model cannot be read.
+    pub(crate) fn of(manifest: &Manifest) -> Result<Self, GenerateError> {
         let group = manifest.groups.first();
-        let section = section_of(manifest, group)?;
+        let section = section_of(manifest, group).map_err(GenerateError::Failed)?;
         let source = section.as_ref().map_or(ModelSource::Builtin, ModelSection::source);
         let dtype = section.map_or(Dtype::F32, |section| section.dtype);
-        let folder = model_folder(&source)?;
-        let spec = describe(&folder, to_candle(dtype)).map_err(|error| error.to_string())?;
+        let folder = model_folder(&source).map_err(GenerateError::Failed)?;
+        let spec = describe(&folder, to_candle(dtype))
+            .map_err(|error| GenerateError::Failed(error.to_string()))?;
         let name = match source {
             ModelSource::Builtin => "built-in".into(),
             ModelSource::Folder(path) => path.display().to_string(),
@@ -48,7 +51,8 @@ impl Model {
             Some(DegreesSetting::Auto) | None => None,
         };
         if let Some(degrees) = fixed {
-            check_degrees(&spec, degrees, devices.len()).map_err(|error| error.to_string())?;
+            check_degrees(&spec, degrees, devices.len())
+                .map_err(|error| GenerateError::Refused(error.to_string()))?;
         }
         Ok(Self { folder, name, dtype, spec, devices, fixed })
     }

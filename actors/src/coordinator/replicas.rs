@@ -14,6 +14,7 @@ use super::formation::{Formation, FormationEvent};
 use super::model::Model;
 use super::{CoordinatorMsg, State};
 use crate::dispatcher::DispatcherEvent;
+use crate::generation::GenerateError;
 use crate::groups::{
     DataReplica, MeshLoss, RankFormed, ReplicaArgs, ReplicaMsg, ReplicaReport, Seat,
 };
@@ -55,7 +56,7 @@ impl State {
     pub(super) async fn model_known(
         &mut self,
         myself: &ActorRef<CoordinatorMsg>,
-        model: Result<Model, String>,
+        model: Result<Model, GenerateError>,
     ) {
         match &model {
             Ok(model) => {
@@ -64,9 +65,9 @@ impl State {
                 self.absent = "waiting for devices".into();
                 self.formation = Some(Formation::new(devices, model.degrees(true)));
             }
-            Err(cause) => {
-                tracing::error!(cause, "no model");
-                self.absent.clone_from(cause);
+            Err(error) => {
+                tracing::warn!(%error, "no model");
+                self.absent = error.to_string();
             }
         }
         let devices = model.as_ref().map(|model| model.devices.clone()).unwrap_or_default();

@@ -42,7 +42,7 @@ impl State {
                 return self.early.push((id, request, sink));
             }
             None => return sink.result(Err(GenerateError::Failed("too many requests".into()))),
-            Some(Err(cause)) => return sink.result(Err(GenerateError::Failed(cause.clone()))),
+            Some(Err(error)) => return sink.result(Err(error.clone())),
             Some(Ok(model)) => model,
         };
         match plan_request(model, &request) {
@@ -51,6 +51,7 @@ impl State {
                 let inputs = Inputs {
                     latents: request.latents.take(),
                     prompt_embeds: request.prompt_embeds.take(),
+                    checkpoints: None,
                 };
                 self.requests.insert(id, Request { sink, spec, inputs, run: None });
                 let submitted = DispatcherEvent::Submitted { request: id, degrees };
@@ -67,11 +68,13 @@ impl State {
         epoch: u64,
     ) -> bool {
         let Some(Ok(model)) = &self.model else { return false };
-        let Some(request) = self.requests.get_mut(&id) else { return false };
-        let transport = self.replicas.get(&epoch).and_then(|replica| replica.transport.clone());
-        let (Some(replica), Some(transport)) = (self.replicas.get(&epoch), transport) else {
+        let replica = self.replicas.get(&epoch);
+        let transport = replica.and_then(|replica| replica.transport.clone());
+        let (Some(replica), Some(transport)) = (replica, transport) else {
+            self.fail_request(id, GenerateError::Lost("its mesh is gone".into()));
             return false;
         };
+        let Some(request) = self.requests.get_mut(&id) else { return false };
         let plan = match Plan::new(replica.degrees, &model.spec, &request.spec) {
             Ok(plan) => Arc::new(plan),
             Err(error) => {

@@ -91,13 +91,13 @@ async fn start_agent(
         me: identity_of(&cluster, &node.name),
         them: identity_of(&cluster, manifest.coordinator_node()),
     };
-    let home = WorkerHome::Thread(ThreadHome {
+    let home = WorkerHome::Thread(Box::new(ThreadHome {
         cluster: cluster.clone(),
         node: node.name.clone(),
         devices: node.devices.clone(),
         plane,
         dialer: dialer.clone(),
-    });
+    }));
     // How an agent of this process ends is known to whoever ends it.
     let (ended, _) = oneshot::channel();
     let args = NodeAgentArgs {

@@ -20,7 +20,7 @@ pub enum ExecuteError {
         /// The other member.
         peer: usize,
         /// What the transport said.
-        source: TransportError,
+        source: Box<TransportError>,
     },
     /// A frame is not what the plan says.
     #[error("member {peer} sent {found}, the plan says {expected}")]

@@ -213,9 +213,14 @@ impl Mailbag {
 }
 
 fn from(peer: usize, message: &Message, source: TransportError) -> ExecuteError {
-    ExecuteError::Frame { what: message.to_string(), direction: "from", peer, source }
+    ExecuteError::Frame {
+        what: message.to_string(),
+        direction: "from",
+        peer,
+        source: Box::new(source),
+    }
 }
 
 fn to(peer: usize, what: &str, source: TransportError) -> ExecuteError {
-    ExecuteError::Frame { what: what.to_owned(), direction: "to", peer, source }
+    ExecuteError::Frame { what: what.to_owned(), direction: "to", peer, source: Box::new(source) }
 }

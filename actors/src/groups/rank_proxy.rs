@@ -111,8 +111,8 @@ impl State {
     fn order(&self, order: Order) {
         let rank = self.seat.rank;
         self.seat.session.send(match order {
-            Order::Form(form) => FromCoordinator::Form(Form { rank, ..(*form).clone() }),
-            Order::Start(start) => FromCoordinator::Start((*start).clone()),
+            Order::Form(form) => FromCoordinator::Form(Box::new(Form { rank, ..(*form).clone() })),
+            Order::Start(start) => FromCoordinator::Start(Box::new((*start).clone())),
             Order::Abort { run, cause } => FromCoordinator::Abort { run, cause },
         });
     }

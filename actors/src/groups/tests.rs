@@ -151,6 +151,7 @@ impl Fixture {
                 seed: 0,
                 num_pipeline_patch: 2,
                 sync_steps: 1,
+                checkpoint_every: 0,
                 latent_output: false,
                 latents_given: false,
                 embeds_tokens: None,

@@ -15,6 +15,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// A failure to form that lasts this long is not repaired by a restarted worker.
 const FAILURE_LASTS: Duration = Duration::from_secs(2);
 
+/// A worker that is dead for this long has died too often.
+const DEATH_LASTS: Duration = Duration::from_secs(8);
+
 /// Waits until the mesh of `manifest` is formed.
 ///
 /// # Errors
@@ -22,19 +25,21 @@ const FAILURE_LASTS: Duration = Duration::from_secs(2);
 pub(super) async fn wait_ready(manifest: &Manifest) -> Result<ClusterStatus, LaunchError> {
     let patience = Duration::from_millis(manifest.launcher.ready_deadline_ms.into());
     let deadline = Instant::now() + patience;
-    let mut failed_since = None;
+    let (mut failing, mut dying) = (Lasting::default(), Lasting::default());
     loop {
         let reason = match look(manifest).await {
             Ok(status) if status.mesh.is_some() => return Ok(status),
             Ok(status) => {
-                let reason = status.mesh_absent.unwrap_or_default();
-                match (status.mesh_failed, failed_since) {
-                    (false, _) => failed_since = None,
-                    (true, None) => failed_since = Some(Instant::now()),
-                    (true, Some(since)) if since.elapsed() > FAILURE_LASTS => {
-                        return Err(LaunchError::NotReady(reason));
-                    }
-                    (true, Some(_)) => {}
+                let dead = dead_device(&status);
+                let is_lasting = failing.see(status.mesh_failed) > FAILURE_LASTS
+                    || dying.see(dead.is_some()) > DEATH_LASTS;
+                let absent = status.mesh_absent.unwrap_or_default();
+                let reason = match dead {
+                    Some(dead) => format!("{absent}; {dead}"),
+                    None => absent,
+                };
+                if is_lasting {
+                    return Err(LaunchError::NotReady(reason));
                 }
                 reason
             }
@@ -49,6 +54,35 @@ pub(super) async fn wait_ready(manifest: &Manifest) -> Result<ClusterStatus, Lau
         }
         sleep(LOOK_PAUSE).await;
     }
+}
+
+/// Since when something holds without a break.
+#[derive(Default)]
+struct Lasting(Option<Instant>);
+
+impl Lasting {
+    /// Notes whether it holds now; for how long it has.
+    fn see(&mut self, holds: bool) -> Duration {
+        if !holds {
+            self.0 = None;
+        }
+        match (holds, self.0) {
+            (true, None) => {
+                self.0 = Some(Instant::now());
+                Duration::ZERO
+            }
+            (true, Some(since)) => since.elapsed(),
+            (false, _) => Duration::ZERO,
+        }
+    }
+}
+
+/// The first device whose worker is dead, with the reason.
+fn dead_device(status: &ClusterStatus) -> Option<String> {
+    status.nodes.iter().find_map(|node| {
+        let dead = node.devices.iter().find(|device| device.state.starts_with("dead"))?;
+        Some(format!("device {}/{} is {}", node.name, dead.index, dead.state))
+    })
 }
 
 /// One look: connects, asks, leaves.

@@ -31,13 +31,15 @@ pub enum MessageKind {
     FinalRows,
     /// The picture or the final latents, to the controller.
     Result,
+    /// Latent rows after a step, to the controller.
+    Checkpoint,
     /// Ulysses: q, k and v.
     UlyssesQkv,
     /// Ulysses: attention output.
     UlyssesOut,
 }
 
-const KINDS: [MessageKind; 10] = [
+const KINDS: [MessageKind; 11] = [
     MessageKind::TextEmbeds,
     MessageKind::TextMask,
     MessageKind::InitialLatents,
@@ -46,6 +48,7 @@ const KINDS: [MessageKind; 10] = [
     MessageKind::Sample,
     MessageKind::FinalRows,
     MessageKind::Result,
+    MessageKind::Checkpoint,
     MessageKind::UlyssesQkv,
     MessageKind::UlyssesOut,
 ];

@@ -79,6 +79,14 @@ pub enum Op {
         /// Denoising step.
         step: usize,
     },
+    /// Send this rank's latent rows after a step to the controller, which keeps the newest complete
+    /// set.
+    Checkpoint {
+        /// The controller.
+        peer: usize,
+        /// What goes.
+        message: Message,
+    },
     /// Put this rank's rows and those received together to the whole latent.
     Gather,
     /// Decode the whole latent to a picture.

@@ -131,7 +131,7 @@ pub(crate) async fn introduce(
     hello: Hello,
     deadline: Instant,
 ) -> Result<Welcome, HandshakeError> {
-    let bytes = ToCoordinator::Hello(hello).to_bytes().map_err(broken)?;
+    let bytes = ToCoordinator::Hello(Box::new(hello)).to_bytes().map_err(broken)?;
     channel.send(bytes, deadline).await.map_err(broken)?;
     match FromCoordinator::from_bytes(&receive(channel, deadline).await?).map_err(broken)? {
         FromCoordinator::Welcome { heartbeat_ms, dead_ms, .. } => {
@@ -153,7 +153,7 @@ pub(crate) async fn hear_hello(
 ) -> Result<Hello, HandshakeError> {
     match ToCoordinator::from_bytes(&receive(channel, deadline).await?).map_err(broken)? {
         ToCoordinator::Hello(hello) => match check(&hello, channel.peer(), cluster) {
-            Ok(()) => Ok(hello),
+            Ok(()) => Ok(*hello),
             Err(error) => {
                 refuse(channel, &error.to_string(), deadline).await;
                 Err(error)

@@ -20,6 +20,12 @@ const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest time for a whole blob.
 const BLOB_DEADLINE: Duration = Duration::from_secs(300);
 
+/// How long the reason of a closing may lag behind the closing.
+const REASON_WAIT: Duration = Duration::from_millis(100);
+
+/// Between looks for it.
+const REASON_LOOK_PAUSE: Duration = Duration::from_millis(2);
+
 const ABANDONED: &str = "its owner has gone";
 
 /// Delivers what the peer says, heartbeats included.
@@ -56,24 +62,35 @@ async fn next<S: Side>(
             Err(_) => return Err(format!("silent for {} ms", silence_max.as_millis())),
         },
     };
-    let bytes = or_reason(receiver, received)?;
+    let bytes = or_reason(receiver, received).await?;
     S::In::decode(&bytes).map_err(|error| error.to_string())
 }
 
 async fn blob(receiver: &mut ControlReceiver, bytes_max: usize) -> Result<Vec<u8>, String> {
     match timeout(BLOB_DEADLINE, receiver.recv_blob(bytes_max)).await {
-        Ok(received) => or_reason(receiver, received),
+        Ok(received) => or_reason(receiver, received).await,
         Err(_) => Err(format!("a blob took longer than {} s", BLOB_DEADLINE.as_secs())),
     }
 }
 
-fn or_reason<T>(
+async fn or_reason<T>(
     receiver: &ControlReceiver,
     received: Result<Option<T>, TransportError>,
 ) -> Result<T, String> {
     match received {
         Ok(Some(received)) => Ok(received),
-        Ok(None) => Err(receiver.closed().unwrap_or_else(|| "closed".into())),
+        Ok(None) => {
+            // The end of the stream may be seen before the reason of the closing.
+            let reason = async {
+                loop {
+                    if let Some(reason) = receiver.closed() {
+                        return reason;
+                    }
+                    tokio::time::sleep(REASON_LOOK_PAUSE).await;
+                }
+            };
+            Err(timeout(REASON_WAIT, reason).await.unwrap_or_else(|_| "closed".into()))
+        }
         Err(TransportError::SessionLost { cause, .. }) => Err(cause),
         Err(error) => Err(error.to_string()),
     }

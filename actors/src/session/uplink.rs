@@ -143,7 +143,7 @@ impl Actor for Uplink {
                 myself.stop(Some(error.to_string()));
                 return Ok(());
             }
-            tracing::warn!(%error, "lost the coordinator");
+            tracing::info!(%error, "lost the coordinator, dialling again");
             state.alone_since = Instant::now();
             (state.args.on_event)(UplinkEvent::Down(error.to_string()));
             let (introduced, is_final) = (true, false);

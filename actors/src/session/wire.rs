@@ -41,9 +41,10 @@ impl Message for ToCoordinator {
 
     fn blob_bytes_max(&self) -> Option<usize> {
         match self {
-            Self::Client { call: ClientCall::Generate { inputs_follow: true, .. }, .. } => {
-                Some(INPUT_BLOB_BYTES_MAX)
-            }
+            Self::Client { call, .. } => match **call {
+                ClientCall::Generate { inputs_follow: true, .. } => Some(INPUT_BLOB_BYTES_MAX),
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -49,8 +49,8 @@ pub(crate) struct HostArgs {
 pub(crate) enum HostMsg {
     Uplink(UplinkEvent),
     Report(ToCoordinator),
-    /// End.
-    Stop,
+    /// End, for this reason.
+    Stop(String),
 }
 
 /// The actor.
@@ -129,10 +129,10 @@ impl Actor for WorkerHost {
                 state.order(WorkerMsg::Dissolve { epoch, cause });
             }
             HostMsg::Uplink(UplinkEvent::GaveUp(cause)) => {
-                state.end(HostEnd::Lost(cause));
+                state.end(HostEnd::Lost(cause.clone()), cause);
             }
             HostMsg::Uplink(UplinkEvent::Heard(order)) => state.hear(order),
-            HostMsg::Stop => state.end(HostEnd::Told),
+            HostMsg::Stop(reason) => state.end(HostEnd::Told, reason),
         }
         Ok(())
     }
@@ -152,7 +152,7 @@ impl Actor for WorkerHost {
         };
         state.children -= 1;
         if actor.get_id() == state.worker.get_id() {
-            state.end(HostEnd::Failed(cause));
+            state.end(HostEnd::Failed(cause.clone()), cause);
         }
         if state.children == 0 {
             myself.stop(None);
@@ -168,14 +168,16 @@ impl State {
                 self.epoch = self.epoch.max(form.epoch);
                 // An uplink that has ended has told this host.
                 let _ = self.uplink.cast(UplinkMsg::Epoch(self.epoch));
-                self.order(WorkerMsg::Form(form));
+                self.order(WorkerMsg::Form(*form));
             }
-            FromCoordinator::Start(start) => self.order(WorkerMsg::Start(start)),
+            FromCoordinator::Start(start) => self.order(WorkerMsg::Start(*start)),
             FromCoordinator::Abort { run, cause } => self.order(WorkerMsg::Abort { run, cause }),
             FromCoordinator::Dissolve { epoch, cause } => {
                 self.order(WorkerMsg::Dissolve { epoch, cause });
             }
-            FromCoordinator::Shutdown => self.end(HostEnd::Told),
+            FromCoordinator::Shutdown => {
+                self.end(HostEnd::Told, "the cluster goes down".into());
+            }
             FromCoordinator::Heartbeat { .. } => {}
             FromCoordinator::Welcome { .. }
             | FromCoordinator::Refused { .. }
@@ -194,12 +196,8 @@ impl State {
     }
 
     /// Ends worker and uplink; this host ends when both have.
-    fn end(&mut self, end: HostEnd) {
+    fn end(&mut self, end: HostEnd, reason: String) {
         let Some(ended) = self.ended.take() else { return };
-        let reason = match &end {
-            HostEnd::Told => "the worker was told to end".to_string(),
-            HostEnd::Lost(cause) | HostEnd::Failed(cause) => cause.clone(),
-        };
         // Whoever started this host may have gone.
         let _ = ended.send(end);
         // Both may have ended already.

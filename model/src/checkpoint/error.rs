@@ -164,6 +164,6 @@ pub enum CheckpointError {
         /// The tensor.
         tensor: String,
         /// The backend's error.
-        source: candle_core::Error,
+        source: Box<candle_core::Error>,
     },
 }

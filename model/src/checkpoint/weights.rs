@@ -137,7 +137,7 @@ impl Weights {
             .map_err(|source| CheckpointError::Tensor {
                 path: path.to_owned(),
                 tensor: name.to_owned(),
-                source,
+                source: Box::new(source),
             })?;
         self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(tensor)

@@ -167,7 +167,7 @@ fn from_sentencepiece(bytes: &[u8], extra_ids: u64, names: &[String]) -> Result<
     let mut inner = Inner::new(unigram);
     if !model.charsmap.is_empty() {
         let rules = Precompiled::from(&model.charsmap).map_err(|error| error.to_string())?;
-        inner.with_normalizer(Some(rules));
+        inner.with_normalizer(Some(rules)).map_err(|error| error.to_string())?;
     }
     inner.with_pre_tokenizer(Some(Sequence::new(vec![
         PreTokenizerWrapper::from(WhitespaceSplit),
@@ -179,9 +179,9 @@ fn from_sentencepiece(bytes: &[u8], extra_ids: u64, names: &[String]) -> Result<
     let control = model.pieces.iter().filter(is(PieceKind::Control)).map(|piece| &piece.text);
     let special = names.iter().filter(|name| known(name)).chain(control).chain(&sentinels);
     let special: Vec<AddedToken> = special.map(|text| whole(text, true)).collect();
-    inner.add_special_tokens(&special);
+    inner.add_special_tokens(special).map_err(|error| error.to_string())?;
     let user = model.pieces.iter().filter(is(PieceKind::UserDefined));
     let user: Vec<AddedToken> = user.map(|piece| whole(&piece.text, false)).collect();
-    inner.add_tokens(&user);
+    inner.add_tokens(user).map_err(|error| error.to_string())?;
     Ok(inner)
 }

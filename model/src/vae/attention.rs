@@ -64,9 +64,12 @@ impl PixelAttention {
             let matrix = weights.get(&weight, &shape, DType::F32, device)?;
             let bias = format!("{prefix}.{name}.bias");
             let bias = weights.get(&bias, &[width], DType::F32, device)?;
-            let matrix = matrix.reshape((width, width)).map_err(|source| {
-                CheckpointError::Tensor { path: weights.path().to_owned(), tensor: weight, source }
-            })?;
+            let matrix =
+                matrix.reshape((width, width)).map_err(|source| CheckpointError::Tensor {
+                    path: weights.path().to_owned(),
+                    tensor: weight,
+                    source: Box::new(source),
+                })?;
             Ok(Linear::new(LinearWeight::F32(matrix), Some(bias)))
         };
         let [q, k, v, out] = naming.all();

@@ -68,7 +68,7 @@ impl Conv2d {
         let shape = [output, input, kernel, kernel];
         let fail = |tensor: &str| {
             let (path, tensor) = (weights.path().to_owned(), tensor.to_owned());
-            move |source| CheckpointError::Tensor { path, tensor, source }
+            move |source| CheckpointError::Tensor { path, tensor, source: Box::new(source) }
         };
         let weight = weights.get(&name, &shape, DType::F32, device)?;
         let values = weights.get(&bias, &[output], DType::F32, &Device::Cpu)?;

@@ -75,7 +75,7 @@ impl GroupNorm {
             tensor.to_vec1::<f32>().map_err(|source| CheckpointError::Tensor {
                 path: weights.path().to_owned(),
                 tensor: name,
-                source,
+                source: Box::new(source),
             })
         };
         Ok(Self { groups, gain: read("weight")?, bias: read("bias")? })

@@ -26,6 +26,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
         degrees: degrees(args)?,
         num_pipeline_patch: args.num_pipeline_patch,
         sync_steps: args.sync_steps,
+        checkpoint_every: 0,
         output: args.output_type.into(),
         latents: args.latents.as_deref().map(tensor_file::read_latents).transpose()?,
         prompt_embeds: args

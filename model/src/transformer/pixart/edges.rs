@@ -39,7 +39,7 @@ impl PatchEmbed {
             .map_err(|error| CheckpointError::Tensor {
                 path: weights.path().to_owned(),
                 tensor: name.to_owned(),
-                source: candle_core::Error::Msg(error.to_string()),
+                source: Box::new(candle_core::Error::Msg(error.to_string())),
             })?;
         let bias = weights.get("pos_embed.proj.bias", &[hidden], DType::F32, device)?;
         Ok(Self { projection: Linear::new(weight, Some(bias)) })

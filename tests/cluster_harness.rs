@@ -1,0 +1,155 @@
+//! A cluster of processes for a test: started by the command line, asked through the library,
+//! taken down at the end whatever happens.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ditmesh::{ClusterClient, ClusterStatus, GenerateRequest, Manifest, manifest};
+use tempfile::TempDir;
+
+use crate::cli_generate::fixtures;
+use crate::cli_process::{Ended, ditmesh};
+
+/// Longest wait for anything here.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// How a test's manifest differs from the plainest one.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Settings {
+    /// Of the node that hosts the coordinator.
+    pub(crate) control_port: u16,
+    /// Failure detection as a user has it; otherwise patient, for loaded machines.
+    pub(crate) quick: bool,
+}
+
+/// Nodes `a` (coordinator) and `b` with one device each, in a folder of their own.
+pub(crate) struct Cluster {
+    folder: TempDir,
+    pub(crate) manifest: Manifest,
+}
+
+impl Cluster {
+    pub(crate) fn new(settings: Settings) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let model = fixtures().join("pipelines/sigma_8x8");
+        let mut text = String::from("schema = 1\n[cluster]\nname = \"demo\"\n");
+        for (name, port) in [("a", settings.control_port), ("b", 0)] {
+            writeln!(text, "[[node]]\nname = \"{name}\"\ncontrol_port = {port}").unwrap();
+            writeln!(text, "[[node.device]]").unwrap();
+        }
+        writeln!(text, "[[model]]\nname = \"m\"\npath = {:?}", model.display()).unwrap();
+        writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ pipefusion_degree = 2 }}").unwrap();
+        if !settings.quick {
+            writeln!(text, "[health]\nsuspect_ms = 5000\ndead_ms = 10000").unwrap();
+        }
+        let path = folder.path().join("cluster.toml");
+        std::fs::write(&path, text).unwrap();
+        let manifest = manifest::parse::load(&path).unwrap();
+        Self { folder, manifest }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Ended {
+        ditmesh(self.folder(), args)
+    }
+
+    /// A cluster that is up.
+    pub(crate) fn up(settings: Settings) -> Self {
+        let cluster = Self::new(settings);
+        cluster.run(&["up", "--detach"]).done();
+        cluster
+    }
+
+    pub(crate) fn client(&self) -> ClusterClient {
+        ClusterClient::connect(&self.manifest).unwrap()
+    }
+
+    pub(crate) fn status(&self) -> ClusterStatus {
+        self.client().blocking_status().unwrap()
+    }
+
+    /// Waits until the mesh is formed with an epoch above `epoch`.
+    pub(crate) fn wait_for_mesh(&self, epoch: u64) -> ClusterStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status =
+                ClusterClient::connect(&self.manifest).and_then(|client| client.blocking_status());
+            if let Ok(status) = &status
+                && status.mesh.as_ref().is_some_and(|mesh| mesh.epoch > epoch)
+            {
+                return status.clone();
+            }
+            assert!(Instant::now() < deadline, "no mesh: {status:?}");
+            std::thread::sleep(LOOK_PAUSE);
+        }
+    }
+
+    /// Files below the folder, certificates apart.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut open = vec![self.folder().to_owned()];
+        while let Some(next) = open.pop() {
+            let Ok(entries) = std::fs::read_dir(next) else { continue };
+            for path in entries.map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    open.push(path);
+                } else {
+                    found.push(path.strip_prefix(self.folder()).unwrap().display().to_string());
+                }
+            }
+        }
+        found.retain(|file| !file.contains("certs/"));
+        found.sort();
+        found
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.run(&["down", "-q"]);
+    }
+}
+
+/// A request that takes long enough to be disturbed.
+pub(crate) fn long_request() -> GenerateRequest {
+    GenerateRequest { num_inference_steps: 1000, ..GenerateRequest::new("a red apple") }
+}
+
+pub(crate) fn short_request() -> GenerateRequest {
+    GenerateRequest { num_inference_steps: 3, ..GenerateRequest::new("a red apple") }
+}
+
+pub(crate) fn signal(process: u32, signal: &str) {
+    assert_ne!(process, 0);
+    let kill = format!("kill -{signal} {process}");
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success(), "{kill}");
+}
+
+pub(crate) fn is_alive(process: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    state.is_some_and(|state| state != "Z")
+}
+
+/// Every process of a cluster that its status names.
+pub(crate) fn processes(status: &ClusterStatus) -> Vec<u32> {
+    let nodes = status.nodes.iter();
+    nodes
+        .flat_map(|node| node.devices.iter().map(|device| device.process).chain([node.process]))
+        .collect()
+}
+
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
