@@ -5,6 +5,8 @@
 //! and the engine that embeds all of it. Only this layer knows both the numerics
 //! (`ditmesh-model`) and the network (`ditmesh-transport`).
 
+#![allow(rustdoc::private_intra_doc_links, reason = "module docs are for readers of the source")]
+
 pub mod agent;
 pub mod checkpoint;
 pub mod client;

@@ -245,7 +245,7 @@ impl Plan {
     /// The rows of the rank at `at` after `step`, when the step is one that is kept.
     fn checkpoint(&self, at: Coordinates, step: usize) -> Option<Op> {
         let every = self.run.checkpoint_every as usize;
-        let kept = every > 0 && (step + 1) % every == 0 && step + 1 < self.steps();
+        let kept = every > 0 && (step + 1).is_multiple_of(every) && step + 1 < self.steps();
         let rows = self.rows(at.sp, Patch::All).len();
         (kept && at.cfg == 0 && rows > 0).then(|| {
             let shape = self.latent_shape(1, rows);

@@ -5,6 +5,7 @@
 //! thread never enters a runtime.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -143,7 +144,7 @@ fn serve(inbox: &Receiver<Order>, threads: usize, cores: &[usize]) {
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Load(load, answer) => {
-                let result = find_or_load(&load, &mut loaded);
+                let result = guarded(|| find_or_load(&load, &mut loaded)).and_then(|loaded| loaded);
                 let _ = answer.send(result);
             }
             Order::Run(run) => run_program(*run),
@@ -197,7 +198,7 @@ fn run_program(run: Run) {
         // Progress is for people: when the way to them is full, a line is dropped, not the run.
         let _ = progress.try_send(ToCoordinator::Progress { run: id, event });
     };
-    let outcome = execute(Assignment {
+    let assignment = Assignment {
         plan: run.plan,
         rank: run.rank,
         run: run.run,
@@ -208,17 +209,28 @@ fn run_program(run: Run) {
         abort: run.abort,
         wait_limit: run.wait_limit,
         progress: Box::new(report),
-    });
+    };
+    let outcome = guarded(move || execute(assignment));
     abort.set_over();
     let outcome = match outcome {
-        Ok(report) => RankOutcome::Done(RankReport { device: run.device, ..report }),
-        Err(ExecuteError::Aborted(_)) => RankOutcome::Aborted,
-        Err(error) => RankOutcome::Failed {
+        Ok(Ok(report)) => RankOutcome::Done(RankReport { device: run.device, ..report }),
+        Ok(Err(ExecuteError::Aborted(_))) => RankOutcome::Aborted,
+        Err(cause) => RankOutcome::Failed { cause, peer: None },
+        Ok(Err(error)) => RankOutcome::Failed {
             cause: error.to_string(),
             peer: error.peer().map(|peer| peer as u32),
         },
     };
     let _ = reports.blocking_send(ToCoordinator::RunEnded { run: id, rank, outcome });
+}
+
+/// Runs `work`; a panic in it, which is always a bug, ends the run and not the device's thread.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        format!("a bug in ditmesh: {}; please report it", text.unwrap_or_else(|| "a panic".into()))
+    })
 }
 
 /// Pinning to cores, where the system has it.
