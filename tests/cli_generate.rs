@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cli_process::{Ended, ditmesh};
 
-const CASE: &str = "sigma_8x8";
+pub(crate) const CASE: &str = "sigma_8x8";
 
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("model/tests/fixtures")
@@ -29,7 +29,7 @@ fn generate(folder: &Path, args: &[&str]) -> Ended {
     ditmesh(folder, &[&given[..], &["--steps", "8", "--threads", "1"], args].concat())
 }
 
-fn tensor(path: &Path, name: &str) -> Vec<f32> {
+pub(crate) fn tensor(path: &Path, name: &str) -> Vec<f32> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let data = file.tensor(name).unwrap().data();
@@ -37,7 +37,7 @@ fn tensor(path: &Path, name: &str) -> Vec<f32> {
 }
 
 /// `||a-b|| / ||b||` in f64.
-fn relative(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn relative(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));

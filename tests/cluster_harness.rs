@@ -22,11 +22,13 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Settings {
     /// Of the node that hosts the coordinator.
     pub(crate) control_port: u16,
+    /// Devices of each node; 0 means 1.
+    pub(crate) devices: usize,
     /// Failure detection as a user has it; otherwise patient, for loaded machines.
     pub(crate) quick: bool,
 }
 
-/// Nodes `a` (coordinator) and `b` with one device each, in a folder of their own.
+/// Nodes `a` (coordinator) and `b`, in a folder of their own.
 pub(crate) struct Cluster {
     folder: TempDir,
     pub(crate) manifest: Manifest,
@@ -39,7 +41,7 @@ impl Cluster {
         let mut text = String::from("schema = 1\n[cluster]\nname = \"demo\"\n");
         for (name, port) in [("a", settings.control_port), ("b", 0)] {
             writeln!(text, "[[node]]\nname = \"{name}\"\ncontrol_port = {port}").unwrap();
-            writeln!(text, "[[node.device]]").unwrap();
+            text.push_str(&"[[node.device]]\n".repeat(settings.devices.max(1)));
         }
         writeln!(text, "[[model]]\nname = \"m\"\npath = {:?}", model.display()).unwrap();
         writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ pipefusion_degree = 2 }}").unwrap();

@@ -13,3 +13,5 @@ mod cli_usage;
 mod cluster_harness;
 mod cluster_kill;
 mod cluster_launch;
+mod cluster_parity;
+mod house;

@@ -267,7 +267,8 @@ pub struct HealthSection {
     pub suspect_ms: u32,
     /// Silence after which a member is dead.
     pub dead_ms: u32,
-    /// Longest wait of one operation of a run.
+    /// Longest wait of one operation of a run, the peers' computing included: a backstop, for the
+    /// dead are found by their silence.
     pub op_deadline_ms: u32,
     /// Longest time to form a mesh (weights are loaded in it).
     pub form_deadline_ms: u32,
@@ -279,7 +280,7 @@ impl Default for HealthSection {
             heartbeat_ms: 200,
             suspect_ms: 800,
             dead_ms: 1500,
-            op_deadline_ms: 60_000,
+            op_deadline_ms: 1_800_000,
             form_deadline_ms: 120_000,
         }
     }

@@ -371,10 +371,15 @@ impl Plan {
     /// # Errors
     /// When the degrees do not fit the model.
     pub fn widest(degrees: Degrees, model: &ModelSpec) -> Result<Self, PlanError> {
+        // One patch and enough rows: every rank owns some, so every edge is used.
+        let multiple = (model.vae_scale_factor * model.patch_size) as u32;
+        let edge = (model.sample_size * model.vae_scale_factor) as u32;
+        let rows = degrees.sequence_degree() as u32;
         let request = GenerateRequest {
             guidance_scale: 2.0,
             num_inference_steps: 3,
-            num_pipeline_patch: Some(degrees.pipefusion_degree),
+            height: Some(edge.max(rows.saturating_mul(multiple))),
+            num_pipeline_patch: Some(1),
             ..GenerateRequest::default()
         };
         let run = resolve::resolve(&request, model, degrees)?;

@@ -123,6 +123,8 @@ struct State {
     mesh: Option<Mesh>,
     /// Newest epoch ordered; an older one that finishes forming late is dropped.
     newest_epoch: u64,
+    /// Newest epoch dissolved; one that finishes forming afterwards is dropped too.
+    dissolved_epoch: u64,
     current: Option<Current>,
 }
 
@@ -139,7 +141,16 @@ impl Actor for Worker {
         let compute = ComputeThread::start(&args.config)?;
         let Args { config, fabric, reports } = args;
         let (mesh, current) = (None, None);
-        Ok(State { config, fabric, reports, compute, mesh, newest_epoch: 0, current })
+        Ok(State {
+            config,
+            fabric,
+            reports,
+            compute,
+            mesh,
+            newest_epoch: 0,
+            dissolved_epoch: 0,
+            current,
+        })
     }
 
     async fn handle(
@@ -220,8 +231,8 @@ impl State {
         let FormDone { form, outcome } = done;
         let epoch = form.epoch;
         match outcome {
-            Ok((_, transport)) if epoch != self.newest_epoch => {
-                transport.close("a newer mesh is formed");
+            Ok((_, transport)) if epoch != self.newest_epoch || epoch <= self.dissolved_epoch => {
+                transport.close("the mesh is not wanted any more");
             }
             Ok((loaded, transport)) => {
                 let report = ToCoordinator::Formed {
@@ -296,6 +307,7 @@ impl State {
     }
 
     fn dissolve(&mut self, epoch: u64, cause: &str) {
+        self.dissolved_epoch = self.dissolved_epoch.max(epoch);
         if self.mesh.as_ref().is_some_and(|mesh| mesh.epoch == epoch) {
             self.leave(cause);
         }

@@ -128,7 +128,9 @@ fn a_dropped_handle_cancels_and_the_mesh_goes_on() {
 #[test]
 fn requests_wait_their_turn_and_say_so() {
     let engine = Engine::start(manifest(2)).unwrap();
-    let handles: Vec<_> = (0..3).map(|_| engine.generate(request("a red apple"))).collect();
+    let mut handles: Vec<_> = (0..3).map(|_| engine.generate(request("a red apple"))).collect();
+    let last = handles[2].blocking_next_event();
+    assert!(matches!(last, Some(Event::Queued { ahead: 1.. })), "{last:?}");
     for handle in handles {
         handle.blocking_finish().unwrap();
     }

@@ -91,6 +91,29 @@ fn tokens_once(plan: &Plan) {
     assert!(seen.iter().all(|&count| count == 1));
 }
 
+/// A mesh is linked before its runs are known: no run may need an edge that is not there.
+#[test]
+fn no_run_needs_a_link_that_its_mesh_lacks() {
+    let model = model(8, 8);
+    for (cfg, stages, ulysses) in [(1, 4, 4), (1, 8, 2), (2, 2, 4), (1, 2, 8), (2, 1, 3)] {
+        let degrees = degrees(cfg, stages, ulysses);
+        let widest = Plan::widest(degrees, &model).unwrap();
+        for (patches, rows) in [(1, 8), (2, 8), (4, 9), (8, 8), (8, 40)] {
+            let request = GenerateRequest {
+                height: Some(rows * 16),
+                num_pipeline_patch: Some(patches),
+                ..GenerateRequest::default()
+            };
+            let plan = plan(&model, degrees, &request);
+            for member in 0..=plan.controller() {
+                let links = widest.peers(member);
+                let used = plan.peers(member);
+                assert!(used.iter().all(|peer| links.contains(peer)), "{degrees}, {patches}");
+            }
+        }
+    }
+}
+
 #[test]
 fn ulysses_sends_what_the_formula_says() {
     for u in [2, 4] {

@@ -74,6 +74,9 @@ pub(crate) struct State {
     home: WorkerHome,
     uplink: ActorRef<UplinkMsg>,
     slots: Vec<Slot>,
+    /// Workers are started at the first welcome: one that joined before its agent would be taken
+    /// for a worker of the agent's life before, and lost with it.
+    begun: bool,
     ended: Option<oneshot::Sender<AgentEnd>>,
     ending: Option<AgentEnd>,
 }
@@ -117,11 +120,8 @@ impl Actor for NodeAgent {
             life: None,
         };
         let slots = std::iter::repeat_with(slot).take(args.devices).collect();
-        for index in 0..args.devices {
-            myself.cast(NodeAgentMsg::StartWorker { index })?;
-        }
-        let (ended, ending) = (Some(args.ended), None);
-        Ok(State { node: args.node, home: args.home, uplink, slots, ended, ending })
+        let (ended, ending, begun) = (Some(args.ended), None, false);
+        Ok(State { node: args.node, home: args.home, uplink, slots, begun, ended, ending })
     }
 
     async fn handle(
@@ -139,6 +139,12 @@ impl Actor for NodeAgent {
             | NodeAgentMsg::Stop => state.end(&myself, AgentEnd::Told),
             NodeAgentMsg::Uplink(UplinkEvent::GaveUp(cause)) => {
                 state.end(&myself, AgentEnd::GaveUp(cause));
+            }
+            NodeAgentMsg::Uplink(UplinkEvent::Up) if !state.begun => {
+                state.begun = true;
+                for index in 0..state.slots.len() {
+                    state.start_worker(&myself, index).await;
+                }
             }
             NodeAgentMsg::Uplink(_) => {}
         }

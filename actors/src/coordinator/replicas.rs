@@ -16,9 +16,9 @@ use super::{CoordinatorMsg, State};
 use crate::dispatcher::DispatcherEvent;
 use crate::generation::GenerateError;
 use crate::groups::{
-    DataReplica, MeshLoss, RankFormed, ReplicaArgs, ReplicaMsg, ReplicaReport, Seat,
+    DataReplica, MeshLoss, RankFormed, RankMsg, ReplicaArgs, ReplicaMsg, ReplicaReport, Seat,
 };
-use crate::membership::Member;
+use crate::membership::{Loss, Member};
 use crate::plan::Plan;
 use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{DeviceId, Form, Member as MeshMember};
@@ -224,7 +224,13 @@ impl State {
     ) {
         match report {
             ReplicaReport::Seated { epoch, device, proxy } => {
-                self.proxies.insert(device, (epoch, proxy));
+                // Lost between the order and the seat: nobody else would tell the proxy.
+                if self.replicas.contains_key(&epoch) && !self.membership.is_ready(&device) {
+                    let reason = self.membership.describe(&Member::Worker(device));
+                    let _ = proxy.cast(RankMsg::Lost(Loss::Closed { reason }));
+                } else {
+                    self.proxies.insert(device, (epoch, proxy));
+                }
             }
             ReplicaReport::Formed { epoch, ranks } => {
                 if let Some(replica) = self.replicas.get_mut(&epoch) {

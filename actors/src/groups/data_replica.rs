@@ -185,6 +185,8 @@ impl State {
                     self.abort(myself, run, why);
                 }
             }
+            // The end of a run of an older mesh on the same device says nothing of this one.
+            Report::Ended { run, .. } if self.run.is_none_or(|(current, _)| current != run) => {}
             Report::Ended { run, outcomes } => {
                 self.run = None;
                 let broken = self.broken_link(&outcomes);

@@ -14,6 +14,8 @@ use crate::request::{Degrees, FloatTensor, GenerateRequest, OutputKind, PromptEm
 pub const IMAGE_EDGE_PIXELS_MAX: u32 = 16_384;
 /// Most denoising steps.
 pub const INFERENCE_STEPS_MAX: u32 = 1_000;
+/// Longest prompt and negative prompt together; both travel in one control message.
+pub const PROMPT_BYTES_MAX: usize = 64 << 10;
 /// Most text tokens of given embeddings.
 pub const TEXT_TOKENS_MAX: usize = 4_096;
 
@@ -125,6 +127,14 @@ pub fn check_run(run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> Result<(
         return Err(PlanError::Value(format!(
             "guidance_scale {} is not a number of 0 or more; 1 or less turns guidance off",
             run.guidance_scale
+        )));
+    }
+    let prompt_bytes = run.prompt.len() + run.negative_prompt.len();
+    if prompt_bytes > PROMPT_BYTES_MAX {
+        return Err(PlanError::Value(format!(
+            "prompt and negative prompt have {prompt_bytes} bytes, at most {PROMPT_BYTES_MAX} are \
+             taken (the model reads {} tokens)",
+            model.text_tokens
         )));
     }
     if run.num_pipeline_patch == 0 {
@@ -258,7 +268,11 @@ fn check_embeds(embeds: &PromptEmbeds, model: &ModelSpec, guided: bool) -> Resul
         return Err(PlanError::Tensor { name, found, expected: expected() });
     }
     let same = |name, tensor: Option<&FloatTensor>, shape: &[usize]| match tensor {
-        Some(tensor) if tensor.shape == shape => Ok(()),
+        Some(tensor)
+            if tensor.shape == shape && tensor.data.len() == shape.iter().product::<usize>() =>
+        {
+            Ok(())
+        }
         Some(tensor) => Err(PlanError::Tensor {
             name,
             found: tensor.shape.clone(),
@@ -266,6 +280,7 @@ fn check_embeds(embeds: &PromptEmbeds, model: &ModelSpec, guided: bool) -> Resul
         }),
         None => Err(PlanError::Value(format!("guidance needs {name} beside prompt_embeds"))),
     };
+    same("prompt_embeds", Some(&embeds.prompt_embeds), &[1, tokens, width])?;
     same("prompt_attention_mask", Some(&embeds.prompt_attention_mask), &[1, tokens])?;
     if guided {
         let negative = embeds.negative_prompt_embeds.as_ref();
