@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::record::RunFolder;
+use super::stop;
 use super::supervisor::{self, Outcome};
 use super::{LaunchError, SUPERVISOR_SUBCOMMAND, UpOutcome};
 use crate::manifest::Manifest;
@@ -54,6 +55,8 @@ pub(super) fn up(manifest: &Manifest) -> Result<UpOutcome, LaunchError> {
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
             // Its agents end with it.
             let _ = child.kill();
+            let _ = child.wait();
+            clean_up(manifest);
             return Err(system(format!("said nothing within {} s", patience.as_secs())));
         }
     };
@@ -67,8 +70,16 @@ pub(super) fn up(manifest: &Manifest) -> Result<UpOutcome, LaunchError> {
         }
         Err(_) => {
             let status = child.wait().map_or_else(|error| error.to_string(), |s| s.to_string());
+            clean_up(manifest);
             Err(system(format!("ended without a word ({status})")))
         }
+    }
+}
+
+/// Removes what a supervisor that died left, its log included.
+fn clean_up(manifest: &Manifest) {
+    if let Err(error) = stop::remove(&RunFolder::of(manifest)) {
+        tracing::warn!(%error, "the run folder stays");
     }
 }
 
@@ -96,10 +107,11 @@ fn spawn(manifest: &Manifest) -> Result<Child, LaunchError> {
 
 /// The life of the supervisor process.
 pub(super) fn run() -> Result<(), LaunchError> {
-    let manifest: Manifest = bootstrap::read().map_err(LaunchError::System)?;
+    // First of all, so that an interrupt meant for the parent does not end it half started.
     if let Err(error) = nix::unistd::setsid() {
         tracing::warn!(%error, "no session of its own");
     }
+    let manifest: Manifest = bootstrap::read().map_err(LaunchError::System)?;
     let outcome = supervisor::run(&manifest, &mut |status| say(&Notice::Ready(status.clone())));
     match outcome {
         Ok(Outcome::Stopped) => Ok(()),

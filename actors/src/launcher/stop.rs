@@ -55,7 +55,7 @@ pub(super) fn down(manifest: &Manifest) -> Result<DownOutcome, LaunchError> {
 }
 
 /// Removes what a killed launcher left, unless somebody starts the cluster right now.
-fn remove(folder: &RunFolder) -> Result<(), LaunchError> {
+pub(super) fn remove(folder: &RunFolder) -> Result<(), LaunchError> {
     let failed = |error: std::io::Error| LaunchError::File {
         path: folder.path().display().to_string(),
         cause: error.to_string(),
