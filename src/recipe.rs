@@ -57,6 +57,9 @@ pub struct Recipe {
     pub num_pipeline_patch: u32,
     /// Synchronous steps.
     pub sync_steps: u32,
+    /// Every how many steps after those one was synchronous; 0 for none.
+    #[serde(default)]
+    pub sync_every: u32,
     /// Whether the initial latents were given rather than drawn from the seed.
     pub latents_given: bool,
     /// Whether embeddings were given in place of a prompt.
@@ -89,6 +92,7 @@ impl Recipe {
             degrees: report.degrees,
             num_pipeline_patch: report.num_pipeline_patch,
             sync_steps: report.sync_steps,
+            sync_every: report.sync_every,
             latents_given: request.latents.is_some(),
             prompt_embeds_given: request.prompt_embeds.is_some(),
             seconds: report.seconds,

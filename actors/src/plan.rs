@@ -11,6 +11,7 @@ pub mod mesh;
 pub mod message;
 pub mod program;
 pub mod resolve;
+pub mod sync;
 
 use std::ops::Range;
 
@@ -94,12 +95,12 @@ impl Plan {
 
     /// Whether patches of `step` run one by one against keys and values of the step before.
     pub fn is_async(&self, step: usize) -> bool {
-        self.strips.len() > 1 && step >= self.run.sync_steps as usize
+        self.strips.len() > 1 && !sync::is_sync(&self.run, step)
     }
 
     /// Whether any step is asynchronous, so that keys and values must be kept.
     pub fn needs_cache(&self) -> bool {
-        self.is_async(self.steps().saturating_sub(1))
+        (0..self.steps()).any(|step| self.is_async(step))
     }
 
     /// Guidance branches in all.

@@ -269,7 +269,7 @@ pub struct Start {
 }
 
 /// A request with every default filled in; all ranks plan from this alone.
-#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct RunSpec {
     /// What to draw; not used when `embeds_tokens` is set.
     pub prompt: String,
@@ -289,6 +289,8 @@ pub struct RunSpec {
     pub num_pipeline_patch: u32,
     /// Synchronous steps.
     pub sync_steps: u32,
+    /// Every how many steps after those one is synchronous again; 0 is never.
+    pub sync_every: u32,
     /// Steps between checkpoints; 0 keeps none.
     pub checkpoint_every: u32,
     /// Whether latents are returned instead of a picture.

@@ -202,6 +202,8 @@ pub struct GenerateRequest {
     pub num_pipeline_patch: Option<u32>,
     /// Synchronous steps before PipeFusion's asynchronous ones (xDiT: `warmup_steps`).
     pub sync_steps: u32,
+    /// Every how many steps after those one is synchronous again; 0 is never.
+    pub sync_every: u32,
     /// Steps between checkpoints of the latents at the controller; 0 keeps none. Nothing resumes
     /// from them yet.
     pub checkpoint_every: u32,
@@ -226,6 +228,7 @@ impl Default for GenerateRequest {
             degrees: None,
             num_pipeline_patch: None,
             sync_steps: 1,
+            sync_every: 0,
             checkpoint_every: 0,
             output: OutputKind::Image,
             latents: None,
@@ -328,6 +331,8 @@ pub struct Report {
     pub num_pipeline_patch: u32,
     /// Synchronous steps.
     pub sync_steps: u32,
+    /// Every how many steps after those one was synchronous; 0 for none.
+    pub sync_every: u32,
     /// Seconds from the start of the run to its result.
     pub seconds: f64,
     /// Warnings, in order.

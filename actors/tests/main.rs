@@ -7,3 +7,4 @@ mod meshes;
 mod oracle;
 mod pipefusion;
 mod plans;
+mod sync_every;

@@ -3,12 +3,15 @@
 //! after it one step old; the noise scheduler runs once per step over the whole latent.
 
 use candle_core::{Device, Tensor};
+use ditmesh_actors::request::{FloatTensor, GenerateRequest};
 use ditmesh_model::attention::attention;
 use ditmesh_model::conditioning::{Conditioning, LatentGrid};
 use ditmesh_model::guidance;
 use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
 use ditmesh_model::rows::RowSet;
 use ditmesh_model::transformer::ForwardPass;
+
+use crate::harness::Golden;
 
 /// What the oracle computes.
 pub struct Case<'a> {
@@ -23,6 +26,32 @@ pub struct Case<'a> {
     pub guidance_scale: f64,
     pub patches: usize,
     pub sync_steps: usize,
+    pub sync_every: usize,
+}
+
+/// The oracle's latents for a golden case, with the patches and the sync steps of `request`.
+pub fn expected(golden: &Golden, request: &GenerateRequest) -> FloatTensor {
+    let tensor = |x: &FloatTensor| {
+        Tensor::from_vec(x.data.clone(), x.shape.as_slice(), &Device::Cpu).unwrap()
+    };
+    let pair = |name: &str| {
+        let negative = tensor(&golden.floats(&format!("negative_{name}")));
+        Tensor::cat(&[negative, tensor(&golden.floats(name))], 0).unwrap()
+    };
+    let latents = golden.floats("latents");
+    let x = run(&Case {
+        dir: &golden.dir,
+        embeds: &pair("prompt_embeds"),
+        mask: &pair("prompt_attention_mask"),
+        latents: &tensor(&latents).unsqueeze(2).unwrap(),
+        steps: request.num_inference_steps as usize,
+        guidance_scale: f64::from(request.guidance_scale),
+        patches: request.num_pipeline_patch.unwrap_or(1) as usize,
+        sync_steps: request.sync_steps as usize,
+        sync_every: request.sync_every as usize,
+    });
+    let data = x.flatten_all().unwrap().to_vec1().unwrap();
+    FloatTensor { shape: latents.shape, data }
 }
 
 /// Final latents `[1, C, 1, H, W]`.
@@ -44,7 +73,7 @@ pub fn run(case: &Case<'_>) -> Tensor {
     let mut cache: Vec<Option<(Tensor, Tensor)>> = vec![None; spec.blocks];
     for step in 0..case.steps {
         pass.set_timestep(scheduler.timesteps()[step]).unwrap();
-        let cuts: Vec<(usize, usize)> = if step < case.sync_steps || case.patches == 1 {
+        let cuts: Vec<(usize, usize)> = if case.patches == 1 || whole(case, step) {
             vec![(0, rows)]
         } else {
             (0..rows).step_by(strip).map(|start| (start, strip.min(rows - start))).collect()
@@ -61,6 +90,12 @@ pub fn run(case: &Case<'_>) -> Tensor {
         x = scheduler.step(&mut solver, step, &guided, &x).unwrap();
     }
     x
+}
+
+/// Whether a step is synchronous, counted out: the first ones, then each `sync_every`-th.
+fn whole(case: &Case<'_>, step: usize) -> bool {
+    let later = step.checked_sub(case.sync_steps).map(|after| after + 1);
+    later.is_none_or(|nth| case.sync_every > 0 && nth % case.sync_every == 0)
 }
 
 /// One patch of one step through all blocks.

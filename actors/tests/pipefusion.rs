@@ -1,35 +1,14 @@
 //! PipeFusion against its one-process oracle: any number of stages, patches and sync steps, with
 //! guidance branches and Ulysses on top; the result depends on patches and sync steps only.
 
-use candle_core::Tensor;
 use ditmesh_actors::request::{FloatTensor, GenerateRequest};
 
 use crate::harness::{Golden, degrees, relative, run};
 use crate::oracle;
 
-fn tensor(x: &FloatTensor) -> Tensor {
-    Tensor::from_vec(x.data.clone(), x.shape.as_slice(), &candle_core::Device::Cpu).unwrap()
-}
-
 /// The oracle's latents for a golden case.
 fn expected(golden: &Golden, patches: usize, sync_steps: usize) -> FloatTensor {
-    let pair = |name: &str| {
-        let negative = tensor(&golden.floats(&format!("negative_{name}")));
-        Tensor::cat(&[negative, tensor(&golden.floats(name))], 0).unwrap()
-    };
-    let latents = golden.floats("latents");
-    let x = oracle::run(&oracle::Case {
-        dir: &golden.dir,
-        embeds: &pair("prompt_embeds"),
-        mask: &pair("prompt_attention_mask"),
-        latents: &tensor(&latents).unsqueeze(2).unwrap(),
-        steps: 8,
-        guidance_scale: 4.5,
-        patches,
-        sync_steps,
-    });
-    let data = x.flatten_all().unwrap().to_vec1().unwrap();
-    FloatTensor { shape: latents.shape, data }
+    oracle::expected(golden, &request(golden, 2, patches, sync_steps))
 }
 
 fn request(golden: &Golden, factor: usize, patches: usize, sync_steps: usize) -> GenerateRequest {

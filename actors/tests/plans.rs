@@ -45,7 +45,7 @@ proptest! {
         stages in 1u32..=4,
         ulysses in 1u32..=4,
         patches in 1u32..=9,
-        sync_steps in 1u32..=3,
+        (sync_steps, sync_every) in (1u32..=3, 0u32..=3),
         steps in 1u32..=5,
         (rows, columns) in (4u32..=11, 1u32..=4),
         latent_output in any::<bool>(),
@@ -57,6 +57,7 @@ proptest! {
             num_inference_steps: steps,
             num_pipeline_patch: Some(patches),
             sync_steps,
+            sync_every,
             output: if latent_output {
                 ditmesh_actors::request::OutputKind::Latent
             } else {

@@ -56,6 +56,7 @@ fn texts(path: &Path, bytes: &[u8]) -> Result<(Option<String>, Option<String>), 
 }
 
 fn describe(recipe: &Recipe) -> String {
+    let nonzero = |value: u32| if value > 0 { value.to_string() } else { String::new() };
     let given = |given: bool, text: &str| if given { text.to_owned() } else { String::new() };
     let size = match (recipe.width, recipe.height) {
         (Some(width), Some(height)) => format!("{width} x {height}"),
@@ -77,6 +78,7 @@ fn describe(recipe: &Recipe) -> String {
         ("degrees", recipe.degrees.to_string()),
         ("pipeline patches", recipe.num_pipeline_patch.to_string()),
         ("sync steps", recipe.sync_steps.to_string()),
+        ("sync every", nonzero(recipe.sync_every)),
         ("seconds", format!("{:.3}", recipe.seconds)),
         ("made by", recipe.version.clone()),
     ];

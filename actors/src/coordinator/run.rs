@@ -146,6 +146,7 @@ impl Run {
             degrees: self.plan.mesh.degrees(),
             num_pipeline_patch: self.plan.strips.len() as u32,
             sync_steps: self.plan.run.sync_steps,
+            sync_every: self.plan.run.sync_every,
             seconds: self.started.elapsed().as_secs_f64(),
             warnings: self.plan.warnings.clone(),
             ranks,

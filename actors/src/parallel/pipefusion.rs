@@ -19,14 +19,18 @@ pub(crate) fn receive(plan: &Plan, at: Coordinates, step: usize, patch: Patch, o
     if plan.mesh.stages() == 1 || step == 0 {
         return;
     }
-    // The latent after a synchronous step comes whole, also when the next step goes by strips.
-    let patch = match (plan.is_async(step - 1), patch) {
-        (true, patch) => patch,
-        (false, Patch::All | Patch::Strip(0)) => Patch::All,
-        (false, Patch::Strip(_)) => return,
-    };
     let peer = plan.mesh.rank(Coordinates { stage: plan.mesh.stages() - 1, ..at });
-    ops.extend(sample(plan, at, step, patch).map(|message| Op::Recv { peer, message }));
+    let mut take = |patch| {
+        ops.extend(sample(plan, at, step, patch).map(|message| Op::Recv { peer, message }));
+    };
+    // The latent comes as the step before left it: whole after a synchronous step, strip by strip
+    // after an asynchronous one, whichever way this step goes on.
+    match (plan.is_async(step - 1), patch) {
+        (true, Patch::All) => (0..plan.strips.len()).map(Patch::Strip).for_each(take),
+        (true, strip) => take(strip),
+        (false, Patch::All | Patch::Strip(0)) => take(Patch::All),
+        (false, Patch::Strip(_)) => {}
+    }
 }
 
 /// Hidden states to the next stage.

@@ -94,6 +94,7 @@ pub fn resolve(
         seed: request.seed,
         num_pipeline_patch: request.num_pipeline_patch.unwrap_or(degrees.pipefusion_degree),
         sync_steps: request.sync_steps,
+        sync_every: request.sync_every,
         checkpoint_every: request.checkpoint_every,
         latent_output: request.output == OutputKind::Latent,
         latents_given: request.latents.is_some(),

@@ -114,6 +114,10 @@ pub(crate) struct GenerateArgs {
     #[arg(help_heading = "How")]
     pub(crate) sync_steps: u32,
 
+    /// After those, make every K-th step synchronous again [default: none]
+    #[arg(long, value_name = "K", value_parser = counted(1000), help_heading = "How")]
+    pub(crate) sync_every: Option<u32>,
+
     /// File to write [default: ditmesh.png, or ditmesh.safetensors for latents]
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[arg(help_heading = "Output")]

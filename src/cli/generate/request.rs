@@ -26,6 +26,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
         degrees: degrees(args)?,
         num_pipeline_patch: args.num_pipeline_patch,
         sync_steps: args.sync_steps,
+        sync_every: args.sync_every.unwrap_or(0),
         checkpoint_every: 0,
         output: args.output_type.into(),
         latents: args.latents.as_deref().map(tensor_file::read_latents).transpose()?,
@@ -158,6 +159,12 @@ mod tests {
         assert_eq!((request.num_inference_steps, request.sync_steps), (5, 2));
         let request = &requests(&args("--num-inference-steps 5 --sync-steps 2")).unwrap()[0];
         assert_eq!((request.num_inference_steps, request.sync_steps), (5, 2));
+    }
+
+    #[test]
+    fn a_step_now_and_then_can_be_synchronous() {
+        assert_eq!(requests(&args("--sync-every 4")).unwrap()[0].sync_every, 4);
+        assert_eq!(requests(&args("")).unwrap()[0].sync_every, 0);
     }
 
     #[test]
