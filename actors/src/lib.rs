@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod client;
 pub mod controller;
 pub mod coordinator;
+pub mod cost;
 pub mod dispatcher;
 pub mod engine;
 pub mod executor;

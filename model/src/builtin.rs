@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 
 /// Name of the model, first part of its folder's name.
 pub const NAME: &str = "built-in";
-/// Variable that names the folder for caches, before `XDG_CACHE_HOME` and `~/.cache`.
-pub const CACHE_VARIABLE: &str = "DITMESH_CACHE_DIR";
 
 /// Bytes compared at a time.
 const COMPARE_BYTES: usize = 64 << 10;
@@ -44,22 +42,7 @@ const FILES: &[(&str, &[u8])] = files![
 /// # Errors
 /// When there is no cache folder or it cannot be written.
 pub fn folder() -> io::Result<PathBuf> {
-    unpack(&cache_root()?)
-}
-
-/// The user's folder for caches.
-///
-/// # Errors
-/// When none of the variables that name it is set.
-pub fn cache_root() -> io::Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let named = set(CACHE_VARIABLE).or_else(|| set("XDG_CACHE_HOME")).map(PathBuf::from);
-    named.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache"))).ok_or_else(|| {
-        let message = format!(
-            "no folder to unpack the built-in model into: HOME is not set; set {CACHE_VARIABLE}"
-        );
-        io::Error::new(io::ErrorKind::NotFound, message)
-    })
+    unpack(&crate::cache::root()?)
 }
 
 /// Writes the model to `<cache_root>/ditmesh/models/built-in-<digest>`, as far as it is not there

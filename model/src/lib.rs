@@ -8,6 +8,7 @@
 pub mod attention;
 #[cfg(feature = "builtin")]
 pub mod builtin;
+pub mod cache;
 pub mod checkpoint;
 pub mod conditioning;
 pub mod error;
