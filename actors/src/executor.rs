@@ -9,6 +9,7 @@ pub mod error;
 mod group;
 mod latents;
 pub mod mailbag;
+mod staleness;
 pub(crate) mod wire_tensor;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use error::ExecuteError;
 use group::Group;
 use latents::Latents;
 use mailbag::{Mailbag, Place};
+use staleness::Staleness;
 
 /// Everything a rank needs to run its program.
 pub struct Assignment {
@@ -96,6 +98,7 @@ struct Executor {
     text: Text,
     latents: Latents,
     partition: Option<PartitionRun>,
+    staleness: Staleness,
     /// Hidden states that were received or are to be sent.
     activation: Option<Tensor>,
     /// Predicted noise of this rank's branch, then of both after an exchange.
@@ -131,6 +134,7 @@ impl Executor {
             scheduler,
             text: Text { embeds: None, mask: None },
             partition: None,
+            staleness: Staleness::default(),
             activation: None,
             predictions: Vec::new(),
             received_latents: None,
@@ -250,6 +254,7 @@ impl Executor {
         let partition = self.partition.as_mut();
         let partition =
             partition.ok_or(ExecuteError::Order { op: "forward", missing: "the text" })?;
+        self.staleness.begin(step, partition);
         let mut group = Group::new(&mut self.bag, ranks, step, patch.strip());
         let output = match partition.forward(&shape, timestep, input, &mut group) {
             Ok(output) => output,
@@ -348,7 +353,9 @@ impl Executor {
         Ok(())
     }
 
-    fn finish(self, started: Instant) -> Result<RankReport, ExecuteError> {
+    fn finish(mut self, started: Instant) -> Result<RankReport, ExecuteError> {
+        let staleness = self.staleness;
+        let kv_change = self.partition.as_mut().map(|partition| staleness.finish(partition));
         let traffic = self.bag.finish()?;
         let blocks = self.plan.blocks(self.at.stage);
         let waited = traffic.waited.as_secs_f64();
@@ -360,6 +367,7 @@ impl Executor {
             kv_cache_bytes: self.partition.as_ref().map_or(0, PartitionRun::cache_bytes),
             bytes_sent: traffic.bytes_sent,
             frames_sent: traffic.frames_sent,
+            kv_change: kv_change.unwrap_or_default(),
             compute_seconds: started.elapsed().as_secs_f64() - waited,
             wait_seconds: waited,
         })

@@ -26,6 +26,7 @@ pub mod plan;
 pub mod protocol;
 pub mod request;
 pub mod session;
+pub mod staleness;
 pub mod status;
 pub mod worker;
 pub mod worker_process;

@@ -337,6 +337,10 @@ pub struct Report {
     pub seconds: f64,
     /// Warnings, in order.
     pub warnings: Vec<String>,
+    /// How stale keys and values were: `||kv_t - kv_(t-1)|| / ||kv_(t-1)||` of step `t` at index
+    /// `t`, mean over all blocks. Without a value where nothing was overwritten (step 0), empty
+    /// without patches.
+    pub kv_change: Vec<Option<f64>>,
     /// One entry per rank, in rank order.
     pub ranks: Vec<RankReport>,
 }
@@ -368,6 +372,9 @@ pub struct RankReport {
     pub bytes_sent: u64,
     /// Frames sent to other ranks.
     pub frames_sent: u64,
+    /// Relative change of keys and values per step, mean over this rank's blocks, for the heads it
+    /// attends with; see [`Report::kv_change`].
+    pub kv_change: Vec<Option<f64>>,
     /// Seconds computing.
     pub compute_seconds: f64,
     /// Seconds waiting for frames.

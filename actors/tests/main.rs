@@ -7,4 +7,5 @@ mod meshes;
 mod oracle;
 mod pipefusion;
 mod plans;
+mod staleness;
 mod sync_every;

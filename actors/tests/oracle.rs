@@ -31,6 +31,11 @@ pub struct Case<'a> {
 
 /// The oracle's latents for a golden case, with the patches and the sync steps of `request`.
 pub fn expected(golden: &Golden, request: &GenerateRequest) -> FloatTensor {
+    watched(golden, request).0
+}
+
+/// As [`expected`], with the relative change of keys and values in each step, mean over blocks.
+pub fn watched(golden: &Golden, request: &GenerateRequest) -> (FloatTensor, Vec<Option<f64>>) {
     let tensor = |x: &FloatTensor| {
         Tensor::from_vec(x.data.clone(), x.shape.as_slice(), &Device::Cpu).unwrap()
     };
@@ -39,7 +44,7 @@ pub fn expected(golden: &Golden, request: &GenerateRequest) -> FloatTensor {
         Tensor::cat(&[negative, tensor(&golden.floats(name))], 0).unwrap()
     };
     let latents = golden.floats("latents");
-    let x = run(&Case {
+    let (x, kv_change) = run(&Case {
         dir: &golden.dir,
         embeds: &pair("prompt_embeds"),
         mask: &pair("prompt_attention_mask"),
@@ -51,11 +56,11 @@ pub fn expected(golden: &Golden, request: &GenerateRequest) -> FloatTensor {
         sync_every: request.sync_every as usize,
     });
     let data = x.flatten_all().unwrap().to_vec1().unwrap();
-    FloatTensor { shape: latents.shape, data }
+    (FloatTensor { shape: latents.shape, data }, kv_change)
 }
 
-/// Final latents `[1, C, 1, H, W]`.
-pub fn run(case: &Case<'_>) -> Tensor {
+/// Final latents `[1, C, 1, H, W]`, and the relative change of keys and values by step.
+pub fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>) {
     let spec = describe(case.dir, candle_core::DType::F32).unwrap();
     let parts = Parts { blocks: 0..spec.blocks, text_encoder: false, vae: false };
     let loaded =
@@ -71,7 +76,9 @@ pub fn run(case: &Case<'_>) -> Tensor {
     let rows = grid.token_rows();
     let strip = rows.div_ceil(case.patches);
     let mut cache: Vec<Option<(Tensor, Tensor)>> = vec![None; spec.blocks];
+    let mut kv_change = Vec::new();
     for step in 0..case.steps {
+        let before = cache.clone();
         pass.set_timestep(scheduler.timesteps()[step]).unwrap();
         let cuts: Vec<(usize, usize)> = if case.patches == 1 || whole(case, step) {
             vec![(0, rows)]
@@ -88,8 +95,23 @@ pub fn run(case: &Case<'_>) -> Tensor {
         let cond = prediction.narrow(0, 1, 1).unwrap();
         let guided = guidance::combine(&uncond, &cond, case.guidance_scale).unwrap();
         x = scheduler.step(&mut solver, step, &guided, &x).unwrap();
+        let changes: Option<Vec<f64>> = cache
+            .iter()
+            .zip(&before)
+            .map(|(new, old)| change(new.as_ref()?, old.as_ref()?))
+            .collect();
+        kv_change.push(changes.map(|changes| changes.iter().sum::<f64>() / changes.len() as f64));
     }
-    x
+    (x, kv_change)
+}
+
+/// `||new - old|| / ||old||` of keys and values together.
+fn change(new: &(Tensor, Tensor), old: &(Tensor, Tensor)) -> Option<f64> {
+    let both = |kv: &(Tensor, Tensor)| {
+        Tensor::cat(&[&kv.0, &kv.1], 1).unwrap().to_dtype(candle_core::DType::F64).unwrap()
+    };
+    let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+    Some(norm(&(both(new) - both(old)).unwrap()) / norm(&both(old)))
 }
 
 /// Whether a step is synchronous, counted out: the first ones, then each `sync_every`-th.

@@ -96,6 +96,16 @@ impl PartitionRun {
         caches.map(|cache| cache.bytes() as u64).sum()
     }
 
+    /// How much keys and values changed where they were overwritten since this was last asked:
+    /// `||new - old|| / ||old||` of this rank's heads, mean over blocks; `None` when nothing was
+    /// overwritten or measured.
+    pub fn take_kv_change(&mut self) -> Option<f64> {
+        let caches = self.caches.iter_mut().flat_map(|caches| &mut caches.of_block);
+        let ratios: Vec<f64> =
+            caches.filter_map(PatchKvCache::take_change).map(|sums| sums.ratio().sqrt()).collect();
+        (!ratios.is_empty()).then(|| ratios.iter().sum::<f64>() / ratios.len() as f64)
+    }
+
     /// Runs the phases of `shape` at `timestep`.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The patch KV cache of PipeFusion (arXiv 2405.14430): keys and values of one block, all tokens.
 //!
-//! Owns the two tensors and which of their rows hold something. Does not own when rows are
-//! written or which queries read them ([`crate::forward`]).
+//! Owns the two tensors, which of their rows hold something, and how much rows change when they are
+//! overwritten. Does not own when rows are written or which queries read them ([`crate::forward`]).
 //!
 //! Invariants: tokens lie in raster order whatever patch or rank they came from; nothing can be
 //! read before every row was written once; memory is taken once, at creation.
@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::change::{Change, on_host};
 use crate::error::ModelError;
 
 /// Keys and values of one block for the heads this rank attends with.
@@ -18,6 +19,7 @@ pub struct PatchKvCache {
     keys: Tensor,
     values: Tensor,
     written: Vec<bool>,
+    change: Option<Change>,
 }
 
 impl PatchKvCache {
@@ -33,7 +35,7 @@ impl PatchKvCache {
         device: &Device,
     ) -> Result<Self, ModelError> {
         let empty = || Tensor::zeros((batch, tokens, heads, head_dim), DType::F32, device);
-        Ok(Self { keys: empty()?, values: empty()?, written: vec![false; tokens] })
+        Ok(Self { keys: empty()?, values: empty()?, written: vec![false; tokens], change: None })
     }
 
     /// Overwrites the tokens of `token_ranges` (ascending, in raster order) with `k` and `v`, f32
@@ -52,6 +54,9 @@ impl PatchKvCache {
         for range in token_ranges.iter().filter(|range| !range.is_empty()) {
             for (cache, fresh) in [(&self.keys, k), (&self.values, v)] {
                 let fresh = fresh.narrow(1, taken, range.len())?.contiguous()?;
+                if self.written[range.clone()].iter().all(|&written| written) {
+                    add_change(&mut self.change, cache, &fresh, range)?;
+                }
                 cache.slice_set(&fresh, 1, range.start)?;
             }
             self.written[range.clone()].fill(true);
@@ -106,6 +111,12 @@ impl PatchKvCache {
         }
     }
 
+    /// How much keys and values changed in the rows overwritten since this was last asked, as sums
+    /// of squares; `None` when none were. Measured in host memory only.
+    pub fn take_change(&mut self) -> Option<Change> {
+        self.change.take()
+    }
+
     /// Whether every token was written.
     pub fn is_filled(&self) -> bool {
         self.written.iter().all(|&written| written)
@@ -114,12 +125,45 @@ impl PatchKvCache {
     /// Forgets what was written, for another run.
     pub fn clear(&mut self) {
         self.written.fill(false);
+        self.change = None;
     }
 
     /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
         2 * self.keys.elem_count() * self.keys.dtype().size_in_bytes()
     }
+}
+
+/// Adds to `change` what `fresh` changes in the tokens `range` of `cache`.
+fn add_change(
+    change: &mut Option<Change>,
+    cache: &Tensor,
+    fresh: &Tensor,
+    range: &Range<usize>,
+) -> Result<(), ModelError> {
+    if !cache.device().is_cpu() {
+        return Ok(());
+    }
+    let (batch, tokens, heads, head_dim) = cache.dims4()?;
+    let per_token = heads * head_dim;
+    let sums = on_host(cache, |cache| {
+        on_host(fresh, |fresh| {
+            let mut sums = Change::default();
+            for image in 0..batch {
+                let (old, new) = (image * tokens + range.start, image * range.len());
+                let at =
+                    |values, first: usize| part(values, first * per_token, range.len() * per_token);
+                sums.add(Change::of_squares(at(fresh, new), at(cache, old)));
+            }
+            Ok(sums)
+        })
+    })?;
+    change.get_or_insert_default().add(sums);
+    Ok(())
+}
+
+fn part(values: &[f32], start: usize, len: usize) -> &[f32] {
+    values.get(start..start + len).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -156,6 +200,23 @@ mod tests {
         );
         cache.clear();
         assert!(!cache.is_filled() && cache.values().is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn overwritten_rows_tell_how_much_they_changed() -> Result<(), ModelError> {
+        let mut cache = PatchKvCache::new(2, 6, 1, 3, &Device::Cpu)?;
+        let first = numbered(6, 1.0);
+        cache.write(&one(0..6), &first, &first)?;
+        assert_eq!(cache.take_change(), None);
+        // Keys grow by a half in tokens 1, 2 and 4, values stay: of 2 x 3 tokens of 3 elements.
+        let some = Tensor::cat(&[&first.narrow(1, 1, 2)?, &first.narrow(1, 4, 1)?], 1)?;
+        cache.write(&[1..3, 4..5], &(&some * 1.5)?, &some)?;
+        let squares = some.sqr()?.sum_all()?.to_scalar::<f32>()?;
+        let change = cache.take_change().expect("a change");
+        assert_eq!(change.reference, 2.0 * f64::from(squares));
+        assert_eq!(change.difference, 0.25 * f64::from(squares));
+        assert_eq!(cache.take_change(), None);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ pub mod attention;
 #[cfg(feature = "builtin")]
 pub mod builtin;
 pub mod cache;
+pub mod change;
 pub mod checkpoint;
 pub mod conditioning;
 pub mod error;

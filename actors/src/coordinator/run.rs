@@ -16,6 +16,7 @@ use crate::generation::{GenerateError, UpdateSink};
 use crate::plan::Plan;
 use crate::protocol::{DeviceId, RankOutcome};
 use crate::request::{Generation, Report};
+use crate::staleness::mean_kv_change;
 
 /// Longest run; what bounds it in practice is the deadline of each wait in it.
 pub(super) const RUN_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -149,6 +150,7 @@ impl Run {
             sync_every: self.plan.run.sync_every,
             seconds: self.started.elapsed().as_secs_f64(),
             warnings: self.plan.warnings.clone(),
+            kv_change: mean_kv_change(&ranks),
             ranks,
         })
     }
