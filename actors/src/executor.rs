@@ -13,7 +13,7 @@ mod staleness;
 pub(crate) mod wire_tensor;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use ditmesh_model::conditioning::Conditioning;
@@ -32,7 +32,8 @@ use crate::plan::Plan;
 use crate::plan::mesh::Coordinates;
 use crate::plan::message::{Message, MessageKind};
 use crate::plan::program::{Op, Patch};
-use crate::request::{Event, RankReport};
+use crate::request::{Event, OpTime, RankReport};
+use crate::timeline::Stopwatch;
 use abort::AbortFlag;
 use error::ExecuteError;
 use group::Group;
@@ -69,14 +70,14 @@ pub struct Assignment {
 /// # Errors
 /// [`ExecuteError`], naming the peer where one is the cause.
 pub fn execute(assignment: Assignment) -> Result<RankReport, ExecuteError> {
-    let started = Instant::now();
+    let clock = Stopwatch::start(assignment.plan.steps());
     let program = assignment.plan.program(assignment.rank);
-    let mut executor = Executor::new(assignment)?;
+    let mut executor = Executor::new(assignment, clock)?;
     for op in program.ops {
         executor.bag.check_abort()?;
         executor.step(op)?;
     }
-    executor.finish(started)
+    executor.finish()
 }
 
 /// Text of all branches.
@@ -109,7 +110,7 @@ struct Executor {
 }
 
 impl Executor {
-    fn new(assignment: Assignment) -> Result<Self, ExecuteError> {
+    fn new(assignment: Assignment, clock: Stopwatch) -> Result<Self, ExecuteError> {
         let Assignment { plan, rank, parts, device, wait_limit, progress, .. } = assignment;
         let at = plan.mesh.coordinates(rank);
         let scheduler = parts.scheduler(plan.steps())?;
@@ -120,6 +121,7 @@ impl Executor {
             device: device.clone(),
             wait_limit,
             abort: assignment.abort,
+            clock,
         };
         Ok(Self {
             latents: Latents::new(&plan, at.sp, Arc::clone(&scheduler)),
@@ -144,17 +146,24 @@ impl Executor {
     }
 
     fn step(&mut self, op: Op) -> Result<(), ExecuteError> {
-        match op {
+        self.bag.clock.begin(&op);
+        self.carry_out(&op)?;
+        self.bag.clock.end(&op);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, op: &Op) -> Result<(), ExecuteError> {
+        match *op {
             Op::Encode => self.encode(),
             Op::Noise => Ok(self.latents.draw(&self.plan)?),
             Op::TakeLatents => self.take_latents(),
             Op::Condition => self.condition(),
-            Op::Recv { peer, message } => self.receive(peer, &message),
-            Op::Send { peer, message } | Op::Checkpoint { peer, message } => {
-                self.send(peer, &message)
+            Op::Recv { peer, ref message } => self.receive(peer, message),
+            Op::Send { peer, ref message } | Op::Checkpoint { peer, ref message } => {
+                self.send(peer, message)
             }
             Op::Forward { step, patch, .. } => self.forward(step, patch),
-            Op::Exchange { peer, message } => self.exchange(peer, &message),
+            Op::Exchange { peer, ref message } => self.exchange(peer, message),
             Op::Denoise { step, patch } => self.denoise(step, patch),
             Op::StepDone { step } => {
                 let event = Event::Step { step: step as u32 + 1, of: self.plan.steps() as u32 };
@@ -353,12 +362,12 @@ impl Executor {
         Ok(())
     }
 
-    fn finish(mut self, started: Instant) -> Result<RankReport, ExecuteError> {
+    fn finish(mut self) -> Result<RankReport, ExecuteError> {
         let staleness = self.staleness;
         let kv_change = self.partition.as_mut().map(|partition| staleness.finish(partition));
         let traffic = self.bag.finish()?;
         let blocks = self.plan.blocks(self.at.stage);
-        let waited = traffic.waited.as_secs_f64();
+        let sum = |of: fn(&OpTime) -> f64| traffic.time.ops.iter().map(of).sum();
         Ok(RankReport {
             rank: self.rank as u32,
             device: String::new(),
@@ -368,8 +377,9 @@ impl Executor {
             bytes_sent: traffic.bytes_sent,
             frames_sent: traffic.frames_sent,
             kv_change: kv_change.unwrap_or_default(),
-            compute_seconds: started.elapsed().as_secs_f64() - waited,
-            wait_seconds: waited,
+            compute_seconds: sum(|op| op.compute_s),
+            wait_seconds: sum(|op| op.wait_s),
+            time: traffic.time,
         })
     }
 }

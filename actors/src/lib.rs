@@ -28,5 +28,6 @@ pub mod request;
 pub mod session;
 pub mod staleness;
 pub mod status;
+pub mod timeline;
 pub mod worker;
 pub mod worker_process;

@@ -23,6 +23,7 @@ pub const PROTOCOL_MAX: u32 = 1;
 pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol.rs"),
     include_str!("request.rs"),
+    include_str!("request/op_time.rs"),
     include_str!("status.rs"),
 ]);
 

@@ -3,9 +3,13 @@
 //! Owns the names a user of diffusers or xDiT knows. Does not own how a request is planned or run.
 #![expect(missing_docs, reason = "rkyv's derive makes undocumented resolvers of enums")]
 
+mod op_time;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use op_time::{OpTime, RunTime};
 
 /// The degrees of each parallel method; their product is the number of ranks.
 #[derive(
@@ -375,10 +379,12 @@ pub struct RankReport {
     /// Relative change of keys and values per step, mean over this rank's blocks, for the heads it
     /// attends with; see [`Report::kv_change`].
     pub kv_change: Vec<Option<f64>>,
-    /// Seconds computing.
+    /// Seconds computing: the sum over the operations of `time`.
     pub compute_seconds: f64,
-    /// Seconds waiting for frames.
+    /// Seconds waiting for frames: likewise.
     pub wait_seconds: f64,
+    /// Where the time went.
+    pub time: RunTime,
 }
 
 /// Where a model comes from.

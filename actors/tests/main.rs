@@ -9,3 +9,4 @@ mod pipefusion;
 mod plans;
 mod staleness;
 mod sync_every;
+mod timeline;

@@ -28,6 +28,16 @@ pub enum ExchangeKind {
     UlyssesOut,
 }
 
+impl ExchangeKind {
+    /// Its name in accounts of time and in traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UlyssesQkv => "ulysses_qkv",
+            Self::UlyssesOut => "ulysses_out",
+        }
+    }
+}
+
 /// Moves tensors between the members of a sequence group while the compute thread goes on.
 pub trait Exchanger {
     /// Starts sending `pieces[i]` to member `i`; the entry of this rank itself is `None`, as is

@@ -65,6 +65,20 @@ pub enum Phase {
     ProjectNoise,
 }
 
+impl Phase {
+    /// Its name in accounts of time and in traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::ProjectQkv(_) => "project_qkv",
+            Self::Attend(_) => "attend",
+            Self::ProjectOut(_) => "project_out",
+            Self::Exchange(exchange) => exchange.id.kind.name(),
+            Self::ProjectNoise => "project_noise",
+        }
+    }
+}
+
 /// Shapes that cross between this rank and each member; `None` where nothing does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exchange {

@@ -82,6 +82,7 @@ impl Exchanger for Group<'_> {
     }
 
     fn proceed(&mut self, phase: &Phase) -> Result<(), ModelError> {
+        self.bag.clock.phase(phase);
         if let Phase::Exchange(exchange) = phase {
             self.current = Some(exchange.clone());
         }

@@ -1,6 +1,6 @@
 //! The frames of one rank in one run: receives posted ahead in program order, sends under way.
 //!
-//! Owns the posting window and the accounting of bytes and waits. Does not know what a frame
+//! Owns the posting window, the accounting of bytes and the run's stopwatch. Does not know what a frame
 //! means.
 //!
 //! Invariants: receives are posted in program order; at least the one that is waited for is
@@ -22,6 +22,8 @@ use super::abort::AbortFlag;
 use super::error::ExecuteError;
 use super::wire_tensor;
 use crate::plan::message::Message;
+use crate::request::RunTime;
+use crate::timeline::{Activity, Stopwatch};
 
 /// Receives posted ahead of the one that is waited for.
 pub const POST_AHEAD_FRAMES: usize = 64;
@@ -45,15 +47,16 @@ pub(super) struct Mailbag {
     posted: HashMap<(usize, u64), (Completion<Received>, usize)>,
     posted_bytes: usize,
     sends: Vec<(usize, String, Completion<()>)>,
-    pub(super) traffic: Traffic,
+    traffic: Traffic,
+    pub(super) clock: Stopwatch,
 }
 
-/// What a rank sent, and how long it waited.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a rank sent, and where its time went.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Traffic {
     pub(super) bytes_sent: u64,
     pub(super) frames_sent: u64,
-    pub(super) waited: Duration,
+    pub(super) time: RunTime,
 }
 
 /// Where a run takes place.
@@ -64,11 +67,13 @@ pub(super) struct Place {
     pub(super) device: Device,
     pub(super) wait_limit: Duration,
     pub(super) abort: Arc<AbortFlag>,
+    /// Running since the start of the run.
+    pub(super) clock: Stopwatch,
 }
 
 impl Mailbag {
     pub(super) fn new(place: Place, expected: Expected) -> Result<Self, ExecuteError> {
-        let Place { transport, run, epoch, device, wait_limit, abort } = place;
+        let Place { transport, run, epoch, device, wait_limit, abort, clock } = place;
         let mut bag = Self {
             transport,
             links: HashMap::new(),
@@ -82,8 +87,11 @@ impl Mailbag {
             posted_bytes: 0,
             sends: Vec::new(),
             traffic: Traffic::default(),
+            clock,
         };
+        bag.clock.begin_extra("start");
         bag.post_ahead()?;
+        bag.clock.end_extra();
         Ok(bag)
     }
 
@@ -116,6 +124,7 @@ impl Mailbag {
 
     fn post_next(&mut self) -> Result<(), ExecuteError> {
         let Some((peer, message)) = self.expected.next() else { return Ok(()) };
+        let before = self.clock.turn(Activity::Send);
         let len = message.bytes();
         let region = self.transport.allocate(len);
         let post = PostRecv { run: self.run, tag: message.tag(), region, len };
@@ -123,6 +132,7 @@ impl Mailbag {
         let key = (peer, message.tag().0);
         self.posted.insert(key, (link.post_recv(post), len));
         self.posted_bytes += len;
+        self.clock.turn(before);
         Ok(())
     }
 
@@ -147,12 +157,15 @@ impl Mailbag {
         };
         self.posted_bytes -= len;
         self.post_ahead()?;
-        let started = Instant::now();
+        let before = self.clock.turn(Activity::Wait);
         let received = completion.wait_until(deadline);
-        self.traffic.waited += started.elapsed();
+        self.clock.turn(Activity::Serialise);
         self.check_abort()?;
         let received = received.map_err(|source| from(peer, message, source))?;
-        wire_tensor::to_tensor(&received, message, peer, self.epoch, &self.device)
+        let tensor = wire_tensor::to_tensor(&received, message, peer, self.epoch, &self.device)?;
+        drop(received);
+        self.clock.turn(before);
+        Ok(tensor)
     }
 
     /// Hands `tensor` to the transport; returns at once.
@@ -170,13 +183,16 @@ impl Mailbag {
             });
         }
         self.reap()?;
+        let before = self.clock.turn(Activity::Serialise);
         let payload = wire_tensor::to_slice(tensor, self.transport.as_ref())?;
+        self.clock.turn(Activity::Send);
         let meta = wire_tensor::meta(message, self.epoch);
         let link = self.link(peer).map_err(|source| to(peer, &message.to_string(), source))?;
         self.traffic.bytes_sent += payload.len() as u64;
         self.traffic.frames_sent += 1;
         let frame = SendFrame { run: self.run, tag: message.tag(), meta, payload };
         self.sends.push((peer, message.to_string(), link.send(frame)));
+        self.clock.turn(before);
         Ok(())
     }
 
@@ -200,15 +216,17 @@ impl Mailbag {
 
     /// Waits until every frame was taken, then lets the links forget the run.
     pub(super) fn finish(mut self) -> Result<Traffic, ExecuteError> {
-        let started = Instant::now();
+        self.clock.begin_extra("finish");
+        self.clock.turn(Activity::Wait);
+        let deadline = self.deadline();
         for (peer, what, mut completion) in std::mem::take(&mut self.sends) {
-            let sent = completion.wait_until(started + self.wait_limit);
+            let sent = completion.wait_until(deadline);
             self.check_abort()?;
             sent.map_err(|source| to(peer, &what, source))?;
         }
-        self.traffic.waited += started.elapsed();
         self.links.values().for_each(|link| link.end_run(self.run));
-        Ok(self.traffic)
+        self.clock.end_extra();
+        Ok(Traffic { time: self.clock.summary(), ..self.traffic })
     }
 }
 

@@ -53,6 +53,25 @@ const KINDS: [MessageKind; 11] = [
     MessageKind::UlyssesOut,
 ];
 
+impl MessageKind {
+    /// Its name in accounts of time and in traces.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TextEmbeds => "text_embeds",
+            Self::TextMask => "text_mask",
+            Self::InitialLatents => "initial_latents",
+            Self::Activation => "activation",
+            Self::Prediction => "prediction",
+            Self::Sample => "sample",
+            Self::FinalRows => "final_rows",
+            Self::Result => "result",
+            Self::Checkpoint => "checkpoint",
+            Self::UlyssesQkv => "ulysses_qkv",
+            Self::UlyssesOut => "ulysses_out",
+        }
+    }
+}
+
 impl From<ExchangeKind> for MessageKind {
     fn from(kind: ExchangeKind) -> Self {
         match kind {

@@ -93,6 +93,27 @@ pub enum Op {
     Decode,
 }
 
+impl Op {
+    /// Its name in accounts of time and in traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Encode => "encode",
+            Self::Noise => "noise",
+            Self::TakeLatents => "take_latents",
+            Self::Condition => "condition",
+            Self::Recv { .. } => "receive",
+            Self::Send { .. } => "send",
+            Self::Forward { .. } => "forward",
+            Self::Exchange { .. } => "exchange",
+            Self::Denoise { .. } => "denoise",
+            Self::StepDone { .. } => "step_done",
+            Self::Checkpoint { .. } => "checkpoint",
+            Self::Gather => "gather",
+            Self::Decode => "decode",
+        }
+    }
+}
+
 /// One rank's operations in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {

@@ -1,0 +1,53 @@
+//! Where the time of real runs went.
+
+use ditmesh_actors::request::{OpTime, OutputKind, RankReport};
+
+use crate::harness::{Golden, degrees, run};
+
+const PIPELINE: &str = "sigma_8x8";
+
+fn named<'r>(report: &'r RankReport, op: &str) -> &'r OpTime {
+    let found = report.time.ops.iter().find(|time| time.op == op);
+    found.unwrap_or_else(|| panic!("rank {} has no {op}: {:?}", report.rank, report.time.ops))
+}
+
+#[test]
+fn a_report_accounts_for_all_of_the_time() {
+    let golden = Golden::load(PIPELINE, "square");
+    let request = golden.request(8);
+    let request = ditmesh_actors::request::GenerateRequest {
+        height: None,
+        width: None,
+        latents: None,
+        output: OutputKind::Image,
+        num_pipeline_patch: Some(2),
+        ..request
+    };
+    let outcome = run(&golden.dir, degrees(1, 2, 2), &request);
+    let steps = request.num_inference_steps as usize;
+    // The first step in one pass, the others in two.
+    let passes = (1 + 2 * (steps - 1)) as u64;
+    for report in &outcome.ranks {
+        let time = &report.time;
+        let sum = time.ops.iter().map(OpTime::total_s).sum::<f64>() + time.elsewhere_s;
+        assert!((sum - time.wall_s).abs() < 1e-6 * time.wall_s, "{sum} of {}", time.wall_s);
+        assert!(time.elsewhere_s < 0.01 * time.wall_s, "{time:?}");
+        let blocks = u64::from(report.blocks.1 - report.blocks.0);
+        assert_eq!(named(report, "forward").count, passes);
+        let attend = named(report, "forward.attend");
+        assert_eq!(attend.count, passes * blocks);
+        assert!(attend.compute_s > 0.0 && attend.wait_s == 0.0, "{attend:?}");
+        let exchange = named(report, "forward.ulysses_qkv");
+        assert!(exchange.serialise_s > 0.0 && exchange.wait_s > 0.0, "{exchange:?}");
+        assert_eq!(report.wait_seconds, time.ops.iter().map(|op| op.wait_s).sum::<f64>());
+        let last = report.rank >= 2;
+        assert_eq!(time.step_seconds.len(), if last { steps } else { 0 });
+        if last {
+            assert!(named(report, "receive.activation").wait_s > 0.0);
+            let stepping: f64 = time.step_seconds.iter().sum();
+            assert!(stepping > 0.0 && stepping < time.wall_s, "{time:?}");
+        }
+    }
+    let decoding = named(&outcome.ranks[2], "decode");
+    assert!(decoding.compute_s > 0.0 && decoding.count == 1, "{decoding:?}");
+}
