@@ -7,6 +7,7 @@ use ditmesh_actors::plan::program::Op;
 use ditmesh_actors::plan::{Plan, bytes, check, resolve};
 use ditmesh_actors::request::{Degrees, GenerateRequest};
 use ditmesh_model::spec::{Family, ModelId, ModelSpec, TextStream};
+use ditmesh_model::vae::VaeSpec;
 use proptest::prelude::*;
 
 use crate::harness::degrees;
@@ -24,6 +25,7 @@ fn model(blocks: usize, heads: usize) -> ModelSpec {
         latent_channels: 4,
         sample_size: 32,
         vae_scale_factor: 8,
+        vae: VaeSpec::default(),
         caption_channels: 24,
         text_tokens: 20,
         block_bytes: 1000,

@@ -152,6 +152,7 @@ mod tests {
     use super::*;
     use crate::rows::strips;
     use crate::spec::{Family, ModelId, TextStream};
+    use crate::vae::VaeSpec;
 
     fn model() -> ModelSpec {
         ModelSpec {
@@ -166,6 +167,7 @@ mod tests {
             latent_channels: 4,
             sample_size: 16,
             vae_scale_factor: 8,
+            vae: VaeSpec::default(),
             caption_channels: 24,
             text_tokens: 7,
             block_bytes: 1,

@@ -55,7 +55,9 @@ pub fn describe(dir: &Path, dtype: DType) -> Result<ModelSpec, CheckpointError> 
     let config = PixArtConfig::load(&checkpoint.component_dir("transformer"))?;
     let vae = AutoencoderKlConfig::load(&checkpoint.component_dir("vae"))?;
     let id = checkpoint.model_id()?;
-    Ok(config.spec(id, dtype, vae.scale_factor(), checkpoint.class().text_tokens()))
+    let tokens = checkpoint.class().text_tokens();
+    let spec = config.spec(id, dtype, vae.scale_factor(), tokens);
+    Ok(ModelSpec { vae: vae.spec(), ..spec })
 }
 
 impl LoadedParts {

@@ -2,6 +2,8 @@
 //!
 //! Owns sizes and counts. Does not own how a block computes, nor any tensor.
 
+use crate::vae::VaeSpec;
+
 /// Which DiT family a model belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -47,6 +49,8 @@ pub struct ModelSpec {
     pub sample_size: usize,
     /// Pixels per latent pixel.
     pub vae_scale_factor: usize,
+    /// Sizes of the VAE decoder.
+    pub vae: VaeSpec,
     /// Width of the text embeddings.
     pub caption_channels: usize,
     /// Text tokens a prompt is padded to (`max_sequence_length` of the diffusers pipeline).

@@ -7,3 +7,4 @@ mod pixart;
 mod schedulers;
 mod text;
 mod vae;
+mod vae_bands;

@@ -118,7 +118,7 @@ fn unsupported_configurations_are_named() -> Outcome {
     Ok(())
 }
 
-/// What issue 3 builds on: a band with its halo, and norms over summed moments.
+/// What parallel decoding builds on: a band with its halo, and norms over summed moments.
 #[test]
 fn bands_of_rows_equal_the_whole() -> Outcome {
     let x = Tensor::randn(0f32, 1.0, (2, 8, 11, 7), &Device::Cpu)?;

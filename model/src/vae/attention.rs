@@ -1,9 +1,13 @@
 //! The one attention layer of the decoder: a single head over all pixels of the coarsest level.
 //!
-//! Under bands of rows it needs the whole map; the map is small there, so it is replicated.
+//! Under bands of rows it needs the whole map for its keys and values; the map is small there, so
+//! it is replicated. Queries are those of the own rows only.
 
-use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
 
+use candle_core::{DType, Tensor};
+
+use super::blocks::Loader;
 use super::group_norm::GroupNorm;
 use crate::attention::attention;
 use crate::checkpoint::{CheckpointError, Weights};
@@ -51,12 +55,12 @@ pub(super) struct PixelAttention {
 
 impl PixelAttention {
     pub(super) fn load(
-        weights: &Weights,
+        loader: &Loader<'_>,
         prefix: &str,
-        norm: GroupNorm,
         width: usize,
-        device: &Device,
     ) -> Result<Self, CheckpointError> {
+        let (weights, device) = (loader.weights, loader.device);
+        let norm = loader.group_norm(&format!("{prefix}.group_norm"), width)?;
         let naming = Naming::of(weights, prefix);
         let read = |name: &str| {
             let weight = format!("{prefix}.{name}.weight");
@@ -76,17 +80,21 @@ impl PixelAttention {
         Ok(Self { norm, q: read(q)?, k: read(k)?, v: read(v)?, out: read(out)? })
     }
 
-    /// f32 `[B, C, H, W]` to the same.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let (batch, channels, height, width) = x.dims4()?;
-        let pixels = height * width;
-        let tokens = self.norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-        let heads = |y: Tensor| y.reshape((batch, pixels, 1, channels));
-        let (q, k) = (heads(self.q.forward(&tokens)?)?, heads(self.k.forward(&tokens)?)?);
-        let v = heads(self.v.forward(&tokens)?)?;
+    /// Attends from the rows `own` of a whole map, f32 `[B, C, H, W]`, to all of it: f32
+    /// `[B, C, own, W]`. Keys and values of the whole map are computed here.
+    pub(super) fn forward(&self, map: &Tensor, own: Range<usize>) -> Result<Tensor, ModelError> {
+        let (batch, channels, height, width) = map.dims4()?;
+        let tokens = self.norm.forward(map)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        let heads = |y: Tensor, pixels: usize| y.reshape((batch, pixels, 1, channels));
+        let k = heads(self.k.forward(&tokens)?, height * width)?;
+        let v = heads(self.v.forward(&tokens)?, height * width)?;
+        let pixels = own.len() * width;
+        let queries = tokens.narrow(1, own.start * width, pixels)?.contiguous()?;
+        let q = heads(self.q.forward(&queries)?, pixels)?;
         let scale = 1.0 / (channels as f64).sqrt();
         let attended =
             attention(&q, &k, &v, scale, None)?.out.reshape((batch, pixels, channels))?;
+        let x = map.narrow(2, own.start, own.len())?;
         let y = self.out.forward(&attended)?.transpose(1, 2)?.reshape(x.shape())?;
         Ok((x + y)?)
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::spec::VaeSpec;
 use crate::checkpoint::{CheckpointError, typed_config};
 
 /// Resolution levels beyond which a configuration is refused.
@@ -95,9 +96,15 @@ impl AutoencoderKlConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// Widths of the decoder's levels, the coarsest first.
-    pub(super) fn widths(&self) -> Vec<usize> {
-        self.block_out_channels.iter().rev().copied().collect()
+    /// What planning needs to know of the decoder.
+    pub fn spec(&self) -> VaeSpec {
+        VaeSpec {
+            latent_channels: self.latent_channels,
+            widths: self.block_out_channels.iter().rev().copied().collect(),
+            resnets_per_level: self.layers_per_block + 1,
+            groups: self.norm_num_groups,
+            mid_attention: self.mid_block_add_attention,
+        }
     }
 
     /// The first unsupported value: key, what was expected, what was found.

@@ -2,7 +2,27 @@
 
 use super::attention::Naming;
 use super::config::AutoencoderKlConfig;
+use super::spec::{MID_RESNETS, VaeSpec};
 use crate::checkpoint::Weights;
+
+/// Where the middle block's attention is.
+pub(super) const ATTENTION: &str = "decoder.mid_block.attentions.0";
+
+/// Where resnet `index`, counted in order of execution, is.
+pub(super) fn resnet_prefix(spec: &VaeSpec, index: usize) -> String {
+    match index.checked_sub(MID_RESNETS) {
+        None => format!("decoder.mid_block.resnets.{index}"),
+        Some(index) => {
+            let (level, index) = (index / spec.resnets_per_level, index % spec.resnets_per_level);
+            format!("decoder.up_blocks.{level}.resnets.{index}")
+        }
+    }
+}
+
+/// Where the upsampling convolution of a level is.
+pub(super) fn upsample_prefix(level: usize) -> String {
+    format!("decoder.up_blocks.{level}.upsamplers.0.conv")
+}
 
 /// Every tensor of the decoder; `weights` only says which names its attention goes by.
 pub(super) fn decoder(
@@ -10,27 +30,21 @@ pub(super) fn decoder(
     weights: &Weights,
 ) -> Vec<(String, Vec<usize>)> {
     let mut list = List(Vec::new());
-    let widths = config.widths();
-    let (first, last, latent) = (widths[0], widths[widths.len() - 1], config.latent_channels);
+    let spec = config.spec();
+    let (widths, latent) = (&spec.widths, spec.latent_channels);
+    let (first, last) = (widths[0], widths[widths.len() - 1]);
     if config.use_post_quant_conv {
         list.conv("post_quant_conv", latent, latent, 1);
     }
     list.conv("decoder.conv_in", latent, first, 3);
-    for index in 0..2 {
-        list.resnet(&format!("decoder.mid_block.resnets.{index}"), first, first);
+    if spec.mid_attention {
+        list.attention(ATTENTION, first, weights);
     }
-    if config.mid_block_add_attention {
-        list.attention("decoder.mid_block.attentions.0", first, weights);
+    for (index, (input, output)) in spec.resnets().into_iter().enumerate() {
+        list.resnet(&resnet_prefix(&spec, index), input, output);
     }
-    let mut input = first;
-    for (level, &width) in widths.iter().enumerate() {
-        for index in 0..=config.layers_per_block {
-            list.resnet(&format!("decoder.up_blocks.{level}.resnets.{index}"), input, width);
-            input = width;
-        }
-        if level + 1 < widths.len() {
-            list.conv(&format!("decoder.up_blocks.{level}.upsamplers.0.conv"), width, width, 3);
-        }
+    for (level, &width) in widths[..widths.len() - 1].iter().enumerate() {
+        list.conv(&upsample_prefix(level), width, width, 3);
     }
     list.norm("decoder.conv_norm_out", last);
     list.conv("decoder.conv_out", last, config.out_channels, 3);

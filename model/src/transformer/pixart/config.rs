@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::tensors;
 use crate::checkpoint::{CheckpointError, typed_config};
 use crate::spec::{Family, ModelId, ModelSpec, TextStream};
+use crate::vae::VaeSpec;
 
 /// Blocks beyond which a configuration is taken for broken.
 const LAYERS_MAX: usize = 1024;
@@ -246,7 +247,8 @@ impl PixArtConfig {
     }
 
     /// Sizes of the whole model for a plan. Bytes are those of weights held in `dtype` (vectors
-    /// and tables are f32); the rest is what the other components say.
+    /// and tables are f32); the rest is what the other components say, but for the sizes of the VAE,
+    /// which are the default ones.
     pub fn spec(
         &self,
         id: ModelId,
@@ -266,6 +268,7 @@ impl PixArtConfig {
             latent_channels: self.in_channels,
             sample_size: self.sample_size,
             vae_scale_factor,
+            vae: VaeSpec::default(),
             caption_channels: self.caption_channels.unwrap_or(0),
             text_tokens,
             block_bytes: held_bytes(&tensors::of_block(self, 0), dtype),
