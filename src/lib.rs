@@ -28,7 +28,7 @@ pub use ditmesh_actors::engine::{Engine, EngineError};
 pub use ditmesh_actors::generation::{GenerateError, GenerationHandle};
 pub use ditmesh_actors::manifest::{self, Manifest, ManifestError};
 pub use ditmesh_actors::request::{
-    Degrees, Dtype, Event, FloatTensor, GenerateRequest, Generation, ModelSource, OpTime, Output,
-    OutputKind, PromptEmbeds, RankReport, Report, RgbImage, RunTime,
+    Degrees, Dtype, Event, FloatTensor, GenerateRequest, Generation, IMAGES_PER_PROMPT_MAX,
+    ModelSource, OpTime, Output, OutputKind, PromptEmbeds, RankReport, Report, RgbImage, RunTime,
 };
 pub use ditmesh_actors::status::ClusterStatus;

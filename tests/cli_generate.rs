@@ -106,6 +106,10 @@ fn several_pictures_have_seeds_in_sequence_and_can_be_made_again() {
     };
     assert_ne!(pixels("a-0.png"), pixels("a-1.png"));
     assert_eq!(pixels("a-1.png"), pixels("again.png"));
+    let replicas = call(&["-n", "3", "--seed", "4", "-o", "b.png", "--data-degree", "2"]);
+    assert_eq!(replicas.done(), "b-0.png\nb-1.png\nb-2.png\n");
+    assert_eq!(pixels("b-1.png"), pixels("a-0.png"));
+    assert_eq!(pixels("b-2.png"), pixels("a-1.png"));
 }
 
 #[test]

@@ -91,7 +91,8 @@ impl ClusterClient {
         Ok(Self { cluster, link, numbers: 1.into(), thread: Some(thread) })
     }
 
-    /// Sends a request. Never blocks; whatever is wrong comes back as the handle's result.
+    /// Sends a request for one picture. Never blocks; whatever is wrong comes back as the handle's
+    /// result. For several see [`GenerateRequest::images`].
     pub fn generate(&self, request: GenerateRequest) -> GenerationHandle {
         let id = self.next_number();
         let canceller = self.link.clone();

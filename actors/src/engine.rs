@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::coordinator::CoordinatorHandle;
 use crate::generation::GenerationHandle;
 use crate::manifest::{Manifest, validate};
+use crate::plan::PlanError;
 use crate::request::GenerateRequest;
 use crate::status::ClusterStatus;
 
@@ -68,9 +69,25 @@ impl Engine {
         Ok(Self { coordinator, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Queues a request. Never blocks; whatever is wrong comes back as the handle's result.
+    /// Queues a request for one picture. Never blocks; whatever is wrong comes back as the handle's
+    /// result.
     pub fn generate(&self, request: GenerateRequest) -> GenerationHandle {
         self.coordinator.submit(request)
+    }
+
+    /// Queues one request per picture of `request` and returns a handle for each, in the order of
+    /// their seeds: each picture has its own events and its own result, and dropping its handle
+    /// cancels it alone. They run on whichever data replicas are free. At most
+    /// [`QUEUE_REQUESTS_MAX`](crate::dispatcher::QUEUE_REQUESTS_MAX) requests wait; for more
+    /// pictures deal them yourself and send one when another is done.
+    ///
+    /// # Errors
+    /// As [`GenerateRequest::images`] says.
+    pub fn generate_images(
+        &self,
+        request: &GenerateRequest,
+    ) -> Result<Vec<GenerationHandle>, PlanError> {
+        Ok(request.images()?.into_iter().map(|image| self.generate(image)).collect())
     }
 
     /// The engine as it is. Works on any async executor.

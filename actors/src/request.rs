@@ -3,12 +3,14 @@
 //! Owns the names a user of diffusers or xDiT knows. Does not own how a request is planned or run.
 #![expect(missing_docs, reason = "rkyv's derive makes undocumented resolvers of enums")]
 
+mod images;
 mod op_time;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use images::IMAGES_PER_PROMPT_MAX;
 pub use op_time::{OpTime, RunTime};
 
 /// The degrees of each parallel method; their product is the number of ranks.
@@ -173,8 +175,8 @@ pub struct PromptEmbeds {
     pub negative_prompt_attention_mask: Option<FloatTensor>,
 }
 
-/// A request for one picture. A caller that wants `n` pictures sends `n` requests whose seeds are
-/// `seed`, `seed + 1`, ...
+/// A request for pictures. One that asks for several is dealt into one per picture before it is
+/// queued: [`GenerateRequest::images`].
 #[derive(
     Clone,
     Debug,
@@ -198,8 +200,10 @@ pub struct GenerateRequest {
     pub num_inference_steps: u32,
     /// Guidance is on above 1.
     pub guidance_scale: f32,
-    /// Seed of the initial noise.
+    /// Seed of the initial noise; picture `i` of several has `seed + i`, wherever it runs.
     pub seed: u64,
+    /// Pictures.
+    pub num_images_per_prompt: u32,
     /// Degrees asked for; `None` takes those of the mesh.
     pub degrees: Option<Degrees>,
     /// PipeFusion patches; `None` is `pipefusion_degree`.
@@ -213,7 +217,8 @@ pub struct GenerateRequest {
     pub checkpoint_every: u32,
     /// What to return.
     pub output: OutputKind,
-    /// Initial latents `[1, C, H, W]` (or `[1, C, F, H, W]`) in place of seeded noise.
+    /// Initial latents `[1, C, H, W]` (or `[1, C, F, H, W]`) in place of seeded noise. With `n`
+    /// pictures the first dimension may be `n`: one for each.
     pub latents: Option<FloatTensor>,
     /// Embeddings in place of the prompt.
     pub prompt_embeds: Option<PromptEmbeds>,
@@ -229,6 +234,7 @@ impl Default for GenerateRequest {
             num_inference_steps: 20,
             guidance_scale: 4.5,
             seed: 0,
+            num_images_per_prompt: 1,
             degrees: None,
             num_pipeline_patch: None,
             sync_steps: 1,
@@ -329,8 +335,10 @@ pub struct RgbImage {
 pub struct Report {
     /// Epoch of the mesh that ran it.
     pub epoch: u64,
-    /// Degrees of that mesh.
+    /// Degrees of the whole mesh.
     pub degrees: Degrees,
+    /// Which of its data replicas ran it.
+    pub data: u32,
     /// PipeFusion patches actually used (can be fewer than asked for).
     pub num_pipeline_patch: u32,
     /// Synchronous steps.
@@ -362,7 +370,7 @@ pub struct Report {
     rkyv::Deserialize,
 )]
 pub struct RankReport {
-    /// Rank in the mesh.
+    /// Rank in its data replica.
     pub rank: u32,
     /// Node and device it ran on, as `node/device`.
     pub device: String,

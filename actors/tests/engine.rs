@@ -4,14 +4,14 @@ use ditmesh_actors::engine::Engine;
 use ditmesh_actors::generation::GenerateError;
 use ditmesh_actors::manifest::{Manifest, TransportKind};
 use ditmesh_actors::request::{
-    Event, FloatTensor, GenerateRequest, Generation, ModelSource, Output, OutputKind,
+    Degrees, Event, FloatTensor, GenerateRequest, Generation, ModelSource, Output, OutputKind,
 };
 
 use crate::harness::{Golden, degrees, pipeline, relative};
 
 const PIPELINE: &str = "sigma_8x8";
 
-fn manifest(devices: usize) -> Manifest {
+pub fn manifest(devices: usize) -> Manifest {
     Manifest::in_process(ModelSource::Folder(pipeline(PIPELINE)), devices, 1)
 }
 
@@ -25,7 +25,7 @@ fn two_nodes() -> Manifest {
     manifest
 }
 
-fn request(prompt: &str) -> GenerateRequest {
+pub fn request(prompt: &str) -> GenerateRequest {
     GenerateRequest {
         num_inference_steps: 4,
         output: OutputKind::Latent,
@@ -33,14 +33,14 @@ fn request(prompt: &str) -> GenerateRequest {
     }
 }
 
-fn latents(generation: &Generation) -> &FloatTensor {
+pub fn latents(generation: &Generation) -> &FloatTensor {
     match &generation.output {
         Output::Latents(latents) => latents,
         Output::Image(_) => panic!("a picture where latents were asked for"),
     }
 }
 
-fn draw(engine: &Engine, request: GenerateRequest) -> Generation {
+pub fn draw(engine: &Engine, request: GenerateRequest) -> Generation {
     engine.generate(request).blocking_finish().unwrap()
 }
 
@@ -182,7 +182,8 @@ fn over_quic_between_threads_the_result_is_the_same() {
     over_quic.cluster.name = "threads".into();
     let quic = Engine::start(over_quic).unwrap();
     let memory = Engine::start(two_nodes()).unwrap();
-    for wanted in [degrees(2, 2, 1), degrees(1, 4, 1), degrees(1, 1, 2)] {
+    let replicas = Degrees { data_degree: 2, ..degrees(1, 2, 1) };
+    for wanted in [degrees(2, 2, 1), degrees(1, 4, 1), degrees(1, 1, 2), replicas] {
         let of = || GenerateRequest { degrees: Some(wanted), ..request("a red apple") };
         let (one, other) = (draw(&quic, of()), draw(&memory, of()));
         assert_eq!(latents(&one), latents(&other), "{wanted}");

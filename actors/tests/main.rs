@@ -7,6 +7,7 @@ mod meshes;
 mod oracle;
 mod pipefusion;
 mod plans;
+mod replicas;
 mod staleness;
 mod sync_every;
 mod timeline;

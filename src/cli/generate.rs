@@ -1,7 +1,8 @@
 //! `generate`: from a prompt to a file.
 //!
 //! Owns the order of things: everything that can be refused is looked at before anything starts;
-//! then pictures are drawn one after another, and each is written as soon as it is there.
+//! then all pictures are asked for, a few ahead of the one that is waited for, so that free
+//! replicas have work; each is written, in order, as soon as it is there.
 //! Does not own how a picture is computed.
 
 mod interrupt;
@@ -11,10 +12,11 @@ mod output;
 mod progress;
 mod request;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use ditmesh::recipe::ModelFacts;
-use ditmesh::{GenerateRequest, Generation};
+use ditmesh::{GenerateRequest, Generation, GenerationHandle};
 use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
@@ -23,6 +25,9 @@ use super::terminal::Terminal;
 use interrupt::Interrupt;
 use mesh::Mesh;
 use progress::Progress;
+
+/// Pictures that are asked for at a time; a client may have twice as many.
+const PICTURES_AHEAD_MAX: usize = 32;
 
 /// Draws the pictures and prints where they are.
 pub(crate) fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<(), Failure> {
@@ -59,21 +64,24 @@ impl Work<'_> {
         requests: Vec<GenerateRequest>,
         files: &[PathBuf],
     ) -> Result<(), Failure> {
-        let of = files.len();
-        for (index, (request, file)) in requests.into_iter().zip(files).enumerate() {
-            let progress = Progress::new(self.terminal, index, of);
-            let generation = self.draw(request.clone(), progress)?;
+        let mut coming = requests.into_iter().zip(files).enumerate();
+        let mut asked = VecDeque::new();
+        loop {
+            let ahead = PICTURES_AHEAD_MAX - asked.len();
+            asked.extend(coming.by_ref().take(ahead).map(|(index, (request, file))| {
+                (index, file, self.mesh.generate(request.clone()), request)
+            }));
+            let Some((index, file, handle, request)) = asked.pop_front() else { return Ok(()) };
+            let generation = self.draw(handle, Progress::new(self.terminal, index, files.len()))?;
             self.write(&request, generation, file)?;
         }
-        Ok(())
     }
 
     fn draw(
         &mut self,
-        request: GenerateRequest,
+        mut handle: GenerationHandle,
         mut progress: Progress<'_>,
     ) -> Result<Generation, Failure> {
-        let mut handle = self.mesh.generate(request);
         let result = self.interrupt.guard(async {
             while let Some(event) = handle.next_event().await {
                 progress.event(&event);

@@ -2,7 +2,8 @@
 //!
 //! Owns the trait [`Fabric`], the addresses that travel in control messages, and the description of
 //! a mesh to form. Does not decide who is a member: the coordinator does. Invariants: a fabric
-//! forms an epoch at most once and none below the highest it has formed.
+//! forms an epoch at most once and begins none below the highest it has begun; several may be
+//! under way.
 
 pub(crate) mod epochs;
 

@@ -29,7 +29,9 @@ use crate::worker::member_form;
 pub(super) struct Replica {
     /// Position among the replicas.
     pub(super) data: u32,
-    /// Degrees of this mesh alone: `data_degree` is 1.
+    /// Degrees of the whole mesh.
+    pub(super) mesh: Degrees,
+    /// Degrees of this replica alone: `data_degree` is 1.
     pub(super) degrees: Degrees,
     /// By rank.
     pub(super) devices: Vec<DeviceId>,
@@ -93,7 +95,7 @@ impl State {
         devices: Vec<DeviceId>,
     ) {
         let Some(Ok(model)) = &self.model else { return };
-        let degrees = Degrees { data_degree: 1, ..degrees };
+        let (mesh, degrees) = (degrees, Degrees { data_degree: 1, ..degrees });
         tracing::info!(epoch, %degrees, "forming a mesh");
         let form = self.form_order(model, epoch, degrees, &devices);
         let args = ReplicaArgs {
@@ -107,7 +109,8 @@ impl State {
             Ok((actor, _)) => {
                 self.replica_actors.insert(actor.get_id(), epoch);
                 let (ranks, transport) = (None, None);
-                let replica = Replica { data, degrees, devices, actor, ranks, transport, joining };
+                let replica =
+                    Replica { data, mesh, degrees, devices, actor, ranks, transport, joining };
                 self.replicas.insert(epoch, replica);
             }
             Err(error) => {

@@ -111,7 +111,8 @@ impl State {
         tokio::spawn(task.carry_out());
         let sink = request.sink.clone();
         let devices = replica.devices.clone();
-        let run = Run::new(id, epoch, plan, devices, sink, verdict);
+        let place = (replica.mesh, replica.data);
+        let run = Run::new(id, epoch, plan, devices, place, sink, verdict);
         self.runs.insert(number, run);
         true
     }

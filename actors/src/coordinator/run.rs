@@ -15,7 +15,7 @@ use crate::dispatcher::RequestId;
 use crate::generation::{GenerateError, UpdateSink};
 use crate::plan::Plan;
 use crate::protocol::{DeviceId, RankOutcome};
-use crate::request::{Generation, Report};
+use crate::request::{Degrees, Generation, Report};
 use crate::staleness::mean_kv_change;
 
 /// Longest run; what bounds it in practice is the deadline of each wait in it.
@@ -36,6 +36,8 @@ pub(super) struct Run {
     controller_failure: Option<String>,
     /// By rank, for people.
     devices: Vec<DeviceId>,
+    /// Of the whole mesh, and which replica this is.
+    place: (Degrees, u32),
     plan: Arc<Plan>,
     verdict: Option<oneshot::Sender<Verdict>>,
     started: Instant,
@@ -47,6 +49,7 @@ impl Run {
         replica: u64,
         plan: Arc<Plan>,
         devices: Vec<DeviceId>,
+        place: (Degrees, u32),
         sink: UpdateSink,
         verdict: oneshot::Sender<Verdict>,
     ) -> Self {
@@ -58,6 +61,7 @@ impl Run {
             controller_done: false,
             controller_failure: None,
             devices,
+            place,
             plan,
             verdict: Some(verdict),
             started: Instant::now(),
@@ -144,7 +148,8 @@ impl Run {
         ranks.sort_by_key(|report| report.rank);
         Ok(Report {
             epoch: self.replica,
-            degrees: self.plan.mesh.degrees(),
+            degrees: self.place.0,
+            data: self.place.1,
             num_pipeline_patch: self.plan.strips.len() as u32,
             sync_steps: self.plan.run.sync_steps,
             sync_every: self.plan.run.sync_every,

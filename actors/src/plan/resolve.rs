@@ -83,6 +83,13 @@ pub fn resolve(
     model: &ModelSpec,
     degrees: Degrees,
 ) -> Result<RunSpec, PlanError> {
+    if request.num_images_per_prompt != 1 {
+        return Err(PlanError::Value(format!(
+            "num_images_per_prompt {}: one run draws one picture of a request; deal the request \
+             with `images` first",
+            request.num_images_per_prompt
+        )));
+    }
     let edge = (model.sample_size * model.vae_scale_factor) as u32;
     let run = RunSpec {
         prompt: request.prompt.clone(),
@@ -195,10 +202,9 @@ pub fn check_degrees(model: &ModelSpec, degrees: Degrees, devices: usize) -> Res
         let why = "guidance has two branches; 1 or 2 would fit".into();
         return refuse("cfg_degree", degrees.cfg_degree, why);
     }
-    for (degree, value) in &named[3..] {
-        if *value > 1 {
-            return refuse(degree, *value, "it is not available in this version; use 1".into());
-        }
+    if degrees.ring_degree > 1 {
+        let why = "it is not available in this version; use 1".into();
+        return refuse("ring_degree", degrees.ring_degree, why);
     }
     if degrees.pipefusion_degree as usize > model.blocks {
         let why = format!("the model has {0} blocks; at most {0} would fit", model.blocks);

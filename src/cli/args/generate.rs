@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use ditmesh::{Dtype, OutputKind};
 
 /// Pictures of one call, at most.
-const PICTURES_MAX: u64 = 10_000;
+const PICTURES_MAX: u64 = ditmesh::IMAGES_PER_PROMPT_MAX as u64;
 /// Devices of one process, at most; also the greatest degree.
 const DEVICES_MAX: u64 = 256;
 /// Compute threads of one device, at most.
@@ -104,6 +104,10 @@ pub(crate) struct GenerateArgs {
     /// Ranks that share the keys of a sequence (ring attention)
     #[arg(long, value_name = "N", value_parser = counted(DEVICES_MAX), help_heading = "How")]
     pub(crate) ring_degree: Option<u32>,
+
+    /// Replicas that draw pictures of their own side by side
+    #[arg(long, value_name = "N", value_parser = counted(DEVICES_MAX), help_heading = "How")]
+    pub(crate) data_degree: Option<u32>,
 
     /// Strips that PipeFusion cuts the picture into [default: the pipefusion degree]
     #[arg(long, value_name = "N", value_parser = counted(65_536), help_heading = "How")]

@@ -23,6 +23,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
         num_inference_steps: args.num_inference_steps,
         guidance_scale: args.guidance_scale,
         seed: args.seed,
+        num_images_per_prompt: args.num_images_per_prompt,
         degrees: degrees(args)?,
         num_pipeline_patch: args.num_pipeline_patch,
         sync_steps: args.sync_steps,
@@ -36,16 +37,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
             .map(tensor_file::read_prompt_embeds)
             .transpose()?,
     };
-    let seeds = (0..u64::from(args.num_images_per_prompt)).map(|i| args.seed.checked_add(i));
-    seeds
-        .map(|seed| {
-            let seed = seed.ok_or_else(|| {
-                let (seed, n) = (args.seed, args.num_images_per_prompt);
-                Failure::usage(format!("--seed {seed} leaves no seeds for {n} pictures"))
-            })?;
-            Ok(GenerateRequest { seed, ..template.clone() })
-        })
-        .collect()
+    template.images().map_err(Failure::usage)
 }
 
 /// The manifest of `--cluster`, or one for this process.
@@ -87,7 +79,13 @@ fn model(path: Option<&Path>) -> Result<ModelSource, Failure> {
 
 /// The degrees, when any is given; the others are 1.
 fn degrees(args: &GenerateArgs) -> Result<Option<Degrees>, Failure> {
-    let given = [args.cfg_degree, args.pipefusion_degree, args.ulysses_degree, args.ring_degree];
+    let given = [
+        args.cfg_degree,
+        args.pipefusion_degree,
+        args.ulysses_degree,
+        args.ring_degree,
+        args.data_degree,
+    ];
     if given.iter().all(Option::is_none) {
         return Ok(None);
     }
@@ -96,7 +94,7 @@ fn degrees(args: &GenerateArgs) -> Result<Option<Degrees>, Failure> {
         pipefusion_degree: args.pipefusion_degree.unwrap_or(1),
         ulysses_degree: args.ulysses_degree.unwrap_or(1),
         ring_degree: args.ring_degree.unwrap_or(1),
-        data_degree: 1,
+        data_degree: args.data_degree.unwrap_or(1),
     };
     if degrees.ring_degree > 1 {
         return Err(Failure::usage(format!(
@@ -174,6 +172,9 @@ mod tests {
         manifest::validate::validate(&manifest).unwrap();
         assert_eq!(super::manifest(&args("--devices 3")).unwrap().device_count(), 3);
         assert_eq!(super::manifest(&args("")).unwrap().device_count(), 1);
+        let replicas = super::manifest(&args("--data-degree 2 --ulysses-degree 2")).unwrap();
+        assert_eq!(replicas.device_count(), 4);
+        manifest::validate::validate(&replicas).unwrap();
         let error = super::manifest(&args("--devices 3 --ulysses-degree 2")).unwrap_err();
         assert!(error.message.contains("make 2 devices, and --devices is 3"), "{}", error.message);
         assert!(requests(&args("--ring-degree 2")).is_err());

@@ -247,15 +247,15 @@ impl Attempt<'_> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        let Some(links) = self.links.take() else { return };
-        for link in links {
+        let formed = self.links.is_none();
+        for link in self.links.take().into_iter().flatten() {
             link.close("the mesh could not be formed");
         }
         let mut meeting = lock(&self.fabric.shared);
         let (epoch, from) = (self.epoch, self.fabric.number);
         meeting.offers.retain(|key, _| key.epoch != epoch || key.from != from);
         if let Some(epochs) = meeting.members.get_mut(&from) {
-            epochs.give_up(epoch);
+            epochs.end(epoch, formed);
         }
     }
 }

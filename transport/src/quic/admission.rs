@@ -98,9 +98,7 @@ impl Admission {
     pub(super) fn shut(&self, epoch: Epoch, formed: bool) {
         let mut book = self.book();
         book.forming.remove(&epoch);
-        if !formed {
-            book.epochs.give_up(epoch);
-        }
+        book.epochs.end(epoch, formed);
     }
 
     /// Why the last caller was refused, for the error of whoever waited for it.

@@ -140,7 +140,8 @@ fn degrees_one_by_one() {
     assert!(with_degrees(DegreesTable { cfg_degree: 3, ..one }).contains("expected 1 or 2"));
     let text = with_degrees(DegreesTable { ring_degree: 2, ..one });
     assert!(text.starts_with("group[0].degrees.ring_degree: ring_degree is 2"), "{text}");
-    assert!(with_degrees(DegreesTable { data_degree: 2, ..one }).contains("runs only 1"));
+    let text = with_degrees(DegreesTable { data_degree: 9, ..one });
+    assert!(text.contains("data_degree 9 needs 9 devices"), "{text}");
 }
 
 #[test]
