@@ -30,5 +30,6 @@ pub use ditmesh_actors::manifest::{self, Manifest, ManifestError};
 pub use ditmesh_actors::request::{
     Degrees, Dtype, Event, FloatTensor, GenerateRequest, Generation, IMAGES_PER_PROMPT_MAX,
     ModelSource, OpTime, Output, OutputKind, PromptEmbeds, RankReport, Report, RgbImage, RunTime,
+    STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache, StepDecision,
 };
 pub use ditmesh_actors::status::ClusterStatus;

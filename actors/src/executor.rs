@@ -10,8 +10,10 @@ mod group;
 mod latents;
 pub mod mailbag;
 mod staleness;
+mod step_cache;
 pub(crate) mod wire_tensor;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use ditmesh_model::conditioning::Conditioning;
 use ditmesh_model::error::ModelError;
 use ditmesh_model::forward::{CacheShape, ForwardInput, ForwardOutput, PartitionRun};
 use ditmesh_model::guidance;
+use ditmesh_model::phase::ForwardShape;
 use ditmesh_model::pipeline::LoadedParts;
 use ditmesh_model::rows::{RowSet, share};
 use ditmesh_model::scheduler::Scheduler;
@@ -40,6 +43,7 @@ use group::Group;
 use latents::Latents;
 use mailbag::{Mailbag, Place};
 use staleness::Staleness;
+use step_cache::{CacheRun, Pass};
 
 /// Everything a rank needs to run its program.
 pub struct Assignment {
@@ -100,6 +104,7 @@ struct Executor {
     latents: Latents,
     partition: Option<PartitionRun>,
     staleness: Staleness,
+    step_cache: Option<CacheRun>,
     /// Hidden states that were received or are to be sent.
     activation: Option<Tensor>,
     /// Predicted noise of this rank's branch, then of both after an exchange.
@@ -114,6 +119,7 @@ impl Executor {
         let Assignment { plan, rank, parts, device, wait_limit, progress, .. } = assignment;
         let at = plan.mesh.coordinates(rank);
         let scheduler = parts.scheduler(plan.steps())?;
+        let step_cache = CacheRun::new(&plan, at);
         let place = Place {
             transport: assignment.transport,
             run: assignment.run,
@@ -137,6 +143,7 @@ impl Executor {
             text: Text { embeds: None, mask: None },
             partition: None,
             staleness: Staleness::default(),
+            step_cache,
             activation: None,
             predictions: Vec::new(),
             received_latents: None,
@@ -162,7 +169,11 @@ impl Executor {
             Op::Send { peer, ref message } | Op::Checkpoint { peer, ref message } => {
                 self.send(peer, message)
             }
-            Op::Forward { step, patch, .. } => self.forward(step, patch),
+            Op::Forward { step, patch, ref blocks } => self.forward(step, patch, blocks.clone()),
+            Op::Decide { step, patch } => {
+                self.step_cache()?.decide(step, patch);
+                Ok(())
+            }
             Op::Exchange { peer, ref message } => self.exchange(peer, message),
             Op::Denoise { step, patch } => self.denoise(step, patch),
             Op::StepDone { step } => {
@@ -212,7 +223,8 @@ impl Executor {
             tokens: self.plan.grid.tokens(),
             heads: share(spec.heads, self.at.sp, self.plan.mesh.sequence()).len(),
         });
-        let partition = PartitionRun::new(pass, spec, cache, &self.device, self.wait_limit)?;
+        let mut partition = PartitionRun::new(pass, spec, cache, &self.device, self.wait_limit)?;
+        partition.keep_residuals(self.step_cache.is_some());
         self.partition = Some(partition);
         self.report(Event::Encoded);
         Ok(())
@@ -225,6 +237,11 @@ impl Executor {
     }
 
     fn receive(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
+        if message.kind == MessageKind::Decision {
+            let reuse = self.bag.receive_decision(peer, message)?;
+            self.step_cache()?.told(reuse);
+            return Ok(());
+        }
         let deadline = self.bag.deadline();
         let tensor = self.bag.receive(peer, message, deadline)?;
         match message.kind {
@@ -233,6 +250,7 @@ impl Executor {
             MessageKind::InitialLatents => self.received_latents = Some(tensor),
             MessageKind::Activation => self.activation = Some(tensor),
             MessageKind::Sample => self.latents.put(message.patch(), &tensor)?,
+            MessageKind::ResidualChange => self.step_cache()?.add_change(&tensor)?,
             MessageKind::FinalRows => self.final_rows.push((peer, tensor)),
             _ => return Err(ExecuteError::Order { op: "receiving", missing: "a place for it" }),
         }
@@ -240,10 +258,15 @@ impl Executor {
     }
 
     fn send(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
+        if message.kind == MessageKind::Decision {
+            let reuse = self.step_cache()?.is_reused();
+            return self.bag.send_decision(peer, message, reuse);
+        }
         let held = match message.kind {
             MessageKind::TextEmbeds => self.text.embeds.clone(),
             MessageKind::TextMask => self.text.mask.clone(),
             MessageKind::Activation => self.activation.take(),
+            MessageKind::ResidualChange => Some(self.step_cache()?.change()?),
             MessageKind::Sample => Some(self.latents.get(message.patch())?),
             MessageKind::FinalRows | MessageKind::Checkpoint => Some(self.latents.get(Patch::All)?),
             MessageKind::Result => self.result.take(),
@@ -253,9 +276,20 @@ impl Executor {
         self.bag.send(peer, message, &held.ok_or(missing)?)
     }
 
-    fn forward(&mut self, step: usize, patch: Patch) -> Result<(), ExecuteError> {
-        let shape = self.plan.forward_shape(self.at, patch);
-        let input = self.forward_input(step, patch, shape.own_tokens())?;
+    /// The step cache of a run that has one.
+    fn step_cache(&mut self) -> Result<&mut CacheRun, ExecuteError> {
+        let missing = ExecuteError::Order { op: "deciding", missing: "a step cache" };
+        self.step_cache.as_mut().ok_or(missing)
+    }
+
+    fn forward(
+        &mut self,
+        step: usize,
+        patch: Patch,
+        blocks: Range<usize>,
+    ) -> Result<(), ExecuteError> {
+        let shape = self.plan.forward_shape(self.at, patch, blocks);
+        let input = self.forward_input(step, patch, &shape)?;
         let timestep = self.scheduler.timesteps().get(step).copied();
         let timestep =
             timestep.ok_or(ExecuteError::Order { op: "forward", missing: "its timestep" })?;
@@ -265,7 +299,14 @@ impl Executor {
             partition.ok_or(ExecuteError::Order { op: "forward", missing: "the text" })?;
         self.staleness.begin(step, partition);
         let mut group = Group::new(&mut self.bag, ranks, step, patch.strip());
-        let output = match partition.forward(&shape, timestep, input, &mut group) {
+        let output = match &mut self.step_cache {
+            Some(cache) => {
+                let pass = Pass { plan: &self.plan, step, patch, shape: &shape, timestep };
+                cache.forward(partition, &pass, input, &mut group)
+            }
+            None => partition.forward(&shape, timestep, input, &mut group),
+        };
+        let output = match output {
             Ok(output) => output,
             Err(error) => return Err(group.error.take().unwrap_or(ExecuteError::Model(error))),
         };
@@ -281,12 +322,12 @@ impl Executor {
         &mut self,
         step: usize,
         patch: Patch,
-        own_tokens: usize,
+        shape: &ForwardShape,
     ) -> Result<ForwardInput, ExecuteError> {
-        if own_tokens == 0 {
+        if shape.own_tokens() == 0 {
             return Ok(ForwardInput::Nothing);
         }
-        if self.at.stage > 0 {
+        if shape.blocks.start > 0 {
             let image = self.activation.take();
             let missing = ExecuteError::Order { op: "forward", missing: "hidden states" };
             let image = image.ok_or(missing)?;
@@ -377,6 +418,7 @@ impl Executor {
             bytes_sent: traffic.bytes_sent,
             frames_sent: traffic.frames_sent,
             kv_change: kv_change.unwrap_or_default(),
+            decisions: self.step_cache.map(CacheRun::decisions).unwrap_or_default(),
             compute_seconds: sum(|op| op.compute_s),
             wait_seconds: sum(|op| op.wait_s),
             time: traffic.time,

@@ -5,3 +5,4 @@
 
 pub mod cfg;
 pub mod pipefusion;
+pub mod step_cache;

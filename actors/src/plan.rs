@@ -21,9 +21,9 @@ use ditmesh_model::rows::{PatchRange, RowSet, strips};
 use ditmesh_model::spec::ModelSpec;
 use ditmesh_transport::frame::Dtype;
 
-use crate::parallel::{cfg, pipefusion};
+use crate::parallel::{cfg, pipefusion, step_cache};
 use crate::protocol::RunSpec;
-use crate::request::{Degrees, GenerateRequest};
+use crate::request::{Degrees, GenerateRequest, StepCache};
 use mesh::{Coordinates, DeviceMesh};
 use message::{Message, MessageKind};
 use program::{Op, Patch, Program};
@@ -132,11 +132,16 @@ impl Plan {
         RowSet::of_rank(strips, sp, self.mesh.sequence())
     }
 
-    /// The shape of a forward pass of the rank at `at`.
-    pub fn forward_shape(&self, at: Coordinates, patch: Patch) -> ForwardShape {
+    /// The shape of a forward pass of the rank at `at` through `blocks`.
+    pub fn forward_shape(
+        &self,
+        at: Coordinates,
+        patch: Patch,
+        blocks: Range<usize>,
+    ) -> ForwardShape {
         ForwardShape {
             batch: self.batch(),
-            blocks: self.blocks(at.stage),
+            blocks,
             rows: (0..self.mesh.sequence()).map(|sp| self.rows(sp, patch)).collect(),
             member: at.sp,
             tokens_per_row: self.grid.tokens_per_row(),
@@ -231,7 +236,7 @@ impl Plan {
     /// One forward pass with what surrounds it.
     fn pass(&self, at: Coordinates, step: usize, patch: Patch, ops: &mut Vec<Op>) {
         pipefusion::receive(self, at, step, patch, ops);
-        ops.push(Op::Forward { step, patch, blocks: self.blocks(at.stage) });
+        step_cache::forward(self, at, step, patch, ops);
         if at.stage + 1 < self.mesh.stages() {
             return pipefusion::hand_on(self, at, step, patch, ops);
         }
@@ -342,15 +347,21 @@ impl Plan {
             Op::Exchange { peer, message } => {
                 vec![Action::Send(peer, message.clone()), Action::Recv(peer, message)]
             }
-            Op::Forward { step, patch, .. } => self.expand_forward(at, step, patch),
+            Op::Forward { step, patch, blocks } => self.expand_forward(at, step, patch, blocks),
             _ => Vec::new(),
         }
     }
 
-    fn expand_forward(&self, at: Coordinates, step: usize, patch: Patch) -> Vec<Action> {
+    fn expand_forward(
+        &self,
+        at: Coordinates,
+        step: usize,
+        patch: Patch,
+        blocks: Range<usize>,
+    ) -> Vec<Action> {
         let group = self.mesh.sequence_group(at);
         let mut actions = Vec::new();
-        for phase in phases(&self.forward_shape(at, patch), &self.model) {
+        for phase in phases(&self.forward_shape(at, patch, blocks), &self.model) {
             let Phase::Exchange(exchange) = phase else {
                 actions.push(Action::Compute(phase));
                 continue;
@@ -381,6 +392,7 @@ impl Plan {
             num_inference_steps: 3,
             height: Some(edge.max(rows.saturating_mul(multiple))),
             num_pipeline_patch: Some(1),
+            step_cache: (model.blocks > 1).then(StepCache::default),
             ..GenerateRequest::default()
         };
         let run = resolve::resolve(&request, model, degrees)?;

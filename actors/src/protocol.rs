@@ -12,6 +12,7 @@ use rkyv::rancor;
 
 use crate::request::{
     Degrees, Dtype, Event, FloatTensor, GenerateRequest, PromptEmbeds, RankReport, Report,
+    StepCache,
 };
 use crate::status::ClusterStatus;
 
@@ -24,6 +25,7 @@ pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol.rs"),
     include_str!("request.rs"),
     include_str!("request/op_time.rs"),
+    include_str!("request/step_cache.rs"),
     include_str!("status.rs"),
 ]);
 
@@ -292,6 +294,8 @@ pub struct RunSpec {
     pub sync_steps: u32,
     /// Every how many steps after those one is synchronous again; 0 is never.
     pub sync_every: u32,
+    /// Whether and when blocks are skipped.
+    pub step_cache: Option<StepCache>,
     /// Steps between checkpoints; 0 keeps none.
     pub checkpoint_every: u32,
     /// Whether latents are returned instead of a picture.

@@ -5,6 +5,7 @@
 
 mod images;
 mod op_time;
+mod step_cache;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use images::IMAGES_PER_PROMPT_MAX;
 pub use op_time::{OpTime, RunTime};
+pub use step_cache::{STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache, StepDecision};
 
 /// The degrees of each parallel method; their product is the number of ranks.
 #[derive(
@@ -212,6 +214,8 @@ pub struct GenerateRequest {
     pub sync_steps: u32,
     /// Every how many steps after those one is synchronous again; 0 is never.
     pub sync_every: u32,
+    /// Skips blocks where little changes from step to step; `None` computes all.
+    pub step_cache: Option<StepCache>,
     /// Steps between checkpoints of the latents at the controller; 0 keeps none. Nothing resumes
     /// from them yet.
     pub checkpoint_every: u32,
@@ -239,6 +243,7 @@ impl Default for GenerateRequest {
             num_pipeline_patch: None,
             sync_steps: 1,
             sync_every: 0,
+            step_cache: None,
             checkpoint_every: 0,
             output: OutputKind::Image,
             latents: None,
@@ -387,6 +392,8 @@ pub struct RankReport {
     /// Relative change of keys and values per step, mean over this rank's blocks, for the heads it
     /// attends with; see [`Report::kv_change`].
     pub kv_change: Vec<Option<f64>>,
+    /// What the step cache decided, on the rank that decides.
+    pub decisions: Vec<StepDecision>,
     /// Seconds computing: the sum over the operations of `time`.
     pub compute_seconds: f64,
     /// Seconds waiting for frames: likewise.

@@ -9,5 +9,6 @@ mod pipefusion;
 mod plans;
 mod replicas;
 mod staleness;
+mod step_cache;
 mod sync_every;
 mod timeline;

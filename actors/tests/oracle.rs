@@ -3,7 +3,7 @@
 //! after it one step old; the noise scheduler runs once per step over the whole latent.
 
 use candle_core::{Device, Tensor};
-use ditmesh_actors::request::{FloatTensor, GenerateRequest};
+use ditmesh_actors::request::{FloatTensor, GenerateRequest, StepCache};
 use ditmesh_model::attention::attention;
 use ditmesh_model::conditioning::{Conditioning, LatentGrid};
 use ditmesh_model::guidance;
@@ -27,15 +27,25 @@ pub struct Case<'a> {
     pub patches: usize,
     pub sync_steps: usize,
     pub sync_every: usize,
+    pub step_cache: Option<StepCache>,
+}
+
+/// What the oracle found.
+pub struct Found {
+    pub latents: FloatTensor,
+    /// Relative change of keys and values by step, mean over blocks.
+    pub kv_change: Vec<Option<f64>>,
+    /// Step and patch of every pass that was reused.
+    pub reused: Vec<(u32, u32)>,
 }
 
 /// The oracle's latents for a golden case, with the patches and the sync steps of `request`.
 pub fn expected(golden: &Golden, request: &GenerateRequest) -> FloatTensor {
-    watched(golden, request).0
+    watched(golden, request).latents
 }
 
-/// As [`expected`], with the relative change of keys and values in each step, mean over blocks.
-pub fn watched(golden: &Golden, request: &GenerateRequest) -> (FloatTensor, Vec<Option<f64>>) {
+/// As [`expected`], with all the oracle knows.
+pub fn watched(golden: &Golden, request: &GenerateRequest) -> Found {
     let tensor = |x: &FloatTensor| {
         Tensor::from_vec(x.data.clone(), x.shape.as_slice(), &Device::Cpu).unwrap()
     };
@@ -44,7 +54,7 @@ pub fn watched(golden: &Golden, request: &GenerateRequest) -> (FloatTensor, Vec<
         Tensor::cat(&[negative, tensor(&golden.floats(name))], 0).unwrap()
     };
     let latents = golden.floats("latents");
-    let (x, kv_change) = run(&Case {
+    let (x, kv_change, reused) = run(&Case {
         dir: &golden.dir,
         embeds: &pair("prompt_embeds"),
         mask: &pair("prompt_attention_mask"),
@@ -54,13 +64,14 @@ pub fn watched(golden: &Golden, request: &GenerateRequest) -> (FloatTensor, Vec<
         patches: request.num_pipeline_patch.unwrap_or(1) as usize,
         sync_steps: request.sync_steps as usize,
         sync_every: request.sync_every as usize,
+        step_cache: request.step_cache.clone(),
     });
     let data = x.flatten_all().unwrap().to_vec1().unwrap();
-    (FloatTensor { shape: latents.shape, data }, kv_change)
+    Found { latents: FloatTensor { shape: latents.shape, data }, kv_change, reused }
 }
 
-/// Final latents `[1, C, 1, H, W]`, and the relative change of keys and values by step.
-pub fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>) {
+/// Final latents `[1, C, 1, H, W]`, and what else is in [`Found`].
+fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>, Vec<(u32, u32)>) {
     let spec = describe(case.dir, candle_core::DType::F32).unwrap();
     let parts = Parts { blocks: 0..spec.blocks, text_encoder: false, vae: false };
     let loaded =
@@ -75,10 +86,10 @@ pub fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>) {
     let mut x = (case.latents * scheduler.init_noise_sigma()).unwrap();
     let rows = grid.token_rows();
     let strip = rows.div_ceil(case.patches);
-    let mut cache: Vec<Option<(Tensor, Tensor)>> = vec![None; spec.blocks];
+    let mut memory = Memory { kv: vec![None; spec.blocks], ..Memory::default() };
     let mut kv_change = Vec::new();
     for step in 0..case.steps {
-        let before = cache.clone();
+        let before = memory.kv.clone();
         pass.set_timestep(scheduler.timesteps()[step]).unwrap();
         let cuts: Vec<(usize, usize)> = if case.patches == 1 || whole(case, step) {
             vec![(0, rows)]
@@ -86,23 +97,57 @@ pub fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>) {
             (0..rows).step_by(strip).map(|start| (start, strip.min(rows - start))).collect()
         };
         let input = scheduler.scale_model_input(&x, step).unwrap();
-        let predictions: Vec<Tensor> = cuts
-            .iter()
-            .map(|&(start, len)| patch(pass.as_ref(), &input, start, len, grid, &mut cache))
-            .collect();
+        let may_reuse = step > 0 && (case.patches == 1 || !whole(case, step));
+        let reusing = case.step_cache.as_ref().filter(|_| may_reuse);
+        let mut predictions = Vec::new();
+        for (index, &(start, len)) in cuts.iter().enumerate() {
+            memory.at = (step as u32, index as u32);
+            predictions.push(patch(pass.as_ref(), &input, start, len, grid, &mut memory, reusing));
+        }
         let prediction = Tensor::cat(&predictions, 3).unwrap();
         let uncond = prediction.narrow(0, 0, 1).unwrap();
         let cond = prediction.narrow(0, 1, 1).unwrap();
         let guided = guidance::combine(&uncond, &cond, case.guidance_scale).unwrap();
         x = scheduler.step(&mut solver, step, &guided, &x).unwrap();
-        let changes: Option<Vec<f64>> = cache
+        let changes: Option<Vec<f64>> = memory
+            .kv
             .iter()
             .zip(&before)
             .map(|(new, old)| change(new.as_ref()?, old.as_ref()?))
             .collect();
         kv_change.push(changes.map(|changes| changes.iter().sum::<f64>() / changes.len() as f64));
     }
-    (x, kv_change)
+    (x, kv_change, memory.reused)
+}
+
+/// What a step leaves for the next.
+#[derive(Default)]
+struct Memory {
+    /// Keys and values of each block.
+    kv: Vec<Option<(Tensor, Tensor)>>,
+    /// What the first block and all others added to each token when it was computed last.
+    residuals: Option<(Tensor, Tensor)>,
+    /// Step and patch under way.
+    at: (u32, u32),
+    reused: Vec<(u32, u32)>,
+}
+
+impl Memory {
+    /// Whether the blocks after the first are left out, which added `fresh` to `count` tokens.
+    fn reuses(&self, rule: &StepCache, fresh: &Tensor, first: usize, count: usize) -> bool {
+        if let Some(replay) = &rule.replay {
+            return replay.iter().any(|d| (d.step, d.patch) == self.at && d.reuse);
+        }
+        let (step, patch) = self.at;
+        let in_a_row = (1..=step).take_while(|back| self.reused.contains(&(step - back, patch)));
+        let old = self.residuals.as_ref().unwrap().0.narrow(1, first, count).unwrap();
+        let l1 = |x: &Tensor| {
+            let x = x.to_dtype(candle_core::DType::F64).unwrap().abs().unwrap();
+            x.sum_all().unwrap().to_scalar::<f64>().unwrap()
+        };
+        let change = l1(&(fresh - &old).unwrap()) / l1(&old);
+        change < f64::from(rule.threshold) && in_a_row.count() < rule.reuses_max as usize
+    }
 }
 
 /// `||new - old|| / ||old||` of keys and values together.
@@ -127,14 +172,28 @@ fn patch(
     start: usize,
     len: usize,
     grid: LatentGrid,
-    cache: &mut [Option<(Tensor, Tensor)>],
+    memory: &mut Memory,
+    reusing: Option<&StepCache>,
 ) -> Tensor {
     let rows = RowSet::range(start..start + len);
     let latent = x.narrow(3, start * grid.patch_size, len * grid.patch_size).unwrap();
     let latent = Tensor::cat(&[&latent, &latent], 0).unwrap();
     let mut hidden = pass.embed(&latent, &rows).unwrap();
     let (first, count) = (start * grid.tokens_per_row(), len * grid.tokens_per_row());
-    for (block, held) in cache.iter_mut().enumerate() {
+    let before = hidden.clone();
+    let mut residual = None;
+    for block in 0..memory.kv.len() {
+        if block == 1 {
+            let fresh = (&hidden.image - &before.image).unwrap();
+            if reusing.is_some_and(|rule| memory.reuses(rule, &fresh, first, count)) {
+                memory.reused.push(memory.at);
+                let rest = &memory.residuals.as_ref().unwrap().1.narrow(1, first, count).unwrap();
+                hidden.image = (&hidden.image + rest).unwrap();
+                return pass.project_noise(&hidden, &rows).unwrap();
+            }
+            residual = Some((fresh, hidden.image.clone()));
+        }
+        let held = &mut memory.kv[block];
         let qkv = pass.project_qkv(block, &hidden).unwrap();
         let (k, v) = match held.take() {
             None => (qkv.k, qkv.v),
@@ -144,6 +203,15 @@ fn patch(
         let out = attention(&qkv.q, &k, &v, scale, None).unwrap();
         hidden = pass.project_out(block, hidden, &out.out).unwrap();
         *held = Some((k, v));
+    }
+    if let Some((fresh, after)) = residual {
+        let rest = (&hidden.image - after).unwrap();
+        memory.residuals = Some(match memory.residuals.take() {
+            None => (fresh, rest),
+            Some(old) => {
+                (splice(&old.0, &fresh, first, count), splice(&old.1, &rest, first, count))
+            }
+        });
     }
     pass.project_noise(&hidden, &rows).unwrap()
 }

@@ -5,7 +5,7 @@ use ditmesh_actors::plan::mesh::Coordinates;
 use ditmesh_actors::plan::message::MessageKind;
 use ditmesh_actors::plan::program::Op;
 use ditmesh_actors::plan::{Plan, bytes, check, resolve};
-use ditmesh_actors::request::{Degrees, GenerateRequest};
+use ditmesh_actors::request::{Degrees, GenerateRequest, StepCache};
 use ditmesh_model::spec::{Family, ModelId, ModelSpec, TextStream};
 use ditmesh_model::vae::VaeSpec;
 use proptest::prelude::*;
@@ -50,7 +50,7 @@ proptest! {
         (sync_steps, sync_every) in (1u32..=3, 0u32..=3),
         steps in 1u32..=5,
         (rows, columns) in (4u32..=11, 1u32..=4),
-        latent_output in any::<bool>(),
+        (latent_output, cached) in any::<(bool, bool)>(),
     ) {
         let model = model(5, 6);
         let request = GenerateRequest {
@@ -60,6 +60,7 @@ proptest! {
             num_pipeline_patch: Some(patches),
             sync_steps,
             sync_every,
+            step_cache: cached.then(StepCache::default),
             output: if latent_output {
                 ditmesh_actors::request::OutputKind::Latent
             } else {
@@ -105,6 +106,7 @@ fn no_run_needs_a_link_that_its_mesh_lacks() {
             let request = GenerateRequest {
                 height: Some(rows * 16),
                 num_pipeline_patch: Some(patches),
+                step_cache: Some(StepCache::default()),
                 ..GenerateRequest::default()
             };
             let plan = plan(&model, degrees, &request);

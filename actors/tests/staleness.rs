@@ -15,7 +15,7 @@ fn the_report_has_the_change_of_keys_and_values_of_each_step() {
     let golden = Golden::load("sigma_8x8", "tall");
     let request =
         GenerateRequest { num_pipeline_patch: Some(4), sync_every: 3, ..golden.request(2) };
-    let (_, expected) = oracle::watched(&golden, &request);
+    let expected = oracle::watched(&golden, &request).kv_change;
     assert!(expected[0].is_none() && expected[1..].iter().all(Option::is_some));
     // Guidance branches and heads on ranks of their own are means of means: close, not equal.
     for (mesh, bar) in [((1, 1, 1), 1e-5), ((1, 4, 1), 1e-5), ((2, 2, 2), 0.1)] {

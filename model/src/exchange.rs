@@ -8,7 +8,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 
 use crate::error::ModelError;
-use crate::phase::Phase;
+use crate::phase::{Exchange, Phase};
 
 /// Names one exchange inside a forward pass; equal on all members of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +58,18 @@ pub trait Exchanger {
         deadline: Instant,
     ) -> Result<Vec<Option<Tensor>>, ModelError>;
 
+    /// Sends the frames of `exchange` without payload: the blocks it belongs to are not run.
+    ///
+    /// # Errors
+    /// When a peer is lost or the run was aborted.
+    fn start_reused(&mut self, exchange: &Exchange) -> Result<(), ModelError>;
+
+    /// Waits for the frames of `exchange` that the other members send without payload.
+    ///
+    /// # Errors
+    /// When a frame has a payload, a peer is lost, the run was aborted or `deadline` has passed.
+    fn wait_reused(&mut self, exchange: &Exchange, deadline: Instant) -> Result<(), ModelError>;
+
     /// Called before each phase of a forward pass: the place to notice an abort and to account for
     /// time.
     ///
@@ -77,6 +89,14 @@ impl Exchanger for Alone {
 
     fn wait(&mut self, id: ExchangeId, _: Instant) -> Result<Vec<Option<Tensor>>, ModelError> {
         Err(ModelError::Exchange(format!("{id:?} on a rank without peers")))
+    }
+
+    fn start_reused(&mut self, exchange: &Exchange) -> Result<(), ModelError> {
+        Err(ModelError::Exchange(format!("{:?} on a rank without peers", exchange.id)))
+    }
+
+    fn wait_reused(&mut self, exchange: &Exchange, _: Instant) -> Result<(), ModelError> {
+        Err(ModelError::Exchange(format!("{:?} on a rank without peers", exchange.id)))
     }
 
     fn proceed(&mut self, _: &Phase) -> Result<(), ModelError> {

@@ -7,6 +7,9 @@
 //! Invariant (PipeFusion): queries are those of the given rows only; keys and values are read from
 //! the cache after the given rows were overwritten in it.
 
+mod residual;
+mod skip;
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,7 @@ use crate::phase::{Exchange, ForwardShape, Phase, phases};
 use crate::rows::RowSet;
 use crate::spec::ModelSpec;
 use crate::transformer::{Activation, ForwardPass, Qkv};
+use residual::Residual;
 
 /// What a forward pass starts from.
 #[derive(Clone, Debug)]
@@ -49,6 +53,7 @@ pub struct PartitionRun {
     spec: ModelSpec,
     caches: Option<Caches>,
     wait_limit: Duration,
+    residual: Residual,
 }
 
 struct Caches {
@@ -87,7 +92,7 @@ impl PartitionRun {
             Some(shape) => Some(Caches::new(&shape, spec.head_dim, device)?),
             None => None,
         };
-        Ok(Self { pass, spec, caches, wait_limit })
+        Ok(Self { pass, spec, caches, wait_limit, residual: Residual::default() })
     }
 
     /// Bytes held by the patch KV cache.
@@ -133,6 +138,7 @@ impl PartitionRun {
                     walk.x = latents.take().map(|x| self.pass.embed(&x, &own)).transpose()?;
                 }
                 Phase::ProjectQkv(block) => {
+                    self.residual.enter(shape, block, walk.x.as_ref());
                     let project = |x| self.pass.project_qkv(block, x);
                     walk.qkv = walk.x.as_ref().map(project).transpose()?;
                 }
@@ -144,6 +150,7 @@ impl PartitionRun {
                     if let (Some(x), Some(attended)) = (walk.x.take(), walk.attended.take()) {
                         walk.x = Some(self.pass.project_out(block, x, &attended)?);
                     }
+                    self.residual.leave(shape, block, walk.x.as_ref())?;
                 }
                 Phase::ProjectNoise => {
                     let x = walk.x.take();

@@ -25,6 +25,7 @@ pub mod pipeline;
 pub mod rows;
 pub mod scheduler;
 pub mod spec;
+pub mod step_cache;
 pub mod text;
 pub mod transformer;
 pub mod vae;

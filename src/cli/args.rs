@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-pub(crate) use generate::{GenerateArgs, OutputTypeArg};
+pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg};
 
 use super::outcome::EXIT_CODES;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ditmesh::picture::{self, PNG_SIGNATURE};
 use ditmesh::recipe::Recipe;
-use ditmesh::tensor_file;
+use ditmesh::{StepCache, tensor_file};
 use serde_json::Value;
 
 use super::args::InspectArgs;
@@ -55,6 +55,11 @@ fn texts(path: &Path, bytes: &[u8]) -> Result<(Option<String>, Option<String>), 
     Err(Failure::failed(message))
 }
 
+fn cached(cache: &StepCache) -> String {
+    let StepCache { threshold, reuses_max, .. } = cache;
+    format!("first block, threshold {threshold}, at most {reuses_max} reuses in a row")
+}
+
 fn describe(recipe: &Recipe) -> String {
     let nonzero = |value: u32| if value > 0 { value.to_string() } else { String::new() };
     let given = |given: bool, text: &str| if given { text.to_owned() } else { String::new() };
@@ -79,6 +84,7 @@ fn describe(recipe: &Recipe) -> String {
         ("pipeline patches", recipe.num_pipeline_patch.to_string()),
         ("sync steps", recipe.sync_steps.to_string()),
         ("sync every", nonzero(recipe.sync_every)),
+        ("step cache", recipe.step_cache.as_ref().map_or(String::new(), cached)),
         ("seconds", format!("{:.3}", recipe.seconds)),
         ("made by", recipe.version.clone()),
     ];

@@ -43,6 +43,12 @@ impl<'a> Group<'a> {
     fn message(&self, id: ExchangeId, shape: Vec<usize>) -> Message {
         Message::of_exchange(id, self.step, self.patch, shape)
     }
+
+    /// Ranks and messages of one side of an exchange.
+    fn frames(&self, id: ExchangeId, shapes: &[Option<Vec<usize>>]) -> Vec<(usize, Message)> {
+        let pairs = self.ranks.iter().zip(shapes);
+        pairs.filter_map(|(&rank, shape)| Some((rank, self.message(id, shape.clone()?)))).collect()
+    }
 }
 
 impl Exchanger for Group<'_> {
@@ -79,6 +85,24 @@ impl Exchanger for Group<'_> {
             }
         }
         Ok(pieces)
+    }
+
+    fn start_reused(&mut self, exchange: &Exchange) -> Result<(), ModelError> {
+        for (rank, message) in self.frames(exchange.id, &exchange.send) {
+            if let Err(error) = self.bag.send_reuse(rank, &message) {
+                return Err(self.keep(error));
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_reused(&mut self, exchange: &Exchange, deadline: Instant) -> Result<(), ModelError> {
+        for (rank, message) in self.frames(exchange.id, &exchange.receive) {
+            if let Err(error) = self.bag.receive_reuse(rank, &message, deadline) {
+                return Err(self.keep(error));
+            }
+        }
+        Ok(())
     }
 
     fn proceed(&mut self, phase: &Phase) -> Result<(), ModelError> {

@@ -6,6 +6,8 @@
 //! Invariants: receives are posted in program order; at least the one that is waited for is
 //! posted; beyond it at most [`POST_AHEAD_FRAMES`] and [`POSTED_BYTES_MAX`].
 
+mod reuse;
+
 use std::collections::HashMap;
 use std::iter::Peekable;
 use std::sync::Arc;
@@ -15,8 +17,10 @@ use candle_core::{Device, Tensor};
 use ditmesh_transport::Transport;
 use ditmesh_transport::completion::Completion;
 use ditmesh_transport::error::TransportError;
+use ditmesh_transport::frame::FrameMeta;
 use ditmesh_transport::ids::{Epoch, PeerId, RunId};
 use ditmesh_transport::link::{Link, PostRecv, Received, SendFrame};
+use ditmesh_transport::region::Slice;
 
 use super::abort::AbortFlag;
 use super::error::ExecuteError;
@@ -148,6 +152,21 @@ impl Mailbag {
         message: &Message,
         deadline: Instant,
     ) -> Result<Tensor, ExecuteError> {
+        let received = self.take(peer, message, deadline)?;
+        let before = self.clock.turn(Activity::Serialise);
+        let tensor = wire_tensor::to_tensor(&received, message, peer, self.epoch, &self.device)?;
+        drop(received);
+        self.clock.turn(before);
+        Ok(tensor)
+    }
+
+    /// Waits for the frame of `message`, whatever is in it.
+    fn take(
+        &mut self,
+        peer: usize,
+        message: &Message,
+        deadline: Instant,
+    ) -> Result<Received, ExecuteError> {
         let key = (peer, message.tag().0);
         while !self.posted.contains_key(&key) && self.expected.peek().is_some() {
             self.post_next()?;
@@ -159,13 +178,9 @@ impl Mailbag {
         self.post_ahead()?;
         let before = self.clock.turn(Activity::Wait);
         let received = completion.wait_until(deadline);
-        self.clock.turn(Activity::Serialise);
-        self.check_abort()?;
-        let received = received.map_err(|source| from(peer, message, source))?;
-        let tensor = wire_tensor::to_tensor(&received, message, peer, self.epoch, &self.device)?;
-        drop(received);
         self.clock.turn(before);
-        Ok(tensor)
+        self.check_abort()?;
+        received.map_err(|source| from(peer, message, source))
     }
 
     /// Hands `tensor` to the transport; returns at once.
@@ -182,11 +197,23 @@ impl Mailbag {
                 found: format!("a tensor of shape {:?} to send", tensor.dims()),
             });
         }
-        self.reap()?;
         let before = self.clock.turn(Activity::Serialise);
         let payload = wire_tensor::to_slice(tensor, self.transport.as_ref())?;
-        self.clock.turn(Activity::Send);
+        self.clock.turn(before);
         let meta = wire_tensor::meta(message, self.epoch);
+        self.transmit(peer, message, meta, payload)
+    }
+
+    /// Hands a frame to the transport.
+    fn transmit(
+        &mut self,
+        peer: usize,
+        message: &Message,
+        meta: FrameMeta,
+        payload: Slice,
+    ) -> Result<(), ExecuteError> {
+        self.reap()?;
+        let before = self.clock.turn(Activity::Send);
         let link = self.link(peer).map_err(|source| to(peer, &message.to_string(), source))?;
         self.traffic.bytes_sent += payload.len() as u64;
         self.traffic.frames_sent += 1;

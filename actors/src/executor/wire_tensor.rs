@@ -78,22 +78,49 @@ pub(crate) fn check(
     peer: usize,
     epoch: Epoch,
 ) -> Result<(), ExecuteError> {
+    check_frame(received, message, peer, epoch, false)
+}
+
+/// As [`check`], of a frame that comes without its payload.
+pub(crate) fn check_reuse(
+    received: &Received,
+    message: &Message,
+    peer: usize,
+    epoch: Epoch,
+) -> Result<(), ExecuteError> {
+    check_frame(received, message, peer, epoch, true)
+}
+
+fn check_frame(
+    received: &Received,
+    message: &Message,
+    peer: usize,
+    epoch: Epoch,
+    reuse: bool,
+) -> Result<(), ExecuteError> {
     let (found, expected) = (&received.meta, meta(message, epoch));
     let same = found.dtype == expected.dtype
         && found.shape == expected.shape
         && found.step == expected.step
         && found.patch == expected.patch
         && found.epoch == expected.epoch
-        && received.len == message.bytes();
+        && found.reuse == reuse
+        && received.len == if reuse { 0 } else { message.bytes() };
     if same {
         return Ok(());
     }
     Err(ExecuteError::Mismatch {
         peer,
-        expected: format!("{message} in epoch {epoch}"),
+        expected: format!("{message} in epoch {epoch}, reuse {reuse}"),
         found: format!(
-            "step {}, patch {}, shape {:?}, dtype {}, {} bytes in epoch {}",
-            found.step, found.patch, found.shape, found.dtype, received.len, found.epoch
+            "step {}, patch {}, shape {:?}, dtype {}, {} bytes in epoch {}, reuse {}",
+            found.step,
+            found.patch,
+            found.shape,
+            found.dtype,
+            received.len,
+            found.epoch,
+            found.reuse
         ),
     })
 }

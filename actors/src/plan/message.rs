@@ -33,13 +33,17 @@ pub enum MessageKind {
     Result,
     /// Latent rows after a step, to the controller.
     Checkpoint,
+    /// Step cache: how much a rank's part of the first block's residual changed.
+    ResidualChange,
+    /// Step cache: what was decided, in the metadata.
+    Decision,
     /// Ulysses: q, k and v.
     UlyssesQkv,
     /// Ulysses: attention output.
     UlyssesOut,
 }
 
-const KINDS: [MessageKind; 11] = [
+const KINDS: [MessageKind; 13] = [
     MessageKind::TextEmbeds,
     MessageKind::TextMask,
     MessageKind::InitialLatents,
@@ -49,6 +53,8 @@ const KINDS: [MessageKind; 11] = [
     MessageKind::FinalRows,
     MessageKind::Result,
     MessageKind::Checkpoint,
+    MessageKind::ResidualChange,
+    MessageKind::Decision,
     MessageKind::UlyssesQkv,
     MessageKind::UlyssesOut,
 ];
@@ -66,6 +72,8 @@ impl MessageKind {
             Self::FinalRows => "final_rows",
             Self::Result => "result",
             Self::Checkpoint => "checkpoint",
+            Self::ResidualChange => "residual_change",
+            Self::Decision => "decision",
             Self::UlyssesQkv => "ulysses_qkv",
             Self::UlyssesOut => "ulysses_out",
         }

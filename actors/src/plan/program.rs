@@ -67,6 +67,14 @@ pub enum Op {
         /// What goes both ways.
         message: Message,
     },
+    /// Step cache: decide whether the blocks after the first are run over some rows. Later
+    /// operations follow what was decided; which frames they send does not depend on it.
+    Decide {
+        /// Denoising step.
+        step: usize,
+        /// Rows.
+        patch: Patch,
+    },
     /// Guidance and noise scheduler on some rows.
     Denoise {
         /// Denoising step.
@@ -105,6 +113,7 @@ impl Op {
             Self::Send { .. } => "send",
             Self::Forward { .. } => "forward",
             Self::Exchange { .. } => "exchange",
+            Self::Decide { .. } => "decide",
             Self::Denoise { .. } => "denoise",
             Self::StepDone { .. } => "step_done",
             Self::Checkpoint { .. } => "checkpoint",

@@ -4,9 +4,11 @@
 //! things that disagree and says what would fit. Pure.
 
 use ditmesh_model::conditioning::LatentGrid;
+use ditmesh_model::rows::strips;
 use ditmesh_model::spec::ModelSpec;
 use thiserror::Error;
 
+use crate::parallel::step_cache;
 use crate::protocol::RunSpec;
 use crate::request::{Degrees, FloatTensor, GenerateRequest, OutputKind, PromptEmbeds};
 
@@ -102,6 +104,7 @@ pub fn resolve(
         num_pipeline_patch: request.num_pipeline_patch.unwrap_or(degrees.pipefusion_degree),
         sync_steps: request.sync_steps,
         sync_every: request.sync_every,
+        step_cache: request.step_cache.clone(),
         checkpoint_every: request.checkpoint_every,
         latent_output: request.output == OutputKind::Latent,
         latents_given: request.latents.is_some(),
@@ -155,6 +158,9 @@ pub fn check_run(run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> Result<(
             run.num_pipeline_patch
         )));
     }
+    let token_rows = latent_grid(model, run.height, run.width).token_rows();
+    let patches = strips(token_rows, run.num_pipeline_patch as usize).len();
+    step_cache::check(run, model.blocks, patches)?;
     check_degrees(model, degrees, degrees.world_size())?;
     if degrees.cfg_degree == 2 && !run.is_guided() {
         return Err(PlanError::Degree {

@@ -37,6 +37,7 @@ impl GenerateRequest {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             prompt_embeds: self.prompt_embeds.clone(),
+            step_cache: self.step_cache.clone(),
             latents: None,
             ..*self
         }

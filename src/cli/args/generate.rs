@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum, ValueHint};
-use ditmesh::{Dtype, OutputKind};
+use ditmesh::{Dtype, OutputKind, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD};
 
 /// Pictures of one call, at most.
 const PICTURES_MAX: u64 = ditmesh::IMAGES_PER_PROMPT_MAX as u64;
@@ -122,6 +122,20 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "K", value_parser = counted(1000), help_heading = "How")]
     pub(crate) sync_every: Option<u32>,
 
+    /// Skip blocks where little changes from step to step [default: compute all]
+    #[arg(long, value_enum, value_name = "KIND", help_heading = "How")]
+    pub(crate) step_cache: Option<StepCacheArg>,
+
+    /// Relative change of the first block's residual below which the other blocks are skipped
+    #[arg(long, value_name = "X", default_value_t = STEP_CACHE_THRESHOLD, value_parser = scale)]
+    #[arg(requires = "step_cache", help_heading = "How")]
+    pub(crate) step_cache_threshold: f32,
+
+    /// Times in a row that the same rows may be skipped
+    #[arg(long, value_name = "N", default_value_t = STEP_CACHE_REUSES_MAX)]
+    #[arg(value_parser = counted(1000), requires = "step_cache", help_heading = "How")]
+    pub(crate) step_cache_reuses_max: u32,
+
     /// File to write [default: ditmesh.png, or ditmesh.safetensors for latents]
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[arg(help_heading = "Output")]
@@ -164,6 +178,13 @@ impl From<DtypeArg> for Dtype {
             DtypeArg::Bf16 => Self::Bf16,
         }
     }
+}
+
+/// `--step-cache`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StepCacheArg {
+    /// Decide by the first block, which always runs
+    FirstBlock,
 }
 
 /// `--output-type`.

@@ -5,9 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use ditmesh::manifest::{self, DegreesSetting, GroupSection, Manifest};
-use ditmesh::{Degrees, GenerateRequest, ModelSource, tensor_file};
+use ditmesh::{Degrees, GenerateRequest, ModelSource, StepCache, tensor_file};
 
-use crate::cli::args::GenerateArgs;
+use crate::cli::args::{GenerateArgs, StepCacheArg};
 use crate::cli::failure::Failure;
 
 /// `--model` for the model that ships with the project.
@@ -28,6 +28,11 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
         num_pipeline_patch: args.num_pipeline_patch,
         sync_steps: args.sync_steps,
         sync_every: args.sync_every.unwrap_or(0),
+        step_cache: args.step_cache.map(|StepCacheArg::FirstBlock| StepCache {
+            threshold: args.step_cache_threshold,
+            reuses_max: args.step_cache_reuses_max,
+            replay: None,
+        }),
         checkpoint_every: 0,
         output: args.output_type.into(),
         latents: args.latents.as_deref().map(tensor_file::read_latents).transpose()?,
@@ -163,6 +168,16 @@ mod tests {
     fn a_step_now_and_then_can_be_synchronous() {
         assert_eq!(requests(&args("--sync-every 4")).unwrap()[0].sync_every, 4);
         assert_eq!(requests(&args("")).unwrap()[0].sync_every, 0);
+    }
+
+    #[test]
+    fn a_step_cache_is_off_unless_asked_for() {
+        let cache = |line| requests(&args(line)).unwrap()[0].step_cache.clone();
+        assert_eq!(cache(""), None);
+        assert_eq!(cache("--step-cache first-block"), Some(StepCache::default()));
+        let asked = "--step-cache first-block --step-cache-threshold 0.2 --step-cache-reuses-max 1";
+        let expected = StepCache { threshold: 0.2, reuses_max: 1, replay: None };
+        assert_eq!(cache(asked), Some(expected));
     }
 
     #[test]
