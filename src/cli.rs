@@ -6,12 +6,14 @@
 
 mod agent;
 mod args;
+mod bench;
 mod certs;
 mod completions;
 mod down;
 mod failure;
 mod generate;
 mod inspect;
+mod interrupt;
 mod log;
 mod man;
 mod mesh_text;
@@ -54,6 +56,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
         Command::Down(args) => down::run(&args, terminal),
         Command::Status(args) => status::run(&args, terminal),
         Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Bench(args) => bench::run(&args.command, terminal),
         Command::Certs(args) => certs::run(&args, terminal),
         Command::Completions(args) => completions::run(&args, terminal),
         Command::Man(args) => man::run(&args, terminal),

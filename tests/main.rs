@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod cli_bench;
 mod cli_cluster;
 mod cli_files;
 mod cli_generate;

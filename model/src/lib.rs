@@ -22,6 +22,9 @@ pub mod linear;
 pub mod noise;
 pub mod phase;
 pub mod pipeline;
+pub mod probe;
+#[cfg(feature = "builtin")]
+pub mod random_pipeline;
 pub mod rows;
 pub mod scheduler;
 pub mod spec;

@@ -3,12 +3,14 @@
 //! Owns names, defaults, help texts and the checks that need no other knowledge. Does not own what
 //! a command does.
 
+mod bench;
 mod generate;
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
+pub(crate) use bench::{BenchArgs, BenchCommand, DeviceArgs, ScalingArgs, SizeArgs, TransportArg};
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg};
 
 use super::outcome::EXIT_CODES;
@@ -46,6 +48,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show how a picture or a latents file was made
     Inspect(InspectArgs),
+    /// Measure speed and memory on this machine
+    Bench(BenchArgs),
     /// Make the cluster's authority and the certificates of its nodes and clients
     Certs(CertsArgs),
     /// Print a completion script for a shell

@@ -5,7 +5,6 @@
 //! replicas have work; each is written, in order, as soon as it is there.
 //! Does not own how a picture is computed.
 
-mod interrupt;
 mod mesh;
 mod model_facts;
 mod output;
@@ -21,8 +20,8 @@ use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
 use super::failure::Failure;
+use super::interrupt::Interrupt;
 use super::terminal::Terminal;
-use interrupt::Interrupt;
 use mesh::Mesh;
 use progress::Progress;
 

@@ -6,9 +6,9 @@
 use ditmesh::{ClientError, ClusterClient, Engine, GenerateRequest, GenerationHandle, Manifest};
 use ditmesh_actors::launcher::{self, LaunchError, UpMode, UpOutcome};
 
-use super::interrupt::Interrupt;
 use crate::cli::args::GenerateArgs;
 use crate::cli::failure::Failure;
+use crate::cli::interrupt::Interrupt;
 use crate::cli::terminal::Terminal;
 
 /// A place that takes requests.

@@ -226,6 +226,11 @@ impl PixArtConfig {
         ]
     }
 
+    /// Names and shapes of all tensors of a checkpoint.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        tensors::all(self)
+    }
+
     /// Width of the hidden states.
     pub fn hidden(&self) -> usize {
         self.num_attention_heads.saturating_mul(self.attention_head_dim)

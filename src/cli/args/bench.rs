@@ -1,0 +1,150 @@
+//! The arguments of `bench`.
+
+use std::path::PathBuf;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+
+use crate::cli::bench::method::Method;
+
+/// `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: BenchCommand,
+}
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// One rank against two, for each parallel method, and what keeps them from being twice as fast
+    Scaling(ScalingArgs),
+    /// What a device sustains; kept for `plan`, `generate` and `up`
+    Device(DeviceArgs),
+}
+
+/// The random model that is measured.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SizeArgs {
+    /// Width of the hidden states
+    #[arg(long, value_name = "N", default_value_t = 1152, value_parser = counted(65_536))]
+    #[arg(help_heading = "Model")]
+    pub(crate) hidden: u32,
+
+    /// Attention heads
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = counted(1024))]
+    #[arg(help_heading = "Model")]
+    pub(crate) heads: u32,
+
+    /// Transformer blocks
+    #[arg(long, value_name = "N", default_value_t = 14, value_parser = counted(1024))]
+    #[arg(help_heading = "Model")]
+    pub(crate) blocks: u32,
+
+    /// Edge of the latent; it has (N / 2)^2 tokens
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = counted(1024))]
+    #[arg(help_heading = "Model")]
+    pub(crate) latent: u32,
+}
+
+/// Where the ranks are.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlaceArgs {
+    /// How ranks reach each other: worker processes over QUIC, or threads of this process
+    #[arg(long, value_enum, default_value = "quic", help_heading = "Where")]
+    pub(crate) transport: TransportArg,
+
+    /// The two cores that ranks are pinned to [default: the first two that are no hyperthreads of
+    /// one another]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Where")]
+    pub(crate) cores: Option<Vec<usize>>,
+}
+
+/// `bench scaling`.
+#[derive(Debug, Args)]
+pub(crate) struct ScalingArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Timed steps of every run; two more are run before them and dropped
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = counted(100))]
+    pub(crate) steps: u32,
+
+    /// Rounds; each measures everything once
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = counted(100))]
+    pub(crate) rounds: u32,
+
+    /// No round is begun that would not end within this time
+    #[arg(long, value_name = "MINUTES", default_value_t = 45, value_parser = counted(1440))]
+    pub(crate) minutes: u32,
+
+    /// Measure these methods only
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "METHODS")]
+    pub(crate) only: Option<Vec<Method>>,
+
+    /// A Python that has torch, to be measured beside; without torch that part is left out
+    #[arg(long, value_name = "PROGRAM", default_value = "python3", value_hint = ValueHint::CommandName)]
+    pub(crate) python: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
+
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+}
+
+/// `bench device`.
+#[derive(Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Compute threads of the device
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = counted(1024))]
+    pub(crate) threads: u32,
+
+    /// Name of the profile [default: cpu-N, which devices of N threads have]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// Keep it for this cluster [default: for all of this user's]
+    #[arg(long, value_name = "MANIFEST", value_hint = ValueHint::FilePath)]
+    pub(crate) cluster: Option<PathBuf>,
+
+    /// Width of the hidden states of the block that is measured
+    #[arg(long, value_name = "N", default_value_t = 1152, value_parser = counted(65_536))]
+    pub(crate) hidden: u32,
+
+    /// Its attention heads
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = counted(1024))]
+    pub(crate) heads: u32,
+
+    /// Milliseconds spent on each of the figures
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = counted(60_000))]
+    pub(crate) each_ms: u32,
+}
+
+/// `--transport`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportArg {
+    /// Worker processes on loopback, as a cluster has them
+    Quic,
+    /// Threads and memory of this process
+    InProcess,
+}
+
+impl TransportArg {
+    /// As on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::InProcess => "in-process",
+        }
+    }
+}
+
+fn counted(max: u64) -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(1..=max)
+}

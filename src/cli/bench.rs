@@ -1,0 +1,26 @@
+//! `bench`: measures this machine.
+//!
+//! Owns one file for each command, and what they share: the place where ranks run, the random
+//! model, statistics. Invariant: what is measured is the product itself, from a request to its
+//! report; no number is printed that was not measured in the same call.
+
+mod bed;
+mod cores;
+mod device;
+pub(crate) mod method;
+mod random_model;
+mod scaling;
+mod statistics;
+mod torch;
+
+use super::args::BenchCommand;
+use super::failure::Failure;
+use super::terminal::Terminal;
+
+/// Measures what is asked for and prints it.
+pub(crate) fn run(command: &BenchCommand, terminal: &Terminal) -> Result<(), Failure> {
+    match command {
+        BenchCommand::Device(args) => device::run(args, terminal),
+        BenchCommand::Scaling(args) => scaling::run(args, terminal),
+    }
+}

@@ -1,0 +1,79 @@
+//! The commands that measure, on models so small that the figures mean nothing.
+
+use serde_json::Value;
+
+use crate::cli_process::ditmesh;
+
+/// A scaling bench that takes a second or two.
+fn scaling(transport: &str, more: &[&str]) -> Vec<String> {
+    let small = "bench scaling --hidden 48 --heads 4 --blocks 2 --latent 8 --steps 2 --rounds 1 \
+                 --python no-such-python --transport";
+    let words = small.split_whitespace().chain([transport]).chain(more.iter().copied());
+    words.map(str::to_owned).collect()
+}
+
+fn run(args: &[String]) -> crate::cli_process::Ended {
+    let folder = tempfile::tempdir().unwrap();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    ditmesh(folder.path(), &args)
+}
+
+#[test]
+fn scaling_on_processes_measures_what_was_agreed() {
+    let ended = run(&scaling("quic", &["--json"]));
+    let report: Value = serde_json::from_str(ended.done()).unwrap();
+    for key in ["t1_s", "ceiling"] {
+        assert!(report[key].as_f64().unwrap() > 0.0, "{report:#}");
+    }
+    let efficiency = report["efficiency"].as_object().unwrap();
+    let keys = ["cfg2", "ulysses2", "ring2", "pipefusion2", "pipefusion2_async"];
+    assert_eq!(efficiency.len(), keys.len());
+    assert!(keys.iter().all(|key| efficiency.contains_key(*key)));
+    for key in ["cfg2", "ulysses2", "pipefusion2", "pipefusion2_async"] {
+        assert!(efficiency[key].as_f64().unwrap() > 0.0, "{key} in {report:#}");
+    }
+    assert!(report["torch_ratio"].is_null());
+    // Both ranks tell where their time went, and it adds up.
+    for rank in report["breakdown"]["ulysses2"].as_array().unwrap() {
+        let seconds = |op: &Value, part: &str| op[part].as_f64().unwrap();
+        let ops = rank["ops"].as_array().unwrap();
+        let parts = ["compute_s", "wait_s", "send_s", "serialise_s", "overhead_s"];
+        let sum: f64 = ops.iter().flat_map(|op| parts.map(|part| seconds(op, part))).sum();
+        let wall = rank["wall_s"].as_f64().unwrap();
+        assert!((sum - wall).abs() < 0.01 * wall, "{sum} of {wall} s");
+    }
+    assert!(ended.stderr.contains("torch is not measured"), "{}", ended.stderr);
+}
+
+#[test]
+fn scaling_in_one_process_prints_a_table() {
+    let ended = run(&scaling("in-process", &["--only", "pipefusion2"]));
+    let text = ended.done();
+    for part in ["one rank", "two jobs of one at once", "pipefusion2_async", "(to reach: 0.97)"] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    assert!(!text.contains("cfg2"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_wrong_usage() {
+    run(&scaling("in-process", &["--cores", "0,0"])).refused(2, &["--cores", "two of the cores"]);
+    let odd = "bench scaling --hidden 50 --heads 4".split_whitespace().map(str::to_owned);
+    run(&odd.collect::<Vec<_>>()).refused(2, &["50 does not divide by 4 heads", "52 would"]);
+}
+
+#[test]
+fn a_device_profile_is_kept_where_plans_look_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest =
+        "schema = 1\n[cluster]\nname = \"demo\"\n[[node]]\nname = \"a\"\n[[node.device]]";
+    std::fs::write(folder.path().join("cluster.toml"), manifest).unwrap();
+    let small = "bench device --cluster cluster.toml --hidden 32 --heads 4 --each-ms 1 --json";
+    let ended = ditmesh(folder.path(), &small.split_whitespace().collect::<Vec<_>>());
+    let printed: Value = serde_json::from_str(ended.done()).unwrap();
+    let kept = std::fs::read(folder.path().join(".ditmesh/cache/calibration.json")).unwrap();
+    let kept: Value = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(kept["devices"]["cpu-1"], printed["profile"]);
+    assert!(printed["profile"]["gemm_flops_per_s"]["f32"].as_f64().unwrap() > 0.0);
+    assert_eq!(printed["by_tokens"]["attention"].as_array().unwrap().len(), 3);
+}
