@@ -18,6 +18,7 @@ mod members;
 pub mod model;
 mod replicas;
 mod requests;
+mod room;
 mod run;
 mod snapshot;
 
@@ -133,7 +134,6 @@ pub(crate) struct State {
     /// Requests that came before the model was known.
     early: Vec<(RequestId, GenerateRequest, UpdateSink)>,
     runs: BTreeMap<u64, Run>,
-    next_run: u64,
     clients: Clients,
     handle: CoordinatorHandle,
 }
@@ -177,7 +177,6 @@ impl Actor for Coordinator {
             requests: BTreeMap::new(),
             early: Vec::new(),
             runs: BTreeMap::new(),
-            next_run: 0,
             clients: Clients::default(),
         })
     }

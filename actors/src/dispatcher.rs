@@ -1,12 +1,14 @@
 //! Which request runs next and where: a bounded queue in front of the replicas of one mesh.
 //!
-//! A pure engine: events and the time go in, commands come out. Owns the order of requests and
-//! who of them runs on which replica. Does not form meshes (it says which one it wants), nor run
-//! anything.
+//! A pure engine: events and the time go in, commands come out. Owns the order of requests, which of
+//! them run together and on which replica. Does not form meshes (it says which one it wants), nor
+//! run anything.
 //!
-//! Invariants: first come, first served, also when the first one waits for another mesh; at most
-//! one request per replica; every request ends by exactly one `Start` (then its run's own result),
-//! `Fail` or, when it never came in, `Fail` at once.
+//! Invariants: first come, first served: nobody is started before somebody who came earlier, also
+//! when that one waits for another mesh; a replica has at most [`Room::runs_max`] runs at a time,
+//! and a second one only where both fit its memory; requests become one run only when they follow
+//! each other in the queue, so nobody waits for company; every request ends by exactly one `Start`
+//! (then its run's own result), `Fail` or, when it never came in, `Fail` at once.
 
 #[cfg(test)]
 mod tests;
@@ -27,15 +29,40 @@ pub type RequestId = u64;
 /// Names a replica: the epoch of its mesh.
 pub type ReplicaId = u64;
 
+/// Numbers a run inside one coordinator.
+pub type RunNumber = u64;
+
+/// What a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Of the mesh.
+    pub degrees: Degrees,
+    /// What a run of it holds on the device where that is most; 0 when nobody counts.
+    pub bytes: u64,
+    /// Requests of one shape can be one run; `None` runs alone.
+    pub shape: Option<u64>,
+}
+
+/// What a replica takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Runs at a time.
+    pub runs_max: usize,
+    /// Pictures of one run.
+    pub images_max: usize,
+    /// Memory that runs find on the fullest device; `None` when nobody knows.
+    pub bytes: Option<u64>,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DispatcherEvent {
-    /// A caller wants a picture from a mesh of these degrees.
+    /// A caller wants a picture.
     Submitted {
         /// Its request.
         request: RequestId,
-        /// Degrees it needs.
-        degrees: Degrees,
+        /// What it needs.
+        need: Need,
     },
     /// The caller does not want it any more.
     Cancelled {
@@ -48,17 +75,19 @@ pub enum DispatcherEvent {
         replica: ReplicaId,
         /// Degrees of the whole mesh.
         degrees: Degrees,
+        /// What it takes.
+        room: Room,
     },
-    /// A replica's run has ended on all its ranks.
-    ReplicaIdle {
+    /// A run has ended on all its ranks.
+    RunEnded {
         /// Which.
-        replica: ReplicaId,
+        run: RunNumber,
     },
-    /// A replica is gone; the request it ran fails with this.
+    /// A replica is gone; the requests it ran fail with this.
     ReplicaLost {
         /// Which.
         replica: ReplicaId,
-        /// Result of its request.
+        /// Result of its requests.
         error: GenerateError,
     },
     /// A mesh of these degrees could not be formed.
@@ -87,17 +116,19 @@ pub enum DispatcherCommand {
         /// Requests before it, running ones included.
         ahead: u32,
     },
-    /// Run a request.
+    /// Run requests, one or several of one shape.
     Start {
-        /// Which.
-        request: RequestId,
+        /// The run's number.
+        run: RunNumber,
+        /// Which, in order.
+        requests: Vec<RequestId>,
         /// Where.
         replica: ReplicaId,
     },
-    /// Stop the run of a request that was cancelled.
+    /// Stop a run whose requests were all cancelled.
     Abort {
         /// Which.
-        request: RequestId,
+        run: RunNumber,
         /// Where.
         replica: ReplicaId,
     },
@@ -118,7 +149,7 @@ pub enum DispatcherCommand {
 #[derive(Debug)]
 struct Waiting {
     request: RequestId,
-    degrees: Degrees,
+    need: Need,
     since: Now,
     ahead: Option<u32>,
 }
@@ -126,8 +157,30 @@ struct Waiting {
 #[derive(Debug)]
 struct Replica {
     degrees: Degrees,
-    running: Option<RequestId>,
-    busy: bool,
+    room: Room,
+    runs: BTreeMap<RunNumber, Running>,
+}
+
+/// A run until its ranks have ended; without requests when all were cancelled.
+#[derive(Debug)]
+struct Running {
+    requests: Vec<RequestId>,
+    bytes: u64,
+}
+
+impl Replica {
+    /// How many pictures of a need can start now, at most `wanted`.
+    fn takes(&self, need: &Need, wanted: usize) -> usize {
+        if self.degrees != need.degrees || self.runs.len() >= self.room.runs_max {
+            return 0;
+        }
+        let wanted = wanted.min(self.room.images_max.max(1));
+        let Some(room) = self.room.bytes.filter(|_| need.bytes > 0) else { return wanted };
+        let used: u64 = self.runs.values().map(|run| run.bytes).sum();
+        let fitting = (room.saturating_sub(used) / need.bytes).min(wanted as u64) as usize;
+        // Alone it is tried: what the device says then is better than what was counted.
+        if self.runs.is_empty() { fitting.max(1) } else { fitting }
+    }
 }
 
 /// The engine.
@@ -136,6 +189,7 @@ pub struct Dispatcher {
     wait_max: Duration,
     queue: VecDeque<Waiting>,
     replicas: BTreeMap<ReplicaId, Replica>,
+    last_run: RunNumber,
     /// What was last asked for, until there is an answer.
     asked: Option<Degrees>,
     absent: String,
@@ -149,6 +203,7 @@ impl Dispatcher {
             wait_max,
             queue: VecDeque::new(),
             replicas: BTreeMap::new(),
+            last_run: 0,
             asked: None,
             absent: "it is not formed yet".into(),
             absent_since: Now::ZERO,
@@ -158,24 +213,23 @@ impl Dispatcher {
     /// Takes one event at time `now`.
     pub fn handle(&mut self, now: Now, event: DispatcherEvent) -> Vec<DispatcherCommand> {
         let mut commands = match event {
-            DispatcherEvent::Submitted { request, degrees } => self.submit(now, request, degrees),
+            DispatcherEvent::Submitted { request, need } => self.submit(now, request, need),
             DispatcherEvent::Cancelled { request } => self.cancel(request),
-            DispatcherEvent::ReplicaReady { replica, degrees } => {
+            DispatcherEvent::ReplicaReady { replica, degrees, room } => {
                 self.asked = None;
-                self.replicas.insert(replica, Replica { degrees, running: None, busy: false });
+                self.replicas.insert(replica, Replica { degrees, room, runs: BTreeMap::new() });
                 Vec::new()
             }
-            DispatcherEvent::ReplicaIdle { replica } => {
-                if let Some(replica) = self.replicas.get_mut(&replica) {
-                    replica.busy = false;
-                    replica.running = None;
+            DispatcherEvent::RunEnded { run } => {
+                for replica in self.replicas.values_mut() {
+                    replica.runs.remove(&run);
                 }
                 Vec::new()
             }
             DispatcherEvent::ReplicaLost { replica, error } => self.lose(now, replica, error),
             DispatcherEvent::FormFailed { degrees, error } => {
                 self.asked = None;
-                self.fail_waiting(error, |waiting| waiting.degrees == degrees)
+                self.fail_waiting(error, |waiting| waiting.need.degrees == degrees)
             }
             DispatcherEvent::MeshAbsent { cause } => {
                 self.absent = cause;
@@ -195,22 +249,26 @@ impl Dispatcher {
 
     /// Requests running.
     pub fn running(&self) -> usize {
-        self.replicas.values().filter(|replica| replica.running.is_some()).count()
+        self.runs().map(|run| run.requests.len()).sum()
+    }
+
+    fn runs(&self) -> impl Iterator<Item = &Running> {
+        self.replicas.values().flat_map(|replica| replica.runs.values())
     }
 
     /// Degrees that the first request waits for.
     pub fn wanted(&self) -> Option<Degrees> {
-        self.queue.front().map(|waiting| waiting.degrees)
+        self.queue.front().map(|waiting| waiting.need.degrees)
     }
 
-    fn submit(&mut self, now: Now, request: RequestId, degrees: Degrees) -> Vec<DispatcherCommand> {
+    fn submit(&mut self, now: Now, request: RequestId, need: Need) -> Vec<DispatcherCommand> {
         if self.queue.len() >= QUEUE_REQUESTS_MAX {
             let error = GenerateError::Failed(format!(
                 "{QUEUE_REQUESTS_MAX} requests are waiting already; try again later"
             ));
             return vec![DispatcherCommand::Fail { request, error }];
         }
-        self.queue.push_back(Waiting { request, degrees, since: now, ahead: None });
+        self.queue.push_back(Waiting { request, need, since: now, ahead: None });
         Vec::new()
     }
 
@@ -219,16 +277,23 @@ impl Dispatcher {
             self.queue.remove(position);
             return vec![DispatcherCommand::Fail { request, error: GenerateError::Cancelled }];
         }
-        for (&id, replica) in &mut self.replicas {
-            if replica.running == Some(request) {
-                replica.running = None;
-                return vec![
-                    DispatcherCommand::Abort { request, replica: id },
-                    DispatcherCommand::Fail { request, error: GenerateError::Cancelled },
-                ];
+        let mut commands = Vec::new();
+        for (&replica, state) in &mut self.replicas {
+            for (&run, running) in &mut state.runs {
+                let before = running.requests.len();
+                running.requests.retain(|&running| running != request);
+                if running.requests.len() == before {
+                    continue;
+                }
+                // The others of a batch go on.
+                if running.requests.is_empty() {
+                    commands.push(DispatcherCommand::Abort { run, replica });
+                }
+                let error = GenerateError::Cancelled;
+                commands.push(DispatcherCommand::Fail { request, error });
             }
         }
-        Vec::new()
+        commands
     }
 
     fn lose(
@@ -240,10 +305,9 @@ impl Dispatcher {
         let Some(lost) = self.replicas.remove(&replica) else { return Vec::new() };
         self.absent_since = now;
         self.asked = None;
-        match lost.running {
-            Some(request) => vec![DispatcherCommand::Fail { request, error }],
-            None => Vec::new(),
-        }
+        let requests = lost.runs.into_values().flat_map(|run| run.requests);
+        let fail = |request| DispatcherCommand::Fail { request, error: error.clone() };
+        requests.map(fail).collect()
     }
 
     fn expire(&mut self, now: Now) -> Vec<DispatcherCommand> {
@@ -278,34 +342,53 @@ impl Dispatcher {
         commands
     }
 
-    /// Starts requests on free replicas; asks for another mesh when the first one needs it and
+    /// Starts requests where there is room; asks for another mesh when the first one needs it and
     /// nothing runs.
     fn dispatch(&mut self) -> Vec<DispatcherCommand> {
         let mut commands = Vec::new();
-        while let Some(first) = self.queue.front() {
-            let free = self
-                .replicas
-                .iter_mut()
-                .find(|(_, replica)| !replica.busy && replica.degrees == first.degrees);
-            let Some((&id, replica)) = free else { break };
-            replica.busy = true;
-            replica.running = Some(first.request);
-            commands.push(DispatcherCommand::Start { request: first.request, replica: id });
-            self.queue.pop_front();
+        while let Some((replica, count)) = self.place() {
+            let together: Vec<Waiting> = self.queue.drain(..count).collect();
+            let requests: Vec<RequestId> = together.iter().map(|first| first.request).collect();
+            let bytes = together.iter().map(|waiting| waiting.need.bytes).sum();
+            self.last_run += 1;
+            let run = self.last_run;
+            if let Some(state) = self.replicas.get_mut(&replica) {
+                state.runs.insert(run, Running { requests: requests.clone(), bytes });
+            }
+            commands.push(DispatcherCommand::Start { run, requests, replica });
         }
-        if let Some(first) = self.queue.front() {
-            let fits = self.replicas.values().any(|replica| replica.degrees == first.degrees);
-            let idle = self.replicas.values().all(|replica| !replica.busy);
-            if !fits && idle && self.asked != Some(first.degrees) {
-                self.asked = Some(first.degrees);
-                commands.push(DispatcherCommand::Want { degrees: first.degrees });
+        if let Some(degrees) = self.wanted() {
+            let fits = self.replicas.values().any(|replica| replica.degrees == degrees);
+            let idle = self.runs().next().is_none();
+            if !fits && idle && self.asked != Some(degrees) {
+                self.asked = Some(degrees);
+                commands.push(DispatcherCommand::Want { degrees });
             }
         }
         commands
     }
 
+    /// Where the first request can start now, on the replica with the fewest runs, and how many go
+    /// with it: its equals behind it, dealt evenly to the replicas that are idle.
+    fn place(&self) -> Option<(ReplicaId, usize)> {
+        let first = &self.queue.front()?.need;
+        let equal = |waiting: &&Waiting| waiting.need == *first && first.shape.is_some();
+        let alike = self.queue.iter().take_while(equal).count().max(1);
+        let idle = self
+            .replicas
+            .values()
+            .filter(|replica| replica.degrees == first.degrees && replica.runs.is_empty());
+        let share = alike.div_ceil(idle.count().max(1));
+        let open = self.replicas.iter().filter_map(|(&id, replica)| {
+            let count = replica.takes(first, share);
+            (count > 0).then_some((replica.runs.len(), id, count))
+        });
+        open.min().map(|(_, id, count)| (id, count))
+    }
+
     fn tell_positions(&mut self) -> Vec<DispatcherCommand> {
-        let running = self.replicas.values().filter(|replica| replica.busy).count();
+        // A run that is being stopped still holds its place.
+        let running: usize = self.runs().map(|run| run.requests.len().max(1)).sum();
         let mut commands = Vec::new();
         for (position, waiting) in self.queue.iter_mut().enumerate() {
             let ahead = (running + position) as u32;

@@ -5,6 +5,7 @@
 //! enters an async runtime, waits only with deadlines, and looks at the abort flag between phases.
 
 pub mod abort;
+pub mod agenda;
 pub mod error;
 mod group;
 mod latents;
@@ -34,7 +35,7 @@ use ditmesh_transport::ids::{Epoch, RunId};
 use crate::plan::Plan;
 use crate::plan::mesh::Coordinates;
 use crate::plan::message::{Message, MessageKind};
-use crate::plan::program::{Op, Patch};
+use crate::plan::program::{Op, Patch, Program};
 use crate::request::{Event, OpTime, RankReport};
 use crate::timeline::Stopwatch;
 use abort::AbortFlag;
@@ -74,12 +75,9 @@ pub struct Assignment {
 /// # Errors
 /// [`ExecuteError`], naming the peer where one is the cause.
 pub fn execute(assignment: Assignment) -> Result<RankReport, ExecuteError> {
-    let clock = Stopwatch::start(assignment.plan.steps());
-    let program = assignment.plan.program(assignment.rank);
-    let mut executor = Executor::new(assignment, clock)?;
-    for op in program.ops {
-        executor.bag.check_abort()?;
-        executor.step(op)?;
+    let mut executor = Executor::new(assignment)?;
+    for unit in 0..executor.units() {
+        executor.run_unit(unit)?;
     }
     executor.finish()
 }
@@ -90,7 +88,9 @@ struct Text {
     mask: Option<Tensor>,
 }
 
-struct Executor {
+/// One rank's part of one run, carried out unit by unit in order; others may run in between.
+pub struct Executor {
+    program: Program,
     plan: Arc<Plan>,
     at: Coordinates,
     rank: usize,
@@ -115,7 +115,12 @@ struct Executor {
 }
 
 impl Executor {
-    fn new(assignment: Assignment, clock: Stopwatch) -> Result<Self, ExecuteError> {
+    /// Sets the run up and posts its first receives.
+    ///
+    /// # Errors
+    /// When links are missing.
+    pub fn new(assignment: Assignment) -> Result<Self, ExecuteError> {
+        let clock = Stopwatch::start(assignment.plan.steps());
         let Assignment { plan, rank, parts, device, wait_limit, progress, .. } = assignment;
         let at = plan.mesh.coordinates(rank);
         let scheduler = parts.scheduler(plan.steps())?;
@@ -132,6 +137,7 @@ impl Executor {
         Ok(Self {
             latents: Latents::new(&plan, at.sp, Arc::clone(&scheduler)),
             bag: Mailbag::new(place, Box::new(plan.receives(rank)))?,
+            program: plan.program(rank),
             plan,
             at,
             rank,
@@ -150,6 +156,31 @@ impl Executor {
             final_rows: Vec::new(),
             result: None,
         })
+    }
+
+    /// Number of units.
+    pub fn units(&self) -> usize {
+        self.program.unit_ends.len()
+    }
+
+    /// Carries out one unit.
+    ///
+    /// # Errors
+    /// [`ExecuteError`]; the run cannot go on after one.
+    pub fn run_unit(&mut self, unit: usize) -> Result<(), ExecuteError> {
+        for op in self.program.unit(unit).to_vec() {
+            self.bag.check_abort()?;
+            self.step(op)?;
+        }
+        Ok(())
+    }
+
+    /// Whether every frame sent so far was taken.
+    ///
+    /// # Errors
+    /// When one never will be.
+    pub fn is_through(&mut self) -> Result<bool, ExecuteError> {
+        self.bag.is_through()
     }
 
     fn step(&mut self, op: Op) -> Result<(), ExecuteError> {
@@ -403,7 +434,11 @@ impl Executor {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<RankReport, ExecuteError> {
+    /// Waits until the last frames are taken, and reports.
+    ///
+    /// # Errors
+    /// When one was not taken in time, or the run was aborted.
+    pub fn finish(mut self) -> Result<RankReport, ExecuteError> {
         let staleness = self.staleness;
         let kv_change = self.partition.as_mut().map(|partition| staleness.finish(partition));
         let traffic = self.bag.finish()?;
@@ -417,6 +452,7 @@ impl Executor {
             kv_cache_bytes: self.partition.as_ref().map_or(0, PartitionRun::cache_bytes),
             bytes_sent: traffic.bytes_sent,
             frames_sent: traffic.frames_sent,
+            foreign_units: 0,
             kv_change: kv_change.unwrap_or_default(),
             decisions: self.step_cache.map(CacheRun::decisions).unwrap_or_default(),
             compute_seconds: sum(|op| op.compute_s),

@@ -51,6 +51,10 @@ pub(crate) enum Order {
     /// Join the mesh; each proxy fills in its own rank.
     Form(Arc<Form>),
     Start(Arc<Start>),
+    Enter {
+        run: u64,
+        after: u64,
+    },
     Abort {
         run: u64,
         cause: String,
@@ -70,6 +74,11 @@ pub(crate) struct RankFormed {
 pub(crate) enum Report {
     /// All ranks below are formed.
     Formed(Vec<RankFormed>),
+    /// All ranks below can take a proposed run in after this many units.
+    Proposed {
+        run: u64,
+        after: u64,
+    },
     Progress {
         run: u64,
         event: Event,

@@ -118,6 +118,10 @@ pub struct DeviceSection {
     /// Cores to pin those threads to.
     #[serde(default)]
     pub cores: Vec<usize>,
+    /// Memory for weights and runs, in bytes: a second run shares a mesh only where both fit.
+    /// Without it nobody counts.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
 }
 
 /// `[[model]]`.
@@ -349,8 +353,7 @@ impl Manifest {
             ModelSource::Builtin => PathBuf::from("built-in"),
             ModelSource::Folder(path) => path,
         };
-        let device =
-            DeviceSection { kind: DeviceKind::Cpu, threads: Some(threads), cores: Vec::new() };
+        let device = DeviceSection { threads: Some(threads), ..DeviceSection::default() };
         Self {
             schema: 1,
             cluster: ClusterSection { name: "in-process".into(), state_dir: default_state_dir() },

@@ -7,6 +7,8 @@
 
 pub mod bytes;
 pub mod check;
+pub mod interleave;
+pub mod memory;
 pub mod mesh;
 pub mod message;
 pub mod program;
@@ -172,22 +174,28 @@ impl Plan {
     /// The program of one rank.
     pub fn program(&self, rank: usize) -> Program {
         let at = self.mesh.coordinates(rank);
-        let mut ops = Vec::new();
+        let (mut ops, mut unit_ends) = (Vec::new(), Vec::new());
         self.prologue(rank, at, &mut ops);
+        unit_ends.push(ops.len());
         for step in 0..self.steps() {
             if self.is_async(step) {
-                (0..self.strips.len())
-                    .for_each(|strip| self.pass(at, step, Patch::Strip(strip), &mut ops));
+                for strip in 0..self.strips.len() {
+                    self.pass(at, step, Patch::Strip(strip), &mut ops);
+                    unit_ends.push(ops.len());
+                }
             } else {
                 self.pass(at, step, Patch::All, &mut ops);
+                unit_ends.push(ops.len());
             }
             if at.stage + 1 == self.mesh.stages() {
                 ops.push(Op::StepDone { step });
                 ops.extend(self.checkpoint(at, step));
             }
+            unit_ends.last_mut().into_iter().for_each(|end| *end = ops.len());
         }
         self.epilogue(rank, at, &mut ops);
-        Program { ops }
+        unit_ends.push(ops.len());
+        Program { ops, unit_ends }
     }
 
     /// Text to every rank, initial latents to the first and the last stage.
@@ -315,7 +323,7 @@ impl Plan {
         }
         let output = ranks.into_iter().find(|&rank| self.is_output(self.mesh.coordinates(rank)));
         ops.extend(output.map(|peer| Op::Recv { peer, message: self.result() }));
-        Program { ops }
+        Program { ops, unit_ends: Vec::new() }
     }
 
     /// What a member sends, waits for and computes, in order, forward passes expanded. The

@@ -132,6 +132,14 @@ pub enum ToCoordinator {
         /// Why, for people.
         cause: String,
     },
+    /// A rank can take a proposed run in, and stops before its `after`-th unit until it is told
+    /// where the run comes in.
+    Proposed {
+        /// The run.
+        run: u64,
+        /// Units of the mesh's runs before it, counted from the forming of the mesh.
+        after: u64,
+    },
     /// Progress of a run, from the rank that knows.
     Progress {
         /// The run.
@@ -199,6 +207,13 @@ pub enum FromCoordinator {
     Form(Box<Form>),
     /// Run a request on the formed mesh.
     Start(Box<Start>),
+    /// Take a proposed run in.
+    Enter {
+        /// The run.
+        run: u64,
+        /// After how many units; no rank has begun more.
+        after: u64,
+    },
     /// Stop a run.
     Abort {
         /// The run.
@@ -265,6 +280,9 @@ pub struct Start {
     pub run: u64,
     /// What to run, with every default filled in.
     pub spec: RunSpec,
+    /// Whether other runs are under way: the rank then answers [`ToCoordinator::Proposed`] and waits
+    /// for [`FromCoordinator::Enter`].
+    pub propose: bool,
     /// Digest of the plan; the receiver plans again and compares.
     pub plan_digest: u64,
     /// Milliseconds any single wait of the run may take.

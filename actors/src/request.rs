@@ -385,6 +385,9 @@ pub struct RankReport {
     pub weight_bytes_read: u64,
     /// Bytes of the patch KV cache at the end of the run.
     pub kv_cache_bytes: u64,
+    /// Units (forward passes) of other runs that this rank carried out while this run was under
+    /// way.
+    pub foreign_units: u64,
     /// Payload bytes sent to other ranks.
     pub bytes_sent: u64,
     /// Frames sent to other ranks.

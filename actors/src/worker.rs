@@ -1,15 +1,17 @@
 //! The worker actor: one per device, owner of a partition of the DiT.
 //!
-//! Owns the device's compute thread, the links of the mesh it is in, and the run under way. Takes
-//! orders (form, start, abort, dissolve) and reports; knows nothing of sessions or of who sits at
+//! Owns the device's compute thread, the links of the mesh it is in, and its runs. Takes
+//! orders (form, start, enter, abort, dissolve) and reports; knows nothing of sessions or of who sits at
 //! the other end of its orders.
 //!
-//! Invariants: an order of another epoch than the mesh's is refused with a report; at most one run
-//! is under way; a mesh that is dissolved has its links closed and its run aborted, while weights
+//! Invariants: an order of another epoch than the mesh's is refused with a report; at most
+//! [`RUNS_PER_MESH_MAX`](crate::executor::agenda::RUNS_PER_MESH_MAX) runs are under way; a mesh that is dissolved has its links closed and its runs aborted, while weights
 //! stay loaded for the next mesh.
 
 mod compute;
+mod runs;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +22,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::mpsc;
 
 use crate::executor::abort::AbortFlag;
+use crate::executor::agenda::{Agenda, AgendaError, Retired};
 use crate::plan::Plan;
+use crate::plan::interleave::Entry;
 use crate::protocol::{DeviceId, Form, RankOutcome, Start, ToCoordinator};
 use compute::{ComputeThread, Load, Loaded, Run};
 
@@ -46,6 +50,13 @@ pub enum WorkerMsg {
     Form(Form),
     /// Run a request.
     Start(Start),
+    /// Take a proposed run in.
+    Enter {
+        /// The run.
+        run: u64,
+        /// After how many units of the mesh.
+        after: u64,
+    },
     /// Stop a run.
     Abort {
         /// The run.
@@ -108,11 +119,15 @@ struct Mesh {
     form: Form,
     loaded: Loaded,
     transport: Arc<dyn Transport>,
+    agenda: Arc<Agenda<Run>>,
+    runs: BTreeMap<u64, Known>,
 }
 
-struct Current {
-    run: u64,
+/// A run of the mesh, until another one starts after its end.
+struct Known {
     abort: Arc<AbortFlag>,
+    /// What it adds to the agenda, while it is only proposed.
+    entries: Vec<Entry>,
 }
 
 struct State {
@@ -125,7 +140,6 @@ struct State {
     newest_epoch: u64,
     /// Newest epoch dissolved; one that finishes forming afterwards is dropped too.
     dissolved_epoch: u64,
-    current: Option<Current>,
 }
 
 impl Actor for Worker {
@@ -140,16 +154,14 @@ impl Actor for Worker {
     ) -> Result<State, ActorProcessingErr> {
         let compute = ComputeThread::start(&args.config)?;
         let Args { config, fabric, reports } = args;
-        let (mesh, current) = (None, None);
         Ok(State {
             config,
             fabric,
             reports,
             compute,
-            mesh,
+            mesh: None,
             newest_epoch: 0,
             dissolved_epoch: 0,
-            current,
         })
     }
 
@@ -160,11 +172,12 @@ impl Actor for Worker {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            WorkerMsg::Form(form) => state.form(form, myself),
+            WorkerMsg::Form(form) => state.form(form, myself).await,
             WorkerMsg::FormDone(done) => state.formed(done).await,
             WorkerMsg::Start(start) => state.start(start).await,
-            WorkerMsg::Abort { run, cause } => state.abort(run, &cause),
-            WorkerMsg::Dissolve { epoch, cause } => state.dissolve(epoch, &cause),
+            WorkerMsg::Enter { run, after } => state.enter(run, after).await,
+            WorkerMsg::Abort { run, cause } => state.abort(run, &cause).await,
+            WorkerMsg::Dissolve { epoch, cause } => state.dissolve(epoch, &cause).await,
             WorkerMsg::Stop => myself.stop(None),
         }
         Ok(())
@@ -175,7 +188,7 @@ impl Actor for Worker {
         _: ActorRef<WorkerMsg>,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        state.leave("the worker stops");
+        state.leave("the worker stops").await;
         state.fabric.close();
         state.compute.stop();
         Ok(())
@@ -200,14 +213,14 @@ impl State {
     }
 
     /// Loads the partition and brings up the links at the same time, off the mailbox.
-    fn form(&mut self, form: Form, myself: ActorRef<WorkerMsg>) {
+    async fn form(&mut self, form: Form, myself: ActorRef<WorkerMsg>) {
         if form.epoch <= self.newest_epoch {
             let cause = format!("epoch {} is not after {}", form.epoch, self.newest_epoch);
             let outcome = Err(cause);
             let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
             return;
         }
-        self.leave("a newer mesh is formed");
+        self.leave("a newer mesh is formed").await;
         self.newest_epoch = form.epoch;
         let deadline = Instant::now() + Duration::from_millis(u64::from(form.deadline_ms));
         let loading = self.compute.load(Load::of(&form), deadline);
@@ -241,7 +254,8 @@ impl State {
                     weight_bytes_read: loaded.model.bytes_read(),
                 };
                 let rank = form.rank as usize;
-                self.mesh = Some(Mesh { epoch, rank, form, loaded, transport });
+                let (agenda, runs) = (Arc::default(), BTreeMap::new());
+                self.mesh = Some(Mesh { epoch, rank, form, loaded, transport, agenda, runs });
                 self.report(report).await;
             }
             Err(cause) => self.report(ToCoordinator::FormFailed { epoch, cause }).await,
@@ -250,23 +264,28 @@ impl State {
 
     async fn start(&mut self, start: Start) {
         let run = start.run;
-        if let Err((rank, cause)) = self.try_start(start) {
-            let outcome = RankOutcome::Failed { cause, peer: None };
-            self.report(ToCoordinator::RunEnded { run, rank, outcome }).await;
+        match self.try_start(start) {
+            Ok(Some(after)) => self.report(ToCoordinator::Proposed { run, after }).await,
+            Ok(None) => {}
+            Err((rank, cause)) => self.report_failed(run, rank, cause).await,
         }
     }
 
-    fn try_start(&mut self, start: Start) -> Result<(), (u32, String)> {
-        let Some(mesh) = &self.mesh else {
+    async fn report_failed(&self, run: u64, rank: u32, cause: String) {
+        let outcome = RankOutcome::Failed { cause, peer: None };
+        self.report(ToCoordinator::RunEnded { run, rank, outcome }).await;
+    }
+
+    /// Puts a run on the agenda; where it can come in, when it is only proposed.
+    fn try_start(&mut self, start: Start) -> Result<Option<u64>, (u32, String)> {
+        let Some(mesh) = &mut self.mesh else {
             return Err((0, format!("epoch {} is not formed here", start.epoch)));
         };
-        let refuse = |cause: String| (mesh.form.rank, cause);
+        let rank = mesh.form.rank;
+        let refuse = |cause: String| (rank, cause);
         if mesh.epoch != start.epoch {
             let cause = format!("stale epoch {}: this is epoch {}", start.epoch, mesh.epoch);
             return Err(refuse(cause));
-        }
-        if self.current.as_ref().is_some_and(|current| !current.abort.is_over()) {
-            return Err(refuse(format!("run {} while another is under way", start.run)));
         }
         let plan = Plan::new(mesh.form.degrees, &mesh.loaded.model.spec, &start.spec)
             .map_err(|error| refuse(error.to_string()))?;
@@ -275,8 +294,7 @@ impl State {
                          build and the same model on every node";
             return Err(refuse(cause.into()));
         }
-        let abort = Arc::new(AbortFlag::default());
-        self.current = Some(Current { run: start.run, abort: Arc::clone(&abort) });
+        let (abort, entries) = (Arc::new(AbortFlag::default()), plan.entries(start.run));
         let run = Run {
             plan: Arc::new(plan),
             rank: mesh.rank,
@@ -285,44 +303,85 @@ impl State {
             epoch: Epoch(start.epoch),
             transport: Arc::clone(&mesh.transport),
             model: Arc::clone(&mesh.loaded.model),
-            abort,
+            abort: Arc::clone(&abort),
             wait_limit: Duration::from_millis(u64::from(start.op_deadline_ms)),
             reports: self.reports.clone(),
         };
-        self.compute.run(run).map_err(refuse)
+        mesh.runs.retain(|&run, _| mesh.agenda.is_live(run));
+        let refused = |error: AgendaError| refuse(error.to_string());
+        if start.propose {
+            let after = mesh.agenda.propose(start.run, run).map_err(refused)?;
+            mesh.runs.insert(start.run, Known { abort, entries });
+            return Ok(Some(after));
+        }
+        let asleep = mesh.agenda.append(start.run, run, &entries).map_err(refused)?;
+        mesh.runs.insert(start.run, Known { abort, entries: Vec::new() });
+        wake(&self.compute, mesh, start.run, asleep).map_err(refuse)?;
+        Ok(None)
     }
 
-    fn abort(&mut self, run: u64, cause: &str) {
-        let Some(current) = self.current.as_ref().filter(|current| current.run == run) else {
-            return;
+    async fn enter(&mut self, run: u64, after: u64) {
+        let Some(mesh) = &mut self.mesh else { return };
+        let (rank, known) = (mesh.form.rank, mesh.runs.get_mut(&run));
+        let entries = known.map(|known| std::mem::take(&mut known.entries)).unwrap_or_default();
+        let entered = match mesh.agenda.admit(run, after, &entries) {
+            Ok(asleep) => wake(&self.compute, mesh, run, asleep),
+            // It has ended meanwhile, and was reported.
+            Err(AgendaError::Unknown { .. }) => Ok(()),
+            Err(error) => {
+                mesh.agenda.retire(run);
+                Err(error.to_string())
+            }
         };
-        current.abort.abort(cause);
-        if let Some(mesh) = &self.mesh {
-            for member in &mesh.form.members {
-                if let Ok(link) = mesh.transport.link(PeerId(member.rank)) {
-                    link.abort_run(RunId(run), cause);
-                }
+        if let Err(cause) = entered {
+            self.report_failed(run, rank, cause).await;
+        }
+    }
+
+    /// Stops a run; the others go on.
+    async fn abort(&mut self, run: u64, cause: &str) {
+        let Some(mesh) = &self.mesh else { return };
+        let Some(known) = mesh.runs.get(&run) else { return };
+        known.abort.abort(cause);
+        for member in &mesh.form.members {
+            if let Ok(link) = mesh.transport.link(PeerId(member.rank)) {
+                link.abort_run(RunId(run), cause);
             }
         }
-    }
-
-    fn dissolve(&mut self, epoch: u64, cause: &str) {
-        self.dissolved_epoch = self.dissolved_epoch.max(epoch);
-        if self.mesh.as_ref().is_some_and(|mesh| mesh.epoch == epoch) {
-            self.leave(cause);
+        if mesh.agenda.retire(run) == Retired::Now {
+            let (rank, outcome) = (mesh.form.rank, RankOutcome::Aborted);
+            self.report(ToCoordinator::RunEnded { run, rank, outcome }).await;
         }
     }
 
-    /// Aborts the run and closes the links.
-    fn leave(&mut self, cause: &str) {
-        if let Some(current) = &self.current {
-            let run = current.run;
-            self.abort(run, cause);
+    async fn dissolve(&mut self, epoch: u64, cause: &str) {
+        self.dissolved_epoch = self.dissolved_epoch.max(epoch);
+        if self.mesh.as_ref().is_some_and(|mesh| mesh.epoch == epoch) {
+            self.leave(cause).await;
+        }
+    }
+
+    /// Aborts the runs and closes the links.
+    async fn leave(&mut self, cause: &str) {
+        let runs = self.mesh.as_ref().map(|mesh| mesh.runs.keys().copied().collect::<Vec<_>>());
+        for run in runs.unwrap_or_default() {
+            self.abort(run, cause).await;
         }
         if let Some(mesh) = self.mesh.take() {
             mesh.transport.close(cause);
         }
     }
+}
+
+/// Calls the compute thread to the agenda, when it is not at it; `run` ends where that fails.
+fn wake(compute: &ComputeThread, mesh: &Mesh, run: u64, asleep: bool) -> Result<(), String> {
+    if !asleep {
+        return Ok(());
+    }
+    compute.work_off(Arc::clone(&mesh.agenda)).inspect_err(|_| {
+        mesh.agenda.not_called();
+        mesh.agenda.retire(run);
+    })
 }
 
 /// Links only to the members that some run on these degrees can talk to.

@@ -3,6 +3,7 @@
 
 mod engine;
 mod harness;
+mod interleave;
 mod meshes;
 mod oracle;
 mod pipefusion;

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::harness::degrees;
 
-fn model(blocks: usize, heads: usize) -> ModelSpec {
+pub fn model(blocks: usize, heads: usize) -> ModelSpec {
     ModelSpec {
         id: ModelId(1),
         family: Family::PixArt,

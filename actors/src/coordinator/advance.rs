@@ -70,10 +70,9 @@ impl State {
                 steps.push_back(Step::Dispatcher(DispatcherEvent::ReplicaLost { replica, error }));
             }
             FormationCommand::Ready { replica, degrees } => {
-                steps.push_back(Step::Dispatcher(DispatcherEvent::ReplicaReady {
-                    replica,
-                    degrees,
-                }));
+                let room = self.room(replica);
+                let ready = DispatcherEvent::ReplicaReady { replica, degrees, room };
+                steps.push_back(Step::Dispatcher(ready));
             }
             FormationCommand::Failed { degrees, cause } => {
                 self.absent.clone_from(&cause);
@@ -99,12 +98,12 @@ impl State {
                     request.sink.event(Event::Queued { ahead });
                 }
             }
-            DispatcherCommand::Start { request, replica } => {
-                if !self.start_run(myself, request, replica) {
-                    steps.push_back(Step::Dispatcher(DispatcherEvent::ReplicaIdle { replica }));
+            DispatcherCommand::Start { run, requests, replica } => {
+                if !self.start_run(myself, run, &requests, replica) {
+                    steps.push_back(Step::Dispatcher(DispatcherEvent::RunEnded { run }));
                 }
             }
-            DispatcherCommand::Abort { request, replica } => self.abort_run(request, replica),
+            DispatcherCommand::Abort { run, replica } => self.abort_run(run, replica),
             DispatcherCommand::Want { degrees } => {
                 steps.push_back(Step::Formation(FormationEvent::Want(degrees)));
             }

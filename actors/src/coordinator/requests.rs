@@ -12,7 +12,7 @@ use super::model::Model;
 use super::run::{self, Run};
 use super::{CoordinatorMsg, State};
 use crate::controller::Inputs;
-use crate::dispatcher::{DispatcherEvent, QUEUE_REQUESTS_MAX, RequestId};
+use crate::dispatcher::{DispatcherEvent, Need, QUEUE_REQUESTS_MAX, RequestId, RunNumber};
 use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::ReplicaMsg;
 use crate::plan::Plan;
@@ -48,13 +48,15 @@ impl State {
         match plan_request(model, &request) {
             Err(refusal) => sink.result(Err(GenerateError::Refused(refusal))),
             Ok((spec, degrees)) => {
+                let bytes = self.run_bytes(&spec, degrees);
                 let inputs = Inputs {
                     latents: request.latents.take(),
                     prompt_embeds: request.prompt_embeds.take(),
                     checkpoints: None,
                 };
                 self.requests.insert(id, Request { sink, spec, inputs, run: None });
-                let submitted = DispatcherEvent::Submitted { request: id, degrees };
+                let need = Need { degrees, bytes, shape: None };
+                let submitted = DispatcherEvent::Submitted { request: id, need };
                 self.dispatch(myself, submitted).await;
             }
         }
@@ -64,9 +66,11 @@ impl State {
     pub(super) fn start_run(
         &mut self,
         myself: &ActorRef<CoordinatorMsg>,
-        id: RequestId,
+        number: RunNumber,
+        requests: &[RequestId],
         epoch: u64,
     ) -> bool {
+        let Some(&id) = requests.first() else { return false };
         let Some(Ok(model)) = &self.model else { return false };
         let replica = self.replicas.get(&epoch);
         let transport = replica.and_then(|replica| replica.transport.clone());
@@ -85,13 +89,12 @@ impl State {
         for warning in &plan.warnings {
             request.sink.event(Event::Warning(warning.clone()));
         }
-        self.next_run += 1;
-        let number = self.next_run;
         request.run = Some(number);
         let start = Start {
             epoch,
             run: number,
             spec: request.spec.clone(),
+            propose: false,
             plan_digest: plan.digest(),
             op_deadline_ms: self.manifest.health.op_deadline_ms,
         };
@@ -117,10 +120,9 @@ impl State {
         true
     }
 
-    /// Stops the run of a request.
-    pub(super) fn abort_run(&mut self, request: RequestId, epoch: u64) {
-        let run = self.requests.get(&request).and_then(|request| request.run);
-        if let (Some(run), Some(replica)) = (run, self.replicas.get(&epoch)) {
+    /// Stops a run that nobody wants any more.
+    pub(super) fn abort_run(&mut self, run: RunNumber, epoch: u64) {
+        if let Some(replica) = self.replicas.get(&epoch) {
             let cause = "its caller cancelled it".into();
             // A replica that has ended has stopped its run.
             let _ = replica.actor.cast(ReplicaMsg::Abort { run, cause });
@@ -201,10 +203,9 @@ impl State {
             return;
         }
         let Some(mut run) = self.runs.remove(&number) else { return };
-        let replica = run.replica;
         self.requests.remove(&run.request);
         run.conclude();
-        self.dispatch(myself, DispatcherEvent::ReplicaIdle { replica }).await;
+        self.dispatch(myself, DispatcherEvent::RunEnded { run: number }).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! The dispatcher by behaviour, and random histories against its invariants.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
@@ -18,6 +18,17 @@ fn degrees(pipefusion_degree: u32) -> Degrees {
     Degrees { pipefusion_degree, ..Degrees::default() }
 }
 
+/// One run of one picture at a time.
+const ROOM: Room = Room { runs_max: 1, images_max: 1, bytes: None };
+
+fn need(stages: u32) -> Need {
+    Need { degrees: degrees(stages), bytes: 1, shape: Some(7) }
+}
+
+fn start(run: RunNumber, requests: &[RequestId], replica: ReplicaId) -> C {
+    C::Start { run, requests: requests.to_vec(), replica }
+}
+
 fn lost() -> GenerateError {
     GenerateError::Lost("device b/1 lost".into())
 }
@@ -28,11 +39,15 @@ impl Dispatcher {
     }
 
     fn submit_now(&mut self, request: RequestId, stages: u32) -> Vec<C> {
-        self.at(0, E::Submitted { request, degrees: degrees(stages) })
+        self.at(0, E::Submitted { request, need: need(stages) })
     }
 
     fn ready(&mut self, replica: ReplicaId, stages: u32) -> Vec<C> {
-        self.at(0, E::ReplicaReady { replica, degrees: degrees(stages) })
+        self.ready_with(replica, stages, ROOM)
+    }
+
+    fn ready_with(&mut self, replica: ReplicaId, stages: u32, room: Room) -> Vec<C> {
+        self.at(0, E::ReplicaReady { replica, degrees: degrees(stages), room })
     }
 }
 
@@ -43,7 +58,7 @@ fn a_request_without_a_mesh_asks_for_one_and_starts_on_it() {
         dispatcher.submit_now(1, 2),
         [C::Want { degrees: degrees(2) }, C::Queued { request: 1, ahead: 0 }]
     );
-    assert_eq!(dispatcher.ready(7, 2), [C::Start { request: 1, replica: 7 }]);
+    assert_eq!(dispatcher.ready(7, 2), [start(1, &[1], 7)]);
     assert_eq!(dispatcher.running(), 1);
 }
 
@@ -51,12 +66,12 @@ fn a_request_without_a_mesh_asks_for_one_and_starts_on_it() {
 fn one_request_per_replica_in_order_of_arrival() {
     let mut dispatcher = dispatcher();
     dispatcher.ready(7, 2);
-    assert_eq!(dispatcher.submit_now(1, 2), [C::Start { request: 1, replica: 7 }]);
+    assert_eq!(dispatcher.submit_now(1, 2), [start(1, &[1], 7)]);
     assert_eq!(dispatcher.submit_now(2, 2), [C::Queued { request: 2, ahead: 1 }]);
     assert_eq!(dispatcher.submit_now(3, 2), [C::Queued { request: 3, ahead: 2 }]);
     assert_eq!(
-        dispatcher.at(1, E::ReplicaIdle { replica: 7 }),
-        [C::Start { request: 2, replica: 7 }, C::Queued { request: 3, ahead: 1 }]
+        dispatcher.at(1, E::RunEnded { run: 1 }),
+        [start(2, &[2], 7), C::Queued { request: 3, ahead: 1 }]
     );
 }
 
@@ -71,9 +86,7 @@ fn another_mesh_is_wanted_only_when_the_present_one_is_idle() {
         [C::Queued { request: 3, ahead: 2 }],
         "nobody overtakes the request that waits for another mesh"
     );
-    assert!(
-        dispatcher.at(1, E::ReplicaIdle { replica: 7 }).contains(&C::Want { degrees: degrees(4) })
-    );
+    assert!(dispatcher.at(1, E::RunEnded { run: 1 }).contains(&C::Want { degrees: degrees(4) }));
 }
 
 #[test]
@@ -86,7 +99,7 @@ fn a_lost_replica_fails_its_request_and_keeps_the_others() {
     assert_eq!(commands[0], C::Fail { request: 1, error: lost() });
     assert!(commands.contains(&C::Want { degrees: degrees(2) }));
     assert_eq!(dispatcher.waiting(), 1);
-    assert_eq!(dispatcher.ready(8, 2), [C::Start { request: 2, replica: 8 }]);
+    assert_eq!(dispatcher.ready(8, 2), [start(2, &[2], 8)]);
 }
 
 #[test]
@@ -96,14 +109,10 @@ fn a_cancelled_run_keeps_its_replica_until_the_ranks_have_ended() {
     dispatcher.submit_now(1, 2);
     dispatcher.submit_now(2, 2);
     let commands = dispatcher.at(1, E::Cancelled { request: 1 });
-    assert_eq!(commands[0], C::Abort { request: 1, replica: 7 });
+    assert_eq!(commands[0], C::Abort { run: 1, replica: 7 });
     assert_eq!(commands[1], C::Fail { request: 1, error: GenerateError::Cancelled });
-    assert!(!commands.contains(&C::Start { request: 2, replica: 7 }));
-    assert!(
-        dispatcher
-            .at(2, E::ReplicaIdle { replica: 7 })
-            .contains(&C::Start { request: 2, replica: 7 })
-    );
+    assert!(!commands.contains(&start(2, &[2], 7)));
+    assert!(dispatcher.at(2, E::RunEnded { run: 1 }).contains(&start(2, &[2], 7)));
 }
 
 #[test]
@@ -155,12 +164,77 @@ fn nobody_waits_for_a_mesh_forever() {
     ));
 }
 
+#[test]
+fn a_second_run_shares_a_replica_that_has_room_and_a_third_waits() {
+    let mut dispatcher = dispatcher();
+    let room = Room { runs_max: 2, ..ROOM };
+    dispatcher.ready_with(7, 2, room);
+    dispatcher.ready_with(8, 2, room);
+    assert_eq!(dispatcher.submit_now(1, 2), [start(1, &[1], 7)]);
+    assert_eq!(dispatcher.submit_now(2, 2), [start(2, &[2], 8)], "an idle replica comes first");
+    assert_eq!(dispatcher.submit_now(3, 2), [start(3, &[3], 7)]);
+    assert_eq!(dispatcher.submit_now(4, 2), [start(4, &[4], 8)]);
+    assert_eq!(dispatcher.submit_now(5, 2), [C::Queued { request: 5, ahead: 4 }]);
+    assert_eq!(dispatcher.at(1, E::RunEnded { run: 1 }), [start(5, &[5], 7)]);
+    let lost = dispatcher.at(2, E::ReplicaLost { replica: 7, error: lost() });
+    let failed = |request| C::Fail { request, error: super::tests::lost() };
+    assert_eq!(lost, [failed(3), failed(5)]);
+}
+
+#[test]
+fn a_second_run_that_does_not_fit_the_memory_waits_and_the_first_is_tried() {
+    let mut dispatcher = dispatcher();
+    dispatcher.ready_with(7, 2, Room { runs_max: 2, images_max: 4, bytes: Some(10) });
+    let submit = |dispatcher: &mut Dispatcher, request, bytes| {
+        dispatcher.at(0, E::Submitted { request, need: Need { bytes, ..need(2) } })
+    };
+    assert_eq!(submit(&mut dispatcher, 1, 11), [start(1, &[1], 7)]);
+    assert_eq!(submit(&mut dispatcher, 2, 6), [C::Queued { request: 2, ahead: 1 }]);
+    assert_eq!(submit(&mut dispatcher, 3, 4), [C::Queued { request: 3, ahead: 2 }]);
+    assert_eq!(
+        dispatcher.at(1, E::RunEnded { run: 1 }),
+        [start(2, &[2], 7), start(3, &[3], 7)],
+        "6 and 4 fit, and are not one run"
+    );
+}
+
+#[test]
+fn equals_that_wait_become_one_run_dealt_to_idle_replicas() {
+    let mut dispatcher = dispatcher();
+    for request in 1..=7 {
+        dispatcher.submit_now(request, 2);
+    }
+    let other = Need { shape: Some(8), ..need(2) };
+    dispatcher.at(0, E::Submitted { request: 8, need: other });
+    dispatcher.submit_now(9, 2);
+    let room = Room { images_max: 4, ..ROOM };
+    let first = dispatcher.ready_with(7, 2, room);
+    assert_eq!(first[0], start(1, &[1, 2, 3, 4], 7));
+    let second = dispatcher.ready_with(8, 2, room);
+    assert_eq!(second[0], start(2, &[5, 6, 7], 8), "the eighth is of another shape");
+    assert_eq!(dispatcher.at(1, E::RunEnded { run: 1 })[0], start(3, &[8], 7));
+    assert_eq!(dispatcher.running(), 4);
+    for request in 5..=6 {
+        let commands = dispatcher.at(2, E::Cancelled { request });
+        assert_eq!(commands[0], C::Fail { request, error: GenerateError::Cancelled });
+    }
+    let last = dispatcher.at(2, E::Cancelled { request: 7 });
+    assert_eq!(last[0], C::Abort { run: 2, replica: 8 });
+}
+
 fn any_event() -> impl Strategy<Value = E> {
-    (0..7u8, 0..6u64, 1..3u32).prop_map(|(kind, id, stages)| match kind {
-        0..=2 => E::Submitted { request: id, degrees: degrees(stages) },
+    (0..7u8, 0..6u64, 1..3u32, 1..3usize).prop_map(|(kind, id, stages, runs_max)| match kind {
+        0..=2 => {
+            let shape = Some(id % 2).filter(|_| id > 1);
+            E::Submitted { request: id, need: Need { bytes: 1 + id, shape, ..need(stages) } }
+        }
         3 => E::Cancelled { request: id },
-        4 => E::ReplicaReady { replica: id % 2, degrees: degrees(stages) },
-        5 => E::ReplicaIdle { replica: id % 2 },
+        4 => {
+            let bytes = Some(4 + id).filter(|_| id % 2 == 0);
+            let room = Room { runs_max, images_max: 1 + id as usize, bytes };
+            E::ReplicaReady { replica: id % 2, degrees: degrees(stages), room }
+        }
+        5 => E::RunEnded { run: id },
         _ => E::ReplicaLost { replica: id % 2, error: lost() },
     })
 }
@@ -168,54 +242,66 @@ fn any_event() -> impl Strategy<Value = E> {
 proptest! {
     /// Numbers requests and replicas anew, as the coordinator does, and checks every history.
     #[test]
-    fn every_request_ends_once_and_no_replica_runs_two(
+    fn every_request_ends_once_in_order_and_no_replica_has_more_than_its_room(
         history in prop::collection::vec(any_event(), 0..200)
     ) {
         let mut dispatcher = dispatcher();
-        let (mut open, mut running) = (BTreeSet::new(), BTreeMap::new());
+        let (mut open, mut running) = (BTreeMap::new(), BTreeMap::new());
         let (mut requests, mut epoch, mut epochs) = (0, 1, [0u64; 2]);
+        let (mut rooms, mut last_started) = (BTreeMap::new(), 0);
         for (second, event) in history.into_iter().enumerate() {
             let event = match event {
-                E::Submitted { degrees, .. } => {
+                E::Submitted { need, .. } => {
                     requests += 1;
-                    open.insert(requests);
-                    E::Submitted { request: requests, degrees }
+                    open.insert(requests, need);
+                    E::Submitted { request: requests, need }
                 }
                 E::Cancelled { request } => {
                     E::Cancelled { request: requests.saturating_sub(request) }
                 }
                 E::ReplicaReady { replica, .. } if epochs[replica as usize] != 0 => continue,
-                E::ReplicaReady { replica, degrees } => {
+                E::ReplicaReady { replica, degrees, room } => {
                     epoch += 1;
                     epochs[replica as usize] = epoch;
-                    E::ReplicaReady { replica: epoch, degrees }
+                    rooms.insert(epoch, room);
+                    E::ReplicaReady { replica: epoch, degrees, room }
                 }
-                E::ReplicaIdle { replica } => {
-                    if let Some(done) = running.remove(&epochs[replica as usize]) {
-                        open.remove(&done);
+                E::RunEnded { run } => {
+                    let number = running.keys().copied().nth(run as usize).unwrap_or(0);
+                    if let Some((_, done)) = running.remove(&number) {
+                        let done: Vec<RequestId> = done;
+                        open.retain(|request, _| !done.contains(request));
                     }
-                    E::ReplicaIdle { replica: epochs[replica as usize] }
+                    E::RunEnded { run: number }
                 }
                 E::ReplicaLost { replica, error } => {
                     let lost = std::mem::take(&mut epochs[replica as usize]);
+                    running.retain(|_, (on, _)| *on != lost);
                     E::ReplicaLost { replica: lost, error }
                 }
                 event => event,
             };
             for command in dispatcher.at(second as u64, event) {
                 match command {
-                    C::Start { request, replica } => {
-                        prop_assert!(open.contains(&request));
-                        prop_assert!(running.insert(replica, request).is_none());
+                    C::Start { run, requests, replica } => {
+                        let needs: Vec<Need> = requests.iter().map(|id| open[id]).collect();
+                        prop_assert!(needs.iter().all(|need| *need == needs[0]));
+                        prop_assert!(needs.len() == 1 || needs[0].shape.is_some());
+                        for &request in &requests {
+                            prop_assert!(request > last_started, "somebody overtook");
+                            last_started = request;
+                        }
+                        let room: &Room = &rooms[&replica];
+                        prop_assert!(requests.len() <= room.images_max);
+                        running.insert(run, (replica, requests));
+                        let here = running.values().filter(|(on, _)| *on == replica).count();
+                        prop_assert!(here <= room.runs_max);
                     }
-                    C::Fail { request, .. } => prop_assert!(open.remove(&request)),
-                    C::Abort { request, replica } => {
-                        prop_assert_eq!(running.get(&replica), Some(&request));
-                    }
+                    C::Fail { request, .. } => prop_assert!(open.remove(&request).is_some()),
+                    C::Abort { run, replica } => prop_assert_eq!(running[&run].0, replica),
                     _ => {}
                 }
             }
-            prop_assert!(dispatcher.running() <= 2);
         }
     }
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug, Default)]
 pub struct AbortFlag {
     set: AtomicBool,
-    over: AtomicBool,
     cause: OnceLock<String>,
 }
 
@@ -16,16 +15,6 @@ impl AbortFlag {
     pub fn abort(&self, cause: &str) {
         self.cause.get_or_init(|| cause.to_owned());
         self.set.store(true, Ordering::Release);
-    }
-
-    /// The compute thread is done with the run, however it ended.
-    pub fn set_over(&self) {
-        self.over.store(true, Ordering::Release);
-    }
-
-    /// Whether the compute thread is done with the run.
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
     }
 
     /// The cause, once aborted.

@@ -241,6 +241,12 @@ impl Mailbag {
         if held >= limit { Err(ExecuteError::TooManySends { held, limit }) } else { Ok(()) }
     }
 
+    /// Whether every frame sent so far was taken.
+    pub(super) fn is_through(&mut self) -> Result<bool, ExecuteError> {
+        self.reap()?;
+        Ok(self.sends.is_empty())
+    }
+
     /// Waits until every frame was taken, then lets the links forget the run.
     pub(super) fn finish(mut self) -> Result<Traffic, ExecuteError> {
         self.clock.begin_extra("finish");

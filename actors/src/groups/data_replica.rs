@@ -3,6 +3,7 @@
 //! Owns the deadlines of forming and of stopping a run, and the end of the mesh: it is the only
 //! one that tells the survivors to dissolve, because the groups below may be gone by then.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,8 +78,8 @@ pub(crate) struct State {
     group: DerivedActorRef<Order>,
     coordinator: DerivedActorRef<ReplicaReport>,
     formed: bool,
-    /// The run and whether it was told to stop.
-    run: Option<(u64, bool)>,
+    /// The runs and whether each was told to stop.
+    runs: BTreeMap<u64, bool>,
 }
 
 impl Actor for DataReplica {
@@ -106,7 +107,7 @@ impl Actor for DataReplica {
             group,
             coordinator: args.coordinator,
             formed: false,
-            run: None,
+            runs: BTreeMap::new(),
         })
     }
 
@@ -129,8 +130,10 @@ impl Actor for DataReplica {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ReplicaMsg::Start(start) => {
-                state.run = Some((start.run, false));
-                state.order(Order::Start(start));
+                // Alone, it comes in behind what every rank has; otherwise the ranks say where.
+                let propose = !state.runs.is_empty();
+                state.runs.insert(start.run, false);
+                state.order(Order::Start(Arc::new(Start { propose, ..(*start).clone() })));
             }
             ReplicaMsg::Abort { run, cause } => state.abort(&myself, run, cause),
             ReplicaMsg::Dissolve { cause } => {
@@ -146,7 +149,7 @@ impl Actor for DataReplica {
                 let devices = state.devices();
                 state.lose(&myself, MeshLoss::FormTimedOut { devices, milliseconds });
             }
-            ReplicaMsg::AbortDeadline { run } if state.run == Some((run, true)) => {
+            ReplicaMsg::AbortDeadline { run } if state.runs.get(&run) == Some(&true) => {
                 let milliseconds = ABORT_DEADLINE.as_millis() as u64;
                 let devices = state.devices();
                 state.lose(&myself, MeshLoss::Stuck { devices, run, milliseconds });
@@ -177,18 +180,24 @@ impl State {
                 self.formed = true;
                 self.tell(ReplicaReport::Formed { epoch, ranks });
             }
+            Report::Proposed { run, after } => {
+                // One that is stopped meanwhile comes in nowhere.
+                if self.runs.get(&run) == Some(&false) {
+                    self.order(Order::Enter { run, after });
+                }
+            }
             Report::Progress { run, event } => self.tell(ReplicaReport::Progress { run, event }),
             Report::Failing { run, rank, cause, peer } => {
-                if self.run == Some((run, false)) {
+                if self.runs.get(&run) == Some(&false) {
                     let why = format!("rank {rank} failed: {cause}");
                     self.tell(ReplicaReport::Failing { run, rank, cause, peer });
                     self.abort(myself, run, why);
                 }
             }
             // The end of a run of an older mesh on the same device says nothing of this one.
-            Report::Ended { run, .. } if self.run.is_none_or(|(current, _)| current != run) => {}
+            Report::Ended { run, .. } if !self.runs.contains_key(&run) => {}
             Report::Ended { run, outcomes } => {
-                self.run = None;
+                self.runs.remove(&run);
                 let broken = self.broken_link(&outcomes);
                 self.tell(ReplicaReport::Ended { run, outcomes });
                 if let Some(loss) = broken {
@@ -199,10 +208,10 @@ impl State {
     }
 
     fn abort(&mut self, myself: &ActorRef<ReplicaMsg>, run: u64, cause: String) {
-        if self.run != Some((run, false)) {
-            return;
+        match self.runs.get_mut(&run) {
+            Some(stopping) if !*stopping => *stopping = true,
+            _ => return,
         }
-        self.run = Some((run, true));
         self.order(Order::Abort { run, cause });
         myself.send_after(ABORT_DEADLINE, move || ReplicaMsg::AbortDeadline { run });
     }

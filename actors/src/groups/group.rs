@@ -179,12 +179,18 @@ pub(super) fn fail_with_part(event: SupervisionEvent) -> Result<(), ActorProcess
 pub(super) struct Merge {
     children: usize,
     formed: BTreeMap<usize, Vec<RankFormed>>,
+    proposed: BTreeMap<u64, BTreeMap<usize, u64>>,
     ended: BTreeMap<u64, BTreeMap<usize, Vec<(u32, RankOutcome)>>>,
 }
 
 impl Merge {
     pub(super) fn new(children: usize) -> Self {
-        Self { children, formed: BTreeMap::new(), ended: BTreeMap::new() }
+        Self {
+            children,
+            formed: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+            ended: BTreeMap::new(),
+        }
     }
 
     /// All children's formed ranks, with the last child's word.
@@ -194,9 +200,24 @@ impl Merge {
         complete.then(|| std::mem::take(&mut self.formed).into_values().collect())
     }
 
+    /// The latest point of all children, with the last child's word.
+    fn proposed(&mut self, child: usize, run: u64, after: u64) -> Option<Report> {
+        let proposed = self.proposed.entry(run).or_default();
+        proposed.insert(child, after);
+        if proposed.len() < self.children {
+            return None;
+        }
+        let after = self.proposed.remove(&run)?.into_values().max()?;
+        Some(Report::Proposed { run, after })
+    }
+
     /// What to report upwards for a child's report, if anything yet.
     fn merge(&mut self, child: usize, report: Report) -> Option<Report> {
+        if let Report::Proposed { run, after } = report {
+            return self.proposed(child, run, after);
+        }
         let Report::Ended { run, outcomes } = report else { return Some(report) };
+        self.proposed.remove(&run);
         let ended = self.ended.entry(run).or_default();
         ended.insert(child, outcomes);
         if ended.len() < self.children {

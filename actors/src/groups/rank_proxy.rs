@@ -113,6 +113,7 @@ impl State {
         self.seat.session.send(match order {
             Order::Form(form) => FromCoordinator::Form(Box::new(Form { rank, ..(*form).clone() })),
             Order::Start(start) => FromCoordinator::Start(Box::new((*start).clone())),
+            Order::Enter { run, after } => FromCoordinator::Enter { run, after },
             Order::Abort { run, cause } => FromCoordinator::Abort { run, cause },
         });
     }
@@ -129,6 +130,7 @@ impl State {
                 let Seat { rank, device, .. } = self.seat.clone();
                 return Err(MeshLoss::FormFailed { rank, device, cause });
             }
+            ToCoordinator::Proposed { run, after } => self.report(Report::Proposed { run, after }),
             ToCoordinator::Progress { run, event } => self.report(Report::Progress { run, event }),
             ToCoordinator::RunEnded { run, outcome, .. } => {
                 let rank = self.seat.rank;

@@ -151,6 +151,7 @@ impl Fixture {
                 sync_steps: 1,
                 ..RunSpec::default()
             },
+            propose: false,
             plan_digest: 0,
             op_deadline_ms: 1000,
         };

@@ -123,9 +123,21 @@ impl Op {
     }
 }
 
-/// One rank's operations in order.
+/// One rank's operations in order, cut into the units of [`super::interleave`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Program {
     /// The operations.
     pub ops: Vec<Op>,
+    /// Where each unit ends; the same number of units on every rank. The controller has none.
+    pub unit_ends: Vec<usize>,
+}
+
+impl Program {
+    /// The operations of one unit; none for a unit there is not.
+    pub fn unit(&self, unit: usize) -> &[Op] {
+        let end = |unit: usize| self.unit_ends.get(unit).copied();
+        let start = unit.checked_sub(1).map_or(Some(0), end);
+        let range = start.zip(end(unit)).map(|(start, end)| start..end);
+        range.and_then(|range| self.ops.get(range)).unwrap_or_default()
+    }
 }

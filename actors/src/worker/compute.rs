@@ -1,4 +1,4 @@
-//! The dedicated OS thread of one device: loads partitions and runs programs, one at a time.
+//! The dedicated OS thread of one device: loads partitions and works off agendas, one at a time.
 //!
 //! Owns the device's rayon pool (the thread itself is its first member) and the weights that are
 //! loaded. Async code talks to it through a bounded channel and is answered on one-shots; the
@@ -20,13 +20,13 @@ use ditmesh_transport::ids::{Epoch, RunId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::WorkerConfig;
+use super::runs::work_off;
 use crate::executor::abort::AbortFlag;
-use crate::executor::error::ExecuteError;
-use crate::executor::{Assignment, execute};
+use crate::executor::agenda::Agenda;
 use crate::plan::mesh::DeviceMesh;
 use crate::plan::{Plan, stage_blocks};
-use crate::protocol::{Form, RankOutcome, ToCoordinator};
-use crate::request::{Degrees, Dtype, RankReport};
+use crate::protocol::{Form, ToCoordinator};
+use crate::request::{Degrees, Dtype};
 
 /// Orders that may wait for the compute thread.
 const COMPUTE_ORDERS_MAX: usize = 4;
@@ -76,7 +76,7 @@ pub(super) struct Run {
 
 enum Order {
     Load(Load, oneshot::Sender<Result<Loaded, String>>),
-    Run(Box<Run>),
+    WorkOff(Arc<Agenda<Run>>),
 }
 
 /// Handle of the thread.
@@ -118,9 +118,9 @@ impl ComputeThread {
         }
     }
 
-    /// Starts a program; its end is reported by the thread itself.
-    pub(super) fn run(&self, run: Run) -> Result<(), String> {
-        self.order(Order::Run(Box::new(run)))
+    /// Has an agenda worked off; the end of each run is reported by the thread itself.
+    pub(super) fn work_off(&self, agenda: Arc<Agenda<Run>>) -> Result<(), String> {
+        self.order(Order::WorkOff(agenda))
     }
 
     /// Lets the thread end after what it is doing, and waits for it.
@@ -147,7 +147,7 @@ fn serve(inbox: &Receiver<Order>, threads: usize, cores: &[usize]) {
                 let result = guarded(|| find_or_load(&load, &mut loaded)).and_then(|loaded| loaded);
                 let _ = answer.send(result);
             }
-            Order::Run(run) => run_program(*run),
+            Order::WorkOff(agenda) => work_off(&agenda),
         }
     }
 }
@@ -190,42 +190,8 @@ fn find_or_load(load: &Load, held: &mut Option<Loaded>) -> Result<Loaded, String
     Ok(loaded)
 }
 
-fn run_program(run: Run) {
-    let (reports, progress) = (run.reports.clone(), run.reports);
-    let (id, rank) = (run.run.0, run.rank as u32);
-    let abort = Arc::clone(&run.abort);
-    let report = move |event| {
-        // Progress is for people: when the way to them is full, a line is dropped, not the run.
-        let _ = progress.try_send(ToCoordinator::Progress { run: id, event });
-    };
-    let assignment = Assignment {
-        plan: run.plan,
-        rank: run.rank,
-        run: run.run,
-        epoch: run.epoch,
-        transport: run.transport,
-        parts: run.model,
-        device: Device::Cpu,
-        abort: run.abort,
-        wait_limit: run.wait_limit,
-        progress: Box::new(report),
-    };
-    let outcome = guarded(move || execute(assignment));
-    abort.set_over();
-    let outcome = match outcome {
-        Ok(Ok(report)) => RankOutcome::Done(RankReport { device: run.device, ..report }),
-        Ok(Err(ExecuteError::Aborted(_))) => RankOutcome::Aborted,
-        Err(cause) => RankOutcome::Failed { cause, peer: None },
-        Ok(Err(error)) => RankOutcome::Failed {
-            cause: error.to_string(),
-            peer: error.peer().map(|peer| peer as u32),
-        },
-    };
-    let _ = reports.blocking_send(ToCoordinator::RunEnded { run: id, rank, outcome });
-}
-
 /// Runs `work`; a panic in it, which is always a bug, ends the run and not the device's thread.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().map(ToString::to_string);
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

@@ -170,6 +170,7 @@ impl State {
                 let _ = self.uplink.cast(UplinkMsg::Epoch(self.epoch));
                 self.order(WorkerMsg::Form(*form));
             }
+            FromCoordinator::Enter { run, after } => self.order(WorkerMsg::Enter { run, after }),
             FromCoordinator::Start(start) => self.order(WorkerMsg::Start(*start)),
             FromCoordinator::Abort { run, cause } => self.order(WorkerMsg::Abort { run, cause }),
             FromCoordinator::Dissolve { epoch, cause } => {

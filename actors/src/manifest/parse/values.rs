@@ -76,7 +76,7 @@ macro_rules! whole_number {
         }
     )*};
 }
-whole_number!(u16, u32);
+whole_number!(u16, u32, u64);
 
 impl FromToml for usize {
     fn from_toml(value: &Spanned<DeValue<'_>>) -> Result<Self, Fault> {

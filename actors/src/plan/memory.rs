@@ -1,0 +1,38 @@
+//! What a run holds in the memory of a device as long as it lasts.
+//!
+//! Owns the sum that decides whether a second run may share a mesh. What a forward pass needs while
+//! it runs is not in it: a device computes one unit at a time. Pure.
+
+use super::Plan;
+use super::mesh::Coordinates;
+use crate::executor::mailbag::POSTED_BYTES_MAX;
+
+/// Bytes on the rank where they are most: patch K,V cache, text and its keys and values in every
+/// block, latents with two steps of solver history, and places for frames.
+pub fn run_bytes(plan: &Plan) -> u64 {
+    (0..plan.mesh.world_size()).map(|rank| rank_bytes(plan, rank)).max().unwrap_or(0)
+}
+
+fn rank_bytes(plan: &Plan, rank: usize) -> u64 {
+    let at = plan.mesh.coordinates(rank);
+    let float = size_of::<f32>() as u64;
+    let text = (plan.branches() * plan.text_tokens() * plan.model.caption_channels) as u64;
+    let text_kv = plan.batch() * plan.text_tokens() * plan.model.hidden();
+    let text_kv = (2 * plan.blocks(at.stage).len() * text_kv) as u64;
+    let latents = 4 * super::bytes::latent_bytes(plan);
+    let expected: u64 = plan.receives(rank).map(|(_, message)| message.bytes() as u64).sum();
+    cache_bytes(plan, at)
+        + (text + text_kv) * float
+        + latents
+        + expected.min(POSTED_BYTES_MAX as u64)
+}
+
+/// Bytes of the patch K,V cache of the rank at `at`.
+pub fn cache_bytes(plan: &Plan, at: Coordinates) -> u64 {
+    if !plan.needs_cache() {
+        return 0;
+    }
+    let heads = ditmesh_model::rows::share(plan.model.heads, at.sp, plan.mesh.sequence()).len();
+    let per_token = plan.batch() * heads * plan.model.head_dim * size_of::<f32>();
+    (2 * plan.blocks(at.stage).len() * plan.grid.tokens() * per_token) as u64
+}
