@@ -6,6 +6,7 @@
 
 pub mod abort;
 pub mod agenda;
+mod decode;
 pub mod error;
 mod group;
 mod latents;
@@ -20,7 +21,6 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use ditmesh_model::conditioning::Conditioning;
-use ditmesh_model::error::ModelError;
 use ditmesh_model::forward::{CacheShape, ForwardInput, ForwardOutput, PartitionRun};
 use ditmesh_model::guidance;
 use ditmesh_model::phase::ForwardShape;
@@ -28,7 +28,6 @@ use ditmesh_model::pipeline::LoadedParts;
 use ditmesh_model::rows::{RowSet, share};
 use ditmesh_model::scheduler::Scheduler;
 use ditmesh_model::transformer::Activation;
-use ditmesh_model::vae;
 use ditmesh_transport::Transport;
 use ditmesh_transport::ids::{Epoch, RunId};
 
@@ -39,6 +38,7 @@ use crate::plan::program::{Op, Patch, Program};
 use crate::request::{Event, OpTime, RankReport};
 use crate::timeline::Stopwatch;
 use abort::AbortFlag;
+use decode::Picture;
 use error::ExecuteError;
 use group::Group;
 use latents::Latents;
@@ -112,6 +112,7 @@ pub struct Executor {
     received_latents: Option<Tensor>,
     final_rows: Vec<(usize, Tensor)>,
     result: Option<Tensor>,
+    picture: Picture,
 }
 
 impl Executor {
@@ -155,6 +156,7 @@ impl Executor {
             received_latents: None,
             final_rows: Vec::new(),
             result: None,
+            picture: Picture::default(),
         })
     }
 
@@ -214,6 +216,7 @@ impl Executor {
             }
             Op::Gather => self.gather(),
             Op::Decode => self.decode(),
+            Op::Assemble => self.assemble(),
         }
     }
 
@@ -283,6 +286,8 @@ impl Executor {
             MessageKind::Sample => self.latents.put(message.patch(), &tensor)?,
             MessageKind::ResidualChange => self.step_cache()?.add_change(&tensor)?,
             MessageKind::FinalRows => self.final_rows.push((peer, tensor)),
+            MessageKind::BandLatents => self.picture.latents = Some(tensor),
+            MessageKind::PixelRows => self.picture.bands.push((peer, tensor)),
             _ => return Err(ExecuteError::Order { op: "receiving", missing: "a place for it" }),
         }
         Ok(())
@@ -300,7 +305,11 @@ impl Executor {
             MessageKind::ResidualChange => Some(self.step_cache()?.change()?),
             MessageKind::Sample => Some(self.latents.get(message.patch())?),
             MessageKind::FinalRows | MessageKind::Checkpoint => Some(self.latents.get(Patch::All)?),
-            MessageKind::Result => self.result.take(),
+            MessageKind::Result | MessageKind::PixelRows => self.result.take(),
+            MessageKind::BandLatents => match &self.result {
+                Some(whole) => Some(decode::rows_for(&self.plan, peer, whole)?),
+                None => None,
+            },
             _ => None,
         };
         let missing = ExecuteError::Order { op: "sending", missing: "what to send" };
@@ -418,18 +427,33 @@ impl Executor {
         Ok(())
     }
 
+    /// This rank's band (or the whole latent) to pixels.
     fn decode(&mut self) -> Result<(), ExecuteError> {
-        let (Some(latents), Some(decoder)) = (self.result.take(), self.parts.vae.as_ref()) else {
-            return Err(ExecuteError::Order { op: "decoding", missing: "latents or the VAE" });
+        let output = self.plan.is_output(self.at);
+        let shape = self.plan.decode_shape(self.at);
+        let missing = ExecuteError::Order { op: "decoding", missing: "latents" };
+        let shape = shape.ok_or(ExecuteError::Order { op: "decoding", missing: "a band" })?;
+        let rows = match output {
+            true => {
+                let whole = self.result.take().ok_or(missing)?;
+                decode::rows_for(&self.plan, self.rank, &whole)?
+            }
+            false => self.picture.latents.take().ok_or(missing)?,
         };
-        let image = decoder.decode_latents(&latents.squeeze(2)?)?;
-        let pixels = vae::to_rgb8(&image)?;
-        let shape = self.plan.result().shape;
-        if pixels.len() != shape.iter().product::<usize>() {
-            let what = format!("the VAE made {} bytes for a picture of {shape:?}", pixels.len());
-            return Err(ModelError::Invalid(what).into());
+        let place = (&mut self.bag, self.wait_limit);
+        let rows = decode::band(&self.plan, &self.parts, (self.at, &shape), &rows, place)?;
+        if output && shape.active() > 1 {
+            self.picture.bands.push((self.rank, rows));
+            return Ok(());
         }
-        self.result = Some(Tensor::from_vec(pixels, shape, &Device::Cpu)?);
+        self.result = Some(rows);
+        self.report(Event::Decoded);
+        Ok(())
+    }
+
+    fn assemble(&mut self) -> Result<(), ExecuteError> {
+        let bands = std::mem::take(&mut self.picture.bands);
+        self.result = Some(decode::assemble(&self.plan, self.at, bands)?);
         self.report(Event::Decoded);
         Ok(())
     }

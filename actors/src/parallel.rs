@@ -6,3 +6,4 @@
 pub mod cfg;
 pub mod pipefusion;
 pub mod step_cache;
+pub mod vae;

@@ -21,9 +21,10 @@ use ditmesh_model::conditioning::LatentGrid;
 use ditmesh_model::phase::{ForwardShape, Phase, phases};
 use ditmesh_model::rows::{PatchRange, RowSet, strips};
 use ditmesh_model::spec::ModelSpec;
+use ditmesh_model::vae::phase::DecodeLayer;
 use ditmesh_transport::frame::Dtype;
 
-use crate::parallel::{cfg, pipefusion, step_cache};
+use crate::parallel::{cfg, pipefusion, step_cache, vae};
 use crate::protocol::RunSpec;
 use crate::request::{Degrees, GenerateRequest, StepCache};
 use mesh::{Coordinates, DeviceMesh};
@@ -271,7 +272,7 @@ impl Plan {
     /// Final rows to the output rank, the result to the controller.
     fn epilogue(&self, rank: usize, at: Coordinates, ops: &mut Vec<Op>) {
         if at.stage + 1 < self.mesh.stages() || at.cfg > 0 {
-            return;
+            return vae::decode(self, at, ops);
         }
         let output = self.mesh.rank(Coordinates { sp: 0, ..at });
         let rows = |sp: usize| {
@@ -281,16 +282,14 @@ impl Plan {
         };
         if rank != output {
             ops.extend(rows(at.sp).map(|message| Op::Send { peer: output, message }));
-            return;
+            return vae::decode(self, at, ops);
         }
         for sp in 1..self.mesh.sequence() {
             let peer = self.mesh.rank(Coordinates { sp, ..at });
             ops.extend(rows(sp).map(|message| Op::Recv { peer, message }));
         }
         ops.push(Op::Gather);
-        if !self.run.latent_output {
-            ops.push(Op::Decode);
-        }
+        vae::decode(self, at, ops);
         ops.push(Op::Send { peer: self.controller(), message: self.result() });
     }
 
@@ -356,6 +355,7 @@ impl Plan {
                 vec![Action::Send(peer, message.clone()), Action::Recv(peer, message)]
             }
             Op::Forward { step, patch, blocks } => self.expand_forward(at, step, patch, blocks),
+            Op::Decode => vae::expand(self, at),
             _ => Vec::new(),
         }
     }
@@ -395,12 +395,17 @@ impl Plan {
         let multiple = (model.vae_scale_factor * model.patch_size) as u32;
         let edge = (model.sample_size * model.vae_scale_factor) as u32;
         let rows = degrees.sequence_degree() as u32;
+        let decoders = degrees.world_size().min(vae::DECODE_RANKS_MAX);
+        let decoders = (decoders * model.vae_scale_factor) as u32;
         let request = GenerateRequest {
             guidance_scale: 2.0,
             num_inference_steps: 3,
-            height: Some(edge.max(rows.saturating_mul(multiple))),
+            height: Some(
+                edge.max(rows.saturating_mul(multiple)).max(decoders.next_multiple_of(multiple)),
+            ),
             num_pipeline_patch: Some(1),
             step_cache: (model.blocks > 1).then(StepCache::default),
+            vae_parallel: Some(true),
             ..GenerateRequest::default()
         };
         let run = resolve::resolve(&request, model, degrees)?;
@@ -413,7 +418,7 @@ impl Plan {
             .actions(member)
             .filter_map(|action| match action {
                 Action::Send(peer, _) | Action::Recv(peer, _) => Some(peer),
-                Action::Compute(_) => None,
+                Action::Compute(_) | Action::Layer { .. } => None,
             })
             .collect();
         peers.sort_unstable();
@@ -431,4 +436,11 @@ pub enum Action {
     Recv(usize, Message),
     /// Computes.
     Compute(Phase),
+    /// Computes a layer of the VAE decoder.
+    Layer {
+        /// Which layer.
+        layer: DecodeLayer,
+        /// Floating-point operations of this member's rows.
+        flops: u64,
+    },
 }

@@ -318,6 +318,8 @@ pub struct RunSpec {
     pub checkpoint_every: u32,
     /// Whether latents are returned instead of a picture.
     pub latent_output: bool,
+    /// Whether the ranks of a replica decode bands of the picture, each its own.
+    pub vae_parallel: bool,
     /// Whether the controller sends initial latents.
     pub latents_given: bool,
     /// Text tokens per prompt of the embeddings the controller sends, when it does.

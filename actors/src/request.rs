@@ -221,6 +221,9 @@ pub struct GenerateRequest {
     pub checkpoint_every: u32,
     /// What to return.
     pub output: OutputKind,
+    /// Whether all ranks decode, each a band of rows (xDiT: `use_parallel_vae`); `None` does so
+    /// where it is faster.
+    pub vae_parallel: Option<bool>,
     /// Initial latents `[1, C, H, W]` (or `[1, C, F, H, W]`) in place of seeded noise. With `n`
     /// pictures the first dimension may be `n`: one for each.
     pub latents: Option<FloatTensor>,
@@ -246,6 +249,7 @@ impl Default for GenerateRequest {
             step_cache: None,
             checkpoint_every: 0,
             output: OutputKind::Image,
+            vae_parallel: None,
             latents: None,
             prompt_embeds: None,
         }
@@ -350,6 +354,8 @@ pub struct Report {
     pub sync_steps: u32,
     /// Every how many steps after those one was synchronous; 0 for none.
     pub sync_every: u32,
+    /// Whether the picture was decoded in bands of rows, one on each rank.
+    pub vae_parallel: bool,
     /// Seconds from the start of the run to its result.
     pub seconds: f64,
     /// Warnings, in order.

@@ -6,6 +6,7 @@ mod harness;
 mod interleave;
 mod meshes;
 mod oracle;
+mod parallel_vae;
 mod pipefusion;
 mod plans;
 mod replicas;

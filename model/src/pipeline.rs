@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device};
 
@@ -28,7 +28,8 @@ pub struct Parts {
     pub blocks: Range<usize>,
     /// Whether to load tokenizer and text encoder.
     pub text_encoder: bool,
-    /// Whether to load the VAE decoder.
+    /// Whether to load the VAE decoder at once; a rank that is to decode loads it when it comes to
+    /// that.
     pub vae: bool,
 }
 
@@ -40,8 +41,10 @@ pub struct LoadedParts {
     pub transformer: Arc<dyn Transformer>,
     /// Text encoder, where asked for.
     pub text_encoder: Option<TextEncoder>,
-    /// VAE decoder, where asked for.
-    pub vae: Option<VaeDecoder>,
+    vae: OnceLock<VaeDecoder>,
+    vae_dir: PathBuf,
+    dtype: DType,
+    device: Device,
     scheduler_dir: PathBuf,
 }
 
@@ -83,13 +86,33 @@ impl LoadedParts {
             true => Some(TextEncoder::load(&checkpoint, dtype, device)?),
             false => None,
         };
-        let vae = match parts.vae {
-            true => Some(VaeDecoder::load(&checkpoint.component_dir("vae"), dtype, device)?),
-            false => None,
+        let loaded = Self {
+            spec,
+            transformer: Arc::new(transformer),
+            text_encoder,
+            vae: OnceLock::new(),
+            vae_dir: checkpoint.component_dir("vae"),
+            dtype,
+            device: device.clone(),
+            scheduler_dir: checkpoint.component_dir("scheduler"),
         };
-        let scheduler_dir = checkpoint.component_dir("scheduler");
-        let transformer = Arc::new(transformer);
-        Ok(Self { spec, transformer, text_encoder, vae, scheduler_dir })
+        if parts.vae {
+            loaded.vae()?;
+        }
+        Ok(loaded)
+    }
+
+    /// The VAE decoder, loaded on first use: which ranks decode is decided run by run, and a rank
+    /// that never does reads none of it.
+    ///
+    /// # Errors
+    /// When its configuration is not supported or a tensor is missing, superfluous or misshapen.
+    pub fn vae(&self) -> Result<&VaeDecoder, ModelError> {
+        if let Some(decoder) = self.vae.get() {
+            return Ok(decoder);
+        }
+        let decoder = VaeDecoder::load(&self.vae_dir, self.dtype, &self.device)?;
+        Ok(self.vae.get_or_init(|| decoder))
     }
 
     /// The pipeline's noise scheduler for `num_inference_steps` steps.
@@ -103,7 +126,7 @@ impl LoadedParts {
     /// Bytes of weights read from disk for these parts.
     pub fn bytes_read(&self) -> u64 {
         let text = self.text_encoder.as_ref().map_or(0, TextEncoder::bytes_read);
-        let vae = self.vae.as_ref().map_or(0, VaeDecoder::bytes_read);
+        let vae = self.vae.get().map_or(0, VaeDecoder::bytes_read);
         self.transformer.bytes_read() + text + vae
     }
 }

@@ -153,6 +153,7 @@ impl Run {
             num_pipeline_patch: self.plan.strips.len() as u32,
             sync_steps: self.plan.run.sync_steps,
             sync_every: self.plan.run.sync_every,
+            vae_parallel: self.plan.run.vae_parallel,
             seconds: self.started.elapsed().as_secs_f64(),
             warnings: self.plan.warnings.clone(),
             kv_change: mean_kv_change(&ranks),

@@ -33,10 +33,13 @@ pub(super) fn to_slice(tensor: &Tensor, transport: &dyn Transport) -> Result<Sli
     let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
     let bytes: &[u8] = match &*storage {
         Storage::Cpu(CpuStorage::F32(data)) => data.get(range).map(bytemuck::cast_slice),
+        Storage::Cpu(CpuStorage::F64(data)) => data.get(range).map(bytemuck::cast_slice),
         Storage::Cpu(CpuStorage::U8(data)) => data.get(range),
         _ => None,
     }
-    .ok_or_else(|| ModelError::Invalid("only f32 and u8 tensors in host memory travel".into()))?;
+    .ok_or_else(|| {
+        ModelError::Invalid("only f32, f64 and u8 tensors in host memory travel".into())
+    })?;
     let mut region = transport.allocate(bytes.len());
     region.bytes_mut().get_mut(..bytes.len()).map_or_else(
         || Err(ModelError::Invalid("the transport gave less memory than asked".into())),
@@ -61,6 +64,7 @@ pub(super) fn to_tensor(
     let shape = message.shape.as_slice();
     Ok(match message.dtype {
         Dtype::F32 => Tensor::from_slice(floats(bytes)?, shape, device)?,
+        Dtype::F64 => Tensor::from_slice(doubles(bytes)?, shape, device)?,
         _ => Tensor::from_slice(bytes, shape, device)?,
     })
 }
@@ -69,6 +73,12 @@ pub(super) fn to_tensor(
 pub(crate) fn floats(bytes: &[u8]) -> Result<&[f32], ModelError> {
     bytemuck::try_cast_slice(bytes)
         .map_err(|error| ModelError::Invalid(format!("payload is not a float array: {error}")))
+}
+
+/// The payload as doubles.
+fn doubles(bytes: &[u8]) -> Result<&[f64], ModelError> {
+    bytemuck::try_cast_slice(bytes)
+        .map_err(|error| ModelError::Invalid(format!("payload is not an array of f64: {error}")))
 }
 
 /// That shape, dtype, step, patch and epoch are those of the plan.

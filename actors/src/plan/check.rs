@@ -163,7 +163,7 @@ impl Machine {
         (plan, action): &(usize, Action),
     ) -> Result<bool, CheckError> {
         match action {
-            Action::Compute(_) => Ok(true),
+            Action::Compute(_) | Action::Layer { .. } => Ok(true),
             Action::Send(peer, message) => {
                 let peer = self.member(*plan, *peer);
                 let key = (member, peer, *plan, message.tag().0);

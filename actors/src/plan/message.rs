@@ -4,6 +4,7 @@
 //! that is not exactly this is an error on either side.
 
 use ditmesh_model::exchange::{ExchangeId, ExchangeKind};
+use ditmesh_model::vae::phase::{BandExchangeId, BandExchangeKind};
 use ditmesh_transport::frame::Dtype;
 use ditmesh_transport::ids::Tag;
 
@@ -41,9 +42,19 @@ pub enum MessageKind {
     UlyssesQkv,
     /// Ulysses: attention output.
     UlyssesOut,
+    /// Latent rows to a rank that decodes them.
+    BandLatents,
+    /// Parallel VAE: sums of a group norm, f64.
+    BandMoments,
+    /// Parallel VAE: edge rows of a layer.
+    BandHalo,
+    /// Parallel VAE: the rows before the attention layer.
+    BandMap,
+    /// Decoded rows, u8, to the output rank.
+    PixelRows,
 }
 
-const KINDS: [MessageKind; 13] = [
+const KINDS: [MessageKind; 18] = [
     MessageKind::TextEmbeds,
     MessageKind::TextMask,
     MessageKind::InitialLatents,
@@ -57,6 +68,11 @@ const KINDS: [MessageKind; 13] = [
     MessageKind::Decision,
     MessageKind::UlyssesQkv,
     MessageKind::UlyssesOut,
+    MessageKind::BandLatents,
+    MessageKind::BandMoments,
+    MessageKind::BandHalo,
+    MessageKind::BandMap,
+    MessageKind::PixelRows,
 ];
 
 impl MessageKind {
@@ -76,6 +92,11 @@ impl MessageKind {
             Self::Decision => "decision",
             Self::UlyssesQkv => "ulysses_qkv",
             Self::UlyssesOut => "ulysses_out",
+            Self::BandLatents => "band_latents",
+            Self::BandMoments => "band_moments",
+            Self::BandHalo => "band_halo",
+            Self::BandMap => "band_map",
+            Self::PixelRows => "pixel_rows",
         }
     }
 }
@@ -85,6 +106,16 @@ impl From<ExchangeKind> for MessageKind {
         match kind {
             ExchangeKind::UlyssesQkv => Self::UlyssesQkv,
             ExchangeKind::UlyssesOut => Self::UlyssesOut,
+        }
+    }
+}
+
+impl From<BandExchangeKind> for MessageKind {
+    fn from(kind: BandExchangeKind) -> Self {
+        match kind {
+            BandExchangeKind::Moments => Self::BandMoments,
+            BandExchangeKind::Halo => Self::BandHalo,
+            BandExchangeKind::Map => Self::BandMap,
         }
     }
 }
@@ -131,6 +162,15 @@ impl Message {
         shape: Vec<usize>,
     ) -> Self {
         Self { block: id.block as u16, ..Self::of_patch(id.kind.into(), step, patch, shape) }
+    }
+
+    /// A message inside a decoding in bands; `block` holds the layer.
+    pub fn of_band(id: BandExchangeId, shape: Vec<usize>) -> Self {
+        let dtype = match id.kind {
+            BandExchangeKind::Moments => Dtype::F64,
+            BandExchangeKind::Halo | BandExchangeKind::Map => Dtype::F32,
+        };
+        Self { block: id.layer as u16, dtype, ..Self::once(id.kind.into(), shape) }
     }
 
     /// The rows it covers.

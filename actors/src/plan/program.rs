@@ -97,8 +97,10 @@ pub enum Op {
     },
     /// Put this rank's rows and those received together to the whole latent.
     Gather,
-    /// Decode the whole latent to a picture.
+    /// Decode this rank's band of latent rows (all of them, when pictures are not decoded in bands).
     Decode,
+    /// Put this rank's pixel rows and those received together to the whole picture.
+    Assemble,
 }
 
 impl Op {
@@ -119,6 +121,7 @@ impl Op {
             Self::Checkpoint { .. } => "checkpoint",
             Self::Gather => "gather",
             Self::Decode => "decode",
+            Self::Assemble => "assemble",
         }
     }
 }

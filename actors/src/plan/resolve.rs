@@ -8,7 +8,10 @@ use ditmesh_model::rows::strips;
 use ditmesh_model::spec::ModelSpec;
 use thiserror::Error;
 
+use crate::cost::device::DeviceProfile;
+use crate::cost::link::Links;
 use crate::parallel::step_cache;
+use crate::parallel::vae::{self, worth};
 use crate::protocol::RunSpec;
 use crate::request::{Degrees, FloatTensor, GenerateRequest, OutputKind, PromptEmbeds};
 
@@ -107,6 +110,7 @@ pub fn resolve(
         step_cache: request.step_cache.clone(),
         checkpoint_every: request.checkpoint_every,
         latent_output: request.output == OutputKind::Latent,
+        vae_parallel: false,
         latents_given: request.latents.is_some(),
         embeds_tokens: match &request.prompt_embeds {
             Some(embeds) => Some(check_embeds(embeds, model, request.is_guided())?),
@@ -114,10 +118,23 @@ pub fn resolve(
         },
     };
     check_run(&run, model, degrees)?;
+    let run = RunSpec { vae_parallel: in_bands(request, &run, model, degrees), ..run };
     if let Some(latents) = &request.latents {
         check_latents(latents, &latent_grid(model, run.height, run.width))?;
     }
     Ok(run)
+}
+
+/// Whether the picture is decoded in bands: as asked, or when that is faster on devices and links
+/// that nobody has measured.
+fn in_bands(request: &GenerateRequest, run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> bool {
+    let ranks = degrees.world_size() / degrees.data_degree.max(1) as usize;
+    let ranks = ranks.min(vae::DECODE_RANKS_MAX);
+    let grid = latent_grid(model, run.height, run.width);
+    let picture = worth::Decoding { vae: &model.vae, height: grid.height, width: grid.width };
+    let (device, link) = (DeviceProfile::unmeasured_cpu(1), Links::unmeasured().other_node);
+    let faster = || worth::is_faster_in_parallel(picture, ranks, &device, &link);
+    !run.latent_output && ranks > 1 && request.vae_parallel.unwrap_or_else(faster)
 }
 
 /// Checks a resolved run against model and degrees.

@@ -136,6 +136,11 @@ pub(crate) struct GenerateArgs {
     #[arg(value_parser = counted(1000), requires = "step_cache", help_heading = "How")]
     pub(crate) step_cache_reuses_max: u32,
 
+    /// Whether all ranks decode the picture, each a band of rows [default: where it is faster]
+    #[arg(long, value_name = "WHEN", value_enum, num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "on", help_heading = "How")]
+    pub(crate) use_parallel_vae: Option<SwitchArg>,
+
     /// File to write [default: ditmesh.png, or ditmesh.safetensors for latents]
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[arg(help_heading = "Output")]
@@ -185,6 +190,28 @@ impl From<DtypeArg> for Dtype {
 pub(crate) enum StepCacheArg {
     /// Decide by the first block, which always runs
     FirstBlock,
+}
+
+/// `--use-parallel-vae`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SwitchArg {
+    /// Where it is faster
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+impl SwitchArg {
+    /// `None` for auto.
+    pub(crate) fn forced(self) -> Option<bool> {
+        match self {
+            Self::Auto => None,
+            Self::On => Some(true),
+            Self::Off => Some(false),
+        }
+    }
 }
 
 /// `--output-type`.

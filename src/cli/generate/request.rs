@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ditmesh::manifest::{self, DegreesSetting, GroupSection, Manifest};
 use ditmesh::{Degrees, GenerateRequest, ModelSource, StepCache, tensor_file};
 
-use crate::cli::args::{GenerateArgs, StepCacheArg};
+use crate::cli::args::{GenerateArgs, StepCacheArg, SwitchArg};
 use crate::cli::failure::Failure;
 
 /// `--model` for the model that ships with the project.
@@ -35,6 +35,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
         }),
         checkpoint_every: 0,
         output: args.output_type.into(),
+        vae_parallel: args.use_parallel_vae.and_then(SwitchArg::forced),
         latents: args.latents.as_deref().map(tensor_file::read_latents).transpose()?,
         prompt_embeds: args
             .prompt_embeds
