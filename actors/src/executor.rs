@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use ditmesh_model::conditioning::Conditioning;
+use ditmesh_model::error::ModelError;
 use ditmesh_model::forward::{CacheShape, ForwardInput, ForwardOutput, PartitionRun};
 use ditmesh_model::guidance;
 use ditmesh_model::phase::ForwardShape;
@@ -236,7 +237,12 @@ impl Executor {
             true => &[&run.negative_prompt, &run.prompt],
             false => &[&run.prompt],
         };
-        let text = encoder.encode(prompts, self.plan.text_tokens())?;
+        let bag = &self.bag;
+        let mut proceed =
+            || bag.check_abort().map_err(|error| ModelError::Aborted(error.to_string()));
+        let text = encoder.encode(prompts, self.plan.text_tokens(), &mut proceed);
+        bag.check_abort()?;
+        let text = text?;
         text.warnings.into_iter().for_each(|warning| (self.progress)(Event::Warning(warning)));
         self.text = Text { embeds: Some(text.embeds), mask: Some(text.mask) };
         Ok(())

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Degrees, Dtype, ModelSource};
+use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy};
 
 /// A whole cluster, as written in `cluster.toml` or built by an embedding program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,6 +135,9 @@ pub struct ModelSection {
     /// Precision.
     #[serde(default)]
     pub dtype: Dtype,
+    /// When the text encoder's weights are in memory.
+    #[serde(default)]
+    pub text_encoder: TextEncoderPolicy,
 }
 
 impl ModelSection {
@@ -365,7 +368,12 @@ impl Manifest {
                 bulk_ports: None,
                 devices: vec![device; devices],
             }],
-            models: vec![ModelSection { name: "model".into(), path, dtype: Dtype::F32 }],
+            models: vec![ModelSection {
+                name: "model".into(),
+                path,
+                dtype: Dtype::F32,
+                text_encoder: TextEncoderPolicy::default(),
+            }],
             groups: Vec::new(),
             transport: TransportSection { kind: TransportKind::InProcess, ..Default::default() },
             health: HealthSection::default(),

@@ -12,7 +12,7 @@ use rkyv::rancor;
 
 use crate::request::{
     Degrees, Dtype, Event, FloatTensor, GenerateRequest, PromptEmbeds, RankReport, Report,
-    StepCache,
+    StepCache, TextEncoderPolicy,
 };
 use crate::status::ClusterStatus;
 
@@ -265,6 +265,8 @@ pub struct Form {
     pub model_id: u64,
     /// Precision.
     pub dtype: Dtype,
+    /// When the text encoder's weights are in memory.
+    pub text_encoder: TextEncoderPolicy,
     /// All ranks in order, then the controller.
     pub members: Vec<Member>,
     /// Milliseconds in which to be formed.

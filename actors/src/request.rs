@@ -115,6 +115,31 @@ pub enum Dtype {
     Bf16,
 }
 
+/// When the weights of the text encoder are in the memory of the rank that encodes.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum TextEncoderPolicy {
+    /// Only while a prompt is encoded: a T5-XXL is several times the transformer it feeds, and idle
+    /// while that denoises.
+    #[default]
+    Release,
+    /// Always: the next prompt does not wait for the weights.
+    Resident,
+}
+
 /// What the caller wants back.
 #[derive(
     Clone,

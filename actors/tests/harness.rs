@@ -17,6 +17,7 @@ use ditmesh_actors::request::{
     Degrees, FloatTensor, GenerateRequest, Output, OutputKind, PromptEmbeds, RankReport,
 };
 use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
+use ditmesh_model::text::TextEncoderPolicy;
 use ditmesh_transport::quic::{QuicConfig, QuicFabric};
 use ditmesh_transport::{
     ClusterCa, Epoch, Fabric, InProcessHub, MeshForm, PeerAddress, PeerId, Role, RunId, Transport,
@@ -135,6 +136,20 @@ pub fn run_over(
     request: &GenerateRequest,
     fabric: impl Fn() -> Arc<dyn Fabric>,
 ) -> Outcome {
+    run_adapted(dir, degrees, request, fabric, Arc::new(|_: &mut LoadedParts| {}))
+}
+
+/// Changes what a rank has loaded.
+pub type Adapt = Arc<dyn Fn(&mut LoadedParts) + Send + Sync>;
+
+/// As [`run_over`], with the loaded parts of every rank changed by `adapt`.
+pub fn run_adapted(
+    dir: &Path,
+    degrees: Degrees,
+    request: &GenerateRequest,
+    fabric: impl Fn() -> Arc<dyn Fabric>,
+    adapt: Adapt,
+) -> Outcome {
     let spec = describe(dir, DType::F32).unwrap();
     let run = resolve::resolve(request, &spec, degrees).unwrap();
     let plan = Arc::new(Plan::new(degrees, &spec, &run).unwrap());
@@ -144,9 +159,9 @@ pub fn run_over(
     let transports = runtime.block_on(form(&plan, &fabrics));
     let ranks: Vec<_> = (0..plan.controller())
         .map(|rank| {
-            let (plan, dir) = (Arc::clone(&plan), dir.to_owned());
+            let (plan, dir, adapt) = (Arc::clone(&plan), dir.to_owned(), Arc::clone(&adapt));
             let transport = Arc::clone(&transports[rank]);
-            std::thread::spawn(move || rank_thread(&plan, rank, &dir, transport))
+            std::thread::spawn(move || rank_thread(&plan, rank, (&dir, &adapt), transport))
         })
         .collect();
     let store = Arc::new(CheckpointStore::default());
@@ -168,15 +183,19 @@ pub fn run_over(
 fn rank_thread(
     plan: &Arc<Plan>,
     rank: usize,
-    dir: &Path,
+    (dir, adapt): (&Path, &Adapt),
     transport: Arc<dyn Transport>,
 ) -> RankReport {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
     let _pool = pool.build().unwrap();
     let at = DeviceMesh::new(plan.mesh.degrees()).coordinates(rank);
-    let parts =
-        Parts { blocks: plan.blocks(at.stage), text_encoder: rank == 0, vae: plan.is_output(at) };
-    let parts = LoadedParts::load(dir, DType::F32, &parts, &Device::Cpu).unwrap();
+    let parts = Parts {
+        blocks: plan.blocks(at.stage),
+        text_encoder: (rank == 0).then(TextEncoderPolicy::default),
+        vae: plan.is_output(at),
+    };
+    let mut parts = LoadedParts::load(dir, DType::F32, &parts, &Device::Cpu).unwrap();
+    adapt(&mut parts);
     execute(Assignment {
         plan: Arc::clone(plan),
         rank,

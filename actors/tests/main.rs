@@ -13,4 +13,5 @@ mod replicas;
 mod staleness;
 mod step_cache;
 mod sync_every;
+mod text_once;
 mod timeline;

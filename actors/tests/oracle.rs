@@ -73,7 +73,7 @@ pub fn watched(golden: &Golden, request: &GenerateRequest) -> Found {
 /// Final latents `[1, C, 1, H, W]`, and what else is in [`Found`].
 fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>, Vec<(u32, u32)>) {
     let spec = describe(case.dir, candle_core::DType::F32).unwrap();
-    let parts = Parts { blocks: 0..spec.blocks, text_encoder: false, vae: false };
+    let parts = Parts { blocks: 0..spec.blocks, text_encoder: None, vae: false };
     let loaded =
         LoadedParts::load(case.dir, candle_core::DType::F32, &parts, &Device::Cpu).unwrap();
     let (_, channels, frames, height, width) = case.latents.dims5().unwrap();

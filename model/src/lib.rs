@@ -23,6 +23,7 @@ pub mod noise;
 pub mod phase;
 pub mod pipeline;
 pub mod probe;
+pub mod proceed;
 #[cfg(feature = "builtin")]
 pub mod random_pipeline;
 pub mod rows;

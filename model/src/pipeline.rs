@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Weights};
 use crate::error::ModelError;
 use crate::scheduler::{self, Scheduler};
 use crate::spec::ModelSpec;
-use crate::text::TextEncoder;
+use crate::text::{PromptEncoder, TextEncoderPolicy};
 use crate::transformer::Transformer;
 use crate::transformer::pixart::{PixArtConfig, PixArtTransformer2DModel};
 use crate::vae::{AutoencoderKlConfig, VaeDecoder};
@@ -26,8 +26,8 @@ const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 pub struct Parts {
     /// Transformer blocks.
     pub blocks: Range<usize>,
-    /// Whether to load tokenizer and text encoder.
-    pub text_encoder: bool,
+    /// Whether prompts are encoded here, and when the weights for that are in memory.
+    pub text_encoder: Option<TextEncoderPolicy>,
     /// Whether to load the VAE decoder at once; a rank that is to decode loads it when it comes to
     /// that.
     pub vae: bool,
@@ -40,7 +40,7 @@ pub struct LoadedParts {
     /// The blocks.
     pub transformer: Arc<dyn Transformer>,
     /// Text encoder, where asked for.
-    pub text_encoder: Option<TextEncoder>,
+    pub text_encoder: Option<PromptEncoder>,
     vae: OnceLock<VaeDecoder>,
     vae_dir: PathBuf,
     dtype: DType,
@@ -82,10 +82,8 @@ impl LoadedParts {
         let blocks = parts.blocks.clone();
         let transformer =
             PixArtTransformer2DModel::load(&weights, &config, spec.clone(), blocks, dtype, device)?;
-        let text_encoder = match parts.text_encoder {
-            true => Some(TextEncoder::load(&checkpoint, dtype, device)?),
-            false => None,
-        };
+        let encoder = |policy| PromptEncoder::new(checkpoint.clone(), dtype, device, policy);
+        let text_encoder = parts.text_encoder.map(encoder).transpose()?;
         let loaded = Self {
             spec,
             transformer: Arc::new(transformer),
@@ -125,7 +123,7 @@ impl LoadedParts {
 
     /// Bytes of weights read from disk for these parts.
     pub fn bytes_read(&self) -> u64 {
-        let text = self.text_encoder.as_ref().map_or(0, TextEncoder::bytes_read);
+        let text = self.text_encoder.as_ref().map_or(0, PromptEncoder::bytes_read);
         let vae = self.vae.get().map_or(0, VaeDecoder::bytes_read);
         self.transformer.bytes_read() + text + vae
     }

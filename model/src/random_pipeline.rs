@@ -174,7 +174,11 @@ mod tests {
         sizes.write(dir.path()).unwrap();
         let spec = describe(dir.path(), DType::F32).unwrap();
         assert_eq!((spec.hidden(), spec.heads, spec.blocks, spec.sample_size), (48, 4, 3, 8));
-        let parts = Parts { blocks: 0..3, text_encoder: true, vae: true };
+        let parts = Parts {
+            blocks: 0..3,
+            text_encoder: Some(crate::text::TextEncoderPolicy::Resident),
+            vae: true,
+        };
         LoadedParts::load(dir.path(), DType::F32, &parts, &Device::Cpu).unwrap();
     }
 

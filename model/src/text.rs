@@ -4,6 +4,7 @@
 //! what the transformer does with them, nor guidance (a negative prompt is a prompt like another).
 //! Invariant: every row is padded to the same number of tokens, and padding is masked.
 
+mod prompt_encoder;
 mod sentencepiece;
 mod t5;
 mod tokenizer;
@@ -12,6 +13,10 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
+use crate::proceed::Proceed;
+pub use prompt_encoder::{
+    PROMPT_CACHE_BYTES_MAX, PROMPT_CACHE_ENTRIES_MAX, PromptEncoder, TextEncoderPolicy,
+};
 pub use t5::{FeedForward, T5Encoder, T5EncoderConfig};
 pub use tokenizer::{TokenIds, Tokenizer};
 
@@ -38,24 +43,31 @@ impl TextEncoder {
     /// Loads `tokenizer/` and `text_encoder/` of a pipeline. `dtype` is how the weights are held
     /// (f32, f16 or bf16); activations are f32 throughout, because T5 overflows in f16.
     ///
+    /// `proceed` is asked before each block that is read.
+    ///
     /// # Errors
-    /// When a file is missing, broken, or asks for something unsupported.
+    /// When a file is missing, broken, or asks for something unsupported; what `proceed` says.
     pub fn load(
         checkpoint: &Checkpoint,
         dtype: DType,
         device: &Device,
+        proceed: Proceed<'_>,
     ) -> Result<Self, ModelError> {
         let tokenizer = Tokenizer::load(&checkpoint.component_dir("tokenizer"))?;
-        let encoder = T5Encoder::load(&checkpoint.component_dir("text_encoder"), dtype, device)?;
-        if tokenizer.vocab_size() > encoder.config().vocab_size {
-            return Err(ModelError::Invalid(format!(
-                "the tokenizer has {} tokens, the text encoder's vocab_size is {}; \
-                 they are not of one model",
-                tokenizer.vocab_size(),
-                encoder.config().vocab_size
-            )));
-        }
+        let dir = checkpoint.component_dir("text_encoder");
+        let encoder = T5Encoder::load(&dir, dtype, device, proceed)?;
+        check_vocabulary(&tokenizer, encoder.config())?;
         Ok(Self { tokenizer, encoder, device: device.clone() })
+    }
+
+    /// Checks that [`TextEncoder::load`] will find what it needs, without reading weights.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::load`].
+    pub fn check(checkpoint: &Checkpoint) -> Result<(), ModelError> {
+        let tokenizer = Tokenizer::load(&checkpoint.component_dir("tokenizer"))?;
+        let config = T5Encoder::check(&checkpoint.component_dir("text_encoder"))?;
+        check_vocabulary(&tokenizer, &config)
     }
 
     /// Embeds `prompts`, each padded or cut to `max_tokens` tokens (`max_sequence_length` of the
@@ -66,11 +78,13 @@ impl TextEncoder {
     /// text is not reproduced.
     ///
     /// # Errors
-    /// When `max_tokens` is 0, there is no prompt, or the tensor backend fails.
+    /// When `max_tokens` is 0, there is no prompt, or the tensor backend fails; what `proceed`,
+    /// which is asked before each block, says.
     pub fn encode(
         &self,
         prompts: &[&str],
         max_tokens: usize,
+        proceed: Proceed<'_>,
     ) -> Result<TextEmbeddings, ModelError> {
         let (mut ids, mut mask, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for prompt in prompts {
@@ -87,7 +101,7 @@ impl TextEncoder {
         let shape = (prompts.len(), max_tokens);
         let ids = Tensor::from_vec(ids, shape, &self.device)?;
         let mask = Tensor::from_vec(mask, shape, &self.device)?.to_dtype(DType::F32)?;
-        let embeds = self.encoder.forward(&ids, Some(&mask))?;
+        let embeds = self.encoder.forward(&ids, Some(&mask), proceed)?;
         Ok(TextEmbeddings { embeds, mask, warnings })
     }
 
@@ -95,6 +109,18 @@ impl TextEncoder {
     pub fn bytes_read(&self) -> u64 {
         self.encoder.bytes_read()
     }
+}
+
+fn check_vocabulary(tokenizer: &Tokenizer, config: &T5EncoderConfig) -> Result<(), ModelError> {
+    if tokenizer.vocab_size() <= config.vocab_size {
+        return Ok(());
+    }
+    Err(ModelError::Invalid(format!(
+        "the tokenizer has {} tokens, the text encoder's vocab_size is {}; \
+         they are not of one model",
+        tokenizer.vocab_size(),
+        config.vocab_size
+    )))
 }
 
 /// Python's `text.lower().strip()`.

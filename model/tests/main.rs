@@ -4,6 +4,7 @@ mod checkpoint;
 mod fixture;
 mod noise;
 mod pixart;
+mod prompt_encoder;
 mod schedulers;
 mod text;
 mod vae;

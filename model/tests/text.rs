@@ -4,6 +4,7 @@ use std::error::Error;
 
 use candle_core::{DType, Device};
 use ditmesh_model::checkpoint::Checkpoint;
+use ditmesh_model::proceed::always;
 use ditmesh_model::text::{T5Encoder, TextEncoder, Tokenizer};
 
 use crate::fixture::{self, Outcome, Tensors, assert_close, copy_folder};
@@ -50,19 +51,25 @@ fn t5_equals_transformers_with_and_without_a_mask() -> Outcome {
     for name in ["gated_gelu", "relu"] {
         let record = Tensors::load(&format!("text/{name}/io.safetensors"))?;
         let dir = fixture::path("text").join(name).join("text_encoder");
-        let encoder = T5Encoder::load(&dir, DType::F32, &Device::Cpu)?;
+        let encoder = T5Encoder::load(&dir, DType::F32, &Device::Cpu, &mut always)?;
         let ids = record.get("in.input_ids")?.to_dtype(DType::U32)?;
         let mask = record.get("in.attention_mask")?;
-        let masked = encoder.forward(&ids, Some(&mask))?;
+        let masked = encoder.forward(&ids, Some(&mask), &mut always)?;
         assert_close(&format!("t5 {name} masked"), &masked, &record.get("out.masked")?, 2e-6)?;
-        let plain = encoder.forward(&ids, None)?;
+        let plain = encoder.forward(&ids, None, &mut always)?;
         assert_close(&format!("t5 {name} plain"), &plain, &record.get("out.plain")?, 2e-6)?;
         let file = std::fs::metadata(dir.join("model.safetensors"))?.len();
         assert!(encoder.bytes_read() < file && encoder.bytes_read() > file * 9 / 10);
         let short = ids.narrow(1, 0, 3)?;
-        assert!(encoder.forward(&short, Some(&mask)).is_err(), "mask of another length");
+        assert!(
+            encoder.forward(&short, Some(&mask), &mut always).is_err(),
+            "mask of another length"
+        );
         let outside = (ids.ones_like()? * 128.0)?;
-        assert!(encoder.forward(&outside, None).is_err(), "id outside of the vocabulary");
+        assert!(
+            encoder.forward(&outside, None, &mut always).is_err(),
+            "id outside of the vocabulary"
+        );
     }
     Ok(())
 }
@@ -72,12 +79,12 @@ fn prompts_become_the_embeddings_of_the_pipelines() -> Outcome {
     for name in ["sigma_8x8", "sigma_4x5", "alpha_6x4"] {
         let meta = fixture::json(&format!("cases/{name}/meta.json"))?;
         let checkpoint = Checkpoint::open(&fixture::path("pipelines").join(name))?;
-        let encoder = TextEncoder::load(&checkpoint, DType::F32, &Device::Cpu)?;
+        let encoder = TextEncoder::load(&checkpoint, DType::F32, &Device::Cpu, &mut always)?;
         let text = |key: &str| meta[key].as_str().unwrap_or_default().to_uppercase();
         let prompts = [text("negative_prompt"), format!("  {}\n", text("prompt"))];
         for (case, tokens) in [("square", checkpoint.class().text_tokens()), ("tall", 40)] {
             let record = Tensors::load(&format!("cases/{name}/{case}.safetensors"))?;
-            let found = encoder.encode(&[&prompts[0], &prompts[1]], tokens)?;
+            let found = encoder.encode(&[&prompts[0], &prompts[1]], tokens, &mut always)?;
             for (row, prefix) in ["negative_", ""].into_iter().enumerate() {
                 let expected = record.get(&format!("{prefix}prompt_embeds"))?;
                 let embeds = found.embeds.narrow(0, row, 1)?;
@@ -88,7 +95,7 @@ fn prompts_become_the_embeddings_of_the_pipelines() -> Outcome {
             }
             assert!(found.warnings.is_empty());
         }
-        let cut = encoder.encode(&["a red apple on a wooden table"], 4)?;
+        let cut = encoder.encode(&["a red apple on a wooden table"], 4, &mut always)?;
         assert_eq!(cut.warnings.len(), 1);
         assert!(cut.warnings[0].contains("4 tokens") && cut.warnings[0].contains("table"));
     }
@@ -99,8 +106,8 @@ fn prompts_become_the_embeddings_of_the_pipelines() -> Outcome {
 fn weights_in_half_precision_give_nearly_the_same() -> Outcome {
     let checkpoint = Checkpoint::open(&fixture::path("pipelines/sigma_8x8"))?;
     let embed = |dtype| -> Result<_, Box<dyn Error>> {
-        let encoder = TextEncoder::load(&checkpoint, dtype, &Device::Cpu)?;
-        Ok(encoder.encode(&["a red apple"], 20)?.embeds)
+        let encoder = TextEncoder::load(&checkpoint, dtype, &Device::Cpu, &mut always)?;
+        Ok(encoder.encode(&["a red apple"], 20, &mut always)?.embeds)
     };
     let full = embed(DType::F32)?;
     assert_close("t5 in f16", &embed(DType::F16)?, &full, 5e-3)?;
@@ -108,10 +115,10 @@ fn weights_in_half_precision_give_nearly_the_same() -> Outcome {
 }
 
 /// The message of loading a damaged copy of a tokenizer or encoder folder.
-fn refusal<T>(
+fn refusal<T, E: std::fmt::Display>(
     from: &str,
     damage: impl Fn(&std::path::Path) -> std::io::Result<()>,
-    load: impl Fn(&std::path::Path) -> Result<T, ditmesh_model::checkpoint::CheckpointError>,
+    load: impl Fn(&std::path::Path) -> Result<T, E>,
 ) -> Result<String, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     copy_folder(&fixture::path(from), dir.path())?;
@@ -173,7 +180,7 @@ fn damaged_normalisation_rules_never_panic() -> Outcome {
 
 #[test]
 fn unsupported_encoders_are_named() -> Outcome {
-    let load = |dir: &std::path::Path| T5Encoder::load(dir, DType::F32, &Device::Cpu);
+    let load = |dir: &std::path::Path| T5Encoder::load(dir, DType::F32, &Device::Cpu, &mut always);
     let cases = [
         ("\"gated-gelu\"", "\"gated-silu\"", ["feed_forward_proj", "gated-silu"]),
         ("\"model_type\": \"t5\"", "\"model_type\": \"umt5\"", ["model_type", "umt5"]),

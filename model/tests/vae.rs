@@ -153,6 +153,11 @@ fn parts() -> Result<(GroupNorm, ditmesh_model::vae::Conv2d), Box<dyn std::error
 #[test]
 #[ignore = "a measurement"]
 fn seconds_of_a_full_size_decoder() -> Outcome {
+    time_sizes(&full_size_decoder()?)
+}
+
+/// A decoder of Stable Diffusion's size, of zeros.
+pub(crate) fn full_size_decoder() -> Result<VaeDecoder, Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let config = r#"{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
         "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D",
@@ -177,8 +182,7 @@ fn seconds_of_a_full_size_decoder() -> Outcome {
                     "data_offsets": [{start}, {end}]}}"#
                 ));
             }
-            Err(error) => return Err(error.into()),
-            Ok(decoder) => return time_sizes(&decoder),
+            loaded => return Ok(loaded?),
         }
     }
 }

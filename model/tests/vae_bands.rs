@@ -86,20 +86,32 @@ impl BandExchanger for Mesh {
 
 /// The picture of scaled latents `[B, C, H, W]`, put together from the members' bands.
 fn in_bands(decoder: &Arc<VaeDecoder>, latents: &Tensor, members: usize) -> Tensor {
+    let bands = bands_of(decoder, latents, members).into_iter().filter_map(|(band, _)| band);
+    Tensor::cat(&bands.collect::<Vec<_>>(), 2).unwrap()
+}
+
+/// Each member's band, and the seconds its thread was busy with it.
+fn bands_of(
+    decoder: &Arc<VaeDecoder>,
+    latents: &Tensor,
+    members: usize,
+) -> Vec<(Option<Tensor>, f64)> {
     let (batch, _, height, width) = latents.dims4().unwrap();
     let work = meshes(members).into_iter().enumerate().map(|(member, mut mesh)| {
         let (decoder, latents) = (Arc::clone(decoder), latents.clone());
         std::thread::spawn(move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+            let _pool = pool.build().unwrap();
             let shape = DecodeShape::new(batch, height, width, members, member);
             let rows = shape.latent_rows(member);
             let rows = latents.narrow(2, rows.start, rows.len()).unwrap();
             let task = DecodeTask { shape: &shape, wait_limit: WAIT_LIMIT };
-            decoder.decode_band(&rows, &task, &mut mesh).unwrap()
+            let band = decoder.decode_band(&rows, &task, &mut mesh).unwrap();
+            (band, seconds_on_cpu())
         })
     });
     let threads: Vec<_> = work.collect();
-    let bands = threads.into_iter().filter_map(|thread| thread.join().unwrap());
-    Tensor::cat(&bands.collect::<Vec<_>>(), 2).unwrap()
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
 fn decoder(name: &str) -> Arc<VaeDecoder> {
@@ -179,4 +191,31 @@ fn a_lost_member_and_latents_of_another_shape_are_errors() -> Outcome {
         error.is_some_and(|text| text.contains("[1, 4, 2, 4]") && text.contains("[1, 4, 3, 4]"))
     );
     Ok(())
+}
+
+/// One member against two, one thread each, on a decoder of Stable Diffusion's size, interleaved:
+/// `cargo test -p ditmesh-model -- --ignored --nocapture one_against_two`. Seconds are those the
+/// slowest member's thread was on a processor, so that other work on the machine does not count;
+/// waiting for each other does not count either.
+#[test]
+#[ignore = "a measurement; reads Linux's /proc"]
+fn seconds_of_one_against_two_members() -> Outcome {
+    let decoder = Arc::new(crate::vae::full_size_decoder()?);
+    let latents = Tensor::randn(0f32, 1.0, (1, 4, 16, 16), &Device::Cpu)?;
+    let slowest = |members: usize| {
+        let seconds = bands_of(&decoder, &latents, members).into_iter().map(|(_, busy)| busy);
+        seconds.fold(0.0, f64::max)
+    };
+    for _ in 0..5 {
+        let (one, two) = (slowest(1), slowest(2));
+        eprintln!("128 px: {one:.2} s on one thread, {two:.2} s on two, ratio {:.2}", one / two);
+    }
+    Ok(())
+}
+
+/// Seconds this thread was on a processor.
+fn seconds_on_cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split_whitespace().next().and_then(|word| word.parse::<f64>().ok());
+    nanoseconds.unwrap_or(0.0) / 1e9
 }

@@ -12,7 +12,7 @@ use crate::generation::GenerateError;
 use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection};
 use crate::plan::resolve::{auto_degrees, check_degrees};
 use crate::protocol::DeviceId;
-use crate::request::{Degrees, Dtype, ModelSource};
+use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy};
 
 /// A model and who serves it.
 pub(crate) struct Model {
@@ -20,6 +20,7 @@ pub(crate) struct Model {
     /// As the manifest names it, for people.
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
+    pub(crate) text_encoder: TextEncoderPolicy,
     pub(crate) spec: ModelSpec,
     /// The devices of its group, in rank order.
     pub(crate) devices: Vec<DeviceId>,
@@ -37,6 +38,7 @@ impl Model {
         let group = manifest.groups.first();
         let section = section_of(manifest, group).map_err(GenerateError::Failed)?;
         let source = section.as_ref().map_or(ModelSource::Builtin, ModelSection::source);
+        let policy = section.as_ref().map(|section| section.text_encoder);
         let dtype = section.map_or(Dtype::F32, |section| section.dtype);
         let folder = model_folder(&source).map_err(GenerateError::Failed)?;
         let spec = describe(&folder, to_candle(dtype))
@@ -54,7 +56,8 @@ impl Model {
             check_degrees(&spec, degrees, devices.len())
                 .map_err(|error| GenerateError::Refused(error.to_string()))?;
         }
-        Ok(Self { folder, name, dtype, spec, devices, fixed })
+        let text_encoder = policy.unwrap_or_default();
+        Ok(Self { folder, name, dtype, text_encoder, spec, devices, fixed })
     }
 
     /// Degrees of the mesh for a request that leaves them open.

@@ -151,6 +151,7 @@ impl State {
             model: model.folder.display().to_string(),
             model_id: model.spec.id.0,
             dtype: model.dtype,
+            text_encoder: model.text_encoder,
             members,
             deadline_ms: self.manifest.health.form_deadline_ms,
         }

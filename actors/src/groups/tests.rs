@@ -11,7 +11,7 @@ use super::*;
 use crate::membership::Loss;
 use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{RunSpec, ToCoordinator};
-use crate::request::{Degrees, Dtype, RankReport};
+use crate::request::{Degrees, Dtype, RankReport, TextEncoderPolicy};
 use crate::session::SessionEnds;
 use crate::session::handle::Outgoing;
 
@@ -89,6 +89,7 @@ async fn replica(deadline_ms: u32) -> Fixture {
         model: "model".into(),
         model_id: 1,
         dtype: Dtype::F32,
+        text_encoder: TextEncoderPolicy::Release,
         members: Vec::new(),
         deadline_ms,
     };

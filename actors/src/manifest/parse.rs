@@ -101,7 +101,8 @@ fn manifest(root: &Section<'_, '_>) -> Result<Manifest, Fault> {
     let mut models = root.sections("model")?.iter().map(model).collect::<Result<Vec<_>, _>>()?;
     if models.is_empty() {
         let (name, path) = (BUILT_IN.to_owned(), PathBuf::from(BUILT_IN));
-        models.push(ModelSection { name, path, dtype: Default::default() });
+        let (dtype, text_encoder) = Default::default();
+        models.push(ModelSection { name, path, dtype, text_encoder });
     }
     Ok(Manifest {
         schema: root.required("schema")?,
@@ -155,11 +156,12 @@ fn device(section: &Section<'_, '_>) -> Result<DeviceSection, Fault> {
 }
 
 fn model(section: &Section<'_, '_>) -> Result<ModelSection, Fault> {
-    section.keys(&["name", "path", "dtype"])?;
+    section.keys(&["name", "path", "dtype", "text_encoder"])?;
     Ok(ModelSection {
         name: section.required("name")?,
         path: section.required("path")?,
         dtype: section.or("dtype", Default::default())?,
+        text_encoder: section.or("text_encoder", Default::default())?,
     })
 }
 

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device};
 use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
 use ditmesh_model::spec::ModelId;
+use ditmesh_model::text;
 use ditmesh_transport::Transport;
 use ditmesh_transport::ids::{Epoch, RunId};
 use tokio::sync::{mpsc, oneshot};
@@ -26,7 +27,7 @@ use crate::executor::agenda::Agenda;
 use crate::plan::mesh::DeviceMesh;
 use crate::plan::{Plan, stage_blocks};
 use crate::protocol::{Form, ToCoordinator};
-use crate::request::{Degrees, Dtype};
+use crate::request::{Degrees, Dtype, TextEncoderPolicy};
 
 /// Orders that may wait for the compute thread.
 const COMPUTE_ORDERS_MAX: usize = 4;
@@ -36,6 +37,7 @@ pub(super) struct Load {
     folder: PathBuf,
     model_id: ModelId,
     dtype: Dtype,
+    text_encoder: TextEncoderPolicy,
     degrees: Degrees,
     rank: usize,
 }
@@ -46,6 +48,7 @@ impl Load {
             folder: PathBuf::from(&form.model),
             model_id: ModelId(form.model_id),
             dtype: form.dtype,
+            text_encoder: form.text_encoder,
             degrees: form.degrees,
             rank: form.rank as usize,
         }
@@ -171,7 +174,10 @@ fn find_or_load(load: &Load, held: &mut Option<Loaded>) -> Result<Loaded, String
     let stages = load.degrees.pipefusion_degree as usize;
     let parts = Parts {
         blocks: stage_blocks(spec.blocks, stages, at.stage),
-        text_encoder: load.rank == 0,
+        text_encoder: (load.rank == 0).then_some(match load.text_encoder {
+            TextEncoderPolicy::Release => text::TextEncoderPolicy::Release,
+            TextEncoderPolicy::Resident => text::TextEncoderPolicy::Resident,
+        }),
         vae: at.sp == 0 && at.cfg == 0 && at.stage + 1 == stages,
     };
     if let Some(loaded) = held.as_ref()

@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use self::layers::{Block, Loader, RelativeBias, RmsNorm};
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::error::ModelError;
+use crate::proceed::Proceed;
 pub use config::{FeedForward, T5EncoderConfig};
 
 /// File stem of transformers' weight files.
@@ -36,35 +37,40 @@ impl T5Encoder {
     /// Loads `config.json` and `model.safetensors` (or its shards) from `dir`. Weight matrices are
     /// held in `dtype` (f32, f16 or bf16), norms in f32. A decoder beside the encoder is ignored.
     ///
+    /// `proceed` is asked before each block.
+    ///
     /// # Errors
-    /// When the configuration is not supported, or a tensor is missing, misshapen or extra.
-    pub fn load(dir: &Path, dtype: DType, device: &Device) -> Result<Self, CheckpointError> {
-        let config = T5EncoderConfig::load(dir)?;
-        let weights = Weights::open(dir, STEM)?;
-        let embedding = match EMBEDDINGS.into_iter().find(|name| weights.contains(name)) {
-            Some(name) => name,
-            None => EMBEDDINGS[0],
-        };
-        let mut expected = vec![(embedding.to_owned(), vec![config.vocab_size, config.d_model])];
-        expected.extend(layers::shapes(&config));
-        let [shared, tied] = EMBEDDINGS;
-        weights.check(&expected, &[shared, tied, "decoder.", "lm_head."])?;
+    /// When the configuration is not supported, or a tensor is missing, misshapen or extra; what
+    /// `proceed` says.
+    pub fn load(
+        dir: &Path,
+        dtype: DType,
+        device: &Device,
+        proceed: Proceed<'_>,
+    ) -> Result<Self, ModelError> {
+        let (config, weights, embedding) = open(dir)?;
         let loader = Loader { weights: &weights, config: &config, dtype, device };
+        let vocabulary = [config.vocab_size, config.d_model];
+        let block = |index| {
+            proceed()?;
+            Ok(Block::load(&loader, index)?)
+        };
         Ok(Self {
-            embedding: weights.get(
-                embedding,
-                &[config.vocab_size, config.d_model],
-                dtype,
-                device,
-            )?,
+            blocks: (0..config.num_layers).map(block).collect::<Result<_, ModelError>>()?,
+            embedding: weights.get(embedding, &vocabulary, dtype, device)?,
             bias: RelativeBias::load(&loader)?,
-            blocks: (0..config.num_layers)
-                .map(|index| Block::load(&loader, index))
-                .collect::<Result<_, _>>()?,
             norm: RmsNorm::load(&loader, "encoder.final_layer_norm")?,
             bytes_read: weights.bytes_read(),
             config,
         })
+    }
+
+    /// Checks names and shapes of everything that [`T5Encoder::load`] reads, and reads none of it.
+    ///
+    /// # Errors
+    /// When the configuration is not supported, or a tensor is missing, misshapen or extra.
+    pub fn check(dir: &Path) -> Result<T5EncoderConfig, CheckpointError> {
+        Ok(open(dir)?.0)
     }
 
     /// Sizes of this encoder.
@@ -81,8 +87,14 @@ impl T5Encoder {
     /// (any number type, `[B, L]`) is 0 are not attended to; without a mask all are.
     ///
     /// # Errors
-    /// When an id is not below the vocabulary's size, shapes differ, or the tensor backend fails.
-    pub fn forward(&self, ids: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, ModelError> {
+    /// When an id is not below the vocabulary's size, shapes differ, or the tensor backend fails;
+    /// what `proceed`, which is asked before each block, says.
+    pub fn forward(
+        &self,
+        ids: &Tensor,
+        mask: Option<&Tensor>,
+        proceed: Proceed<'_>,
+    ) -> Result<Tensor, ModelError> {
         let (batch, length) = ids.dims2()?;
         if let Some(mask) = mask.filter(|mask| mask.dims() != ids.dims()) {
             return Err(ModelError::Invalid(format!(
@@ -103,8 +115,22 @@ impl T5Encoder {
             bias = bias.broadcast_add(&padding)?;
         }
         for block in &self.blocks {
+            proceed()?;
             hidden = block.forward(&hidden, &bias)?;
         }
         self.norm.forward(&hidden)
     }
+}
+
+/// Opens an encoder's folder and checks it: configuration, weights, the name of the embedding.
+fn open(dir: &Path) -> Result<(T5EncoderConfig, Weights, &'static str), CheckpointError> {
+    let config = T5EncoderConfig::load(dir)?;
+    let weights = Weights::open(dir, STEM)?;
+    let found = EMBEDDINGS.into_iter().find(|name| weights.contains(name));
+    let embedding = found.unwrap_or(EMBEDDINGS[0]);
+    let mut expected = vec![(embedding.to_owned(), vec![config.vocab_size, config.d_model])];
+    expected.extend(layers::shapes(&config));
+    let [shared, tied] = EMBEDDINGS;
+    weights.check(&expected, &[shared, tied, "decoder.", "lm_head."])?;
+    Ok((config, weights, embedding))
 }

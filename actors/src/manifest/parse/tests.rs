@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::request::TextEncoderPolicy;
 
 const GOOD: &str = r#"schema = 1
 
@@ -49,6 +50,19 @@ fn a_good_manifest_has_its_values_and_the_defaults() {
     assert_eq!(manifest.health, HealthSection::default());
     let degrees = DegreesTable { cfg_degree: 2, ..Default::default() };
     assert_eq!(manifest.groups[0].degrees, DegreesSetting::Fixed(degrees));
+}
+
+#[test]
+fn the_text_encoder_is_released_unless_asked_otherwise() {
+    let named = |line: &str| {
+        let model = format!("[[model]]\nname = \"m\"\npath = \"built-in\"\n{line}\n");
+        from_str(&format!("{}{model}", GOOD.replace("model = \"built-in\"", "model = \"m\"")), "x")
+    };
+    let policy = |line| named(line).unwrap().models[0].text_encoder;
+    assert_eq!(policy(""), TextEncoderPolicy::Release);
+    assert_eq!(policy("text_encoder = \"resident\""), TextEncoderPolicy::Resident);
+    let error = named("text_encoder = \"residnt\"").unwrap_err().to_string();
+    assert!(error.contains("residnt") && error.contains("resident"), "{error}");
 }
 
 #[test]

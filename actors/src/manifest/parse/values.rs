@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use super::super::error::nearest;
 use super::super::{DeviceKind, Isolation, LauncherKind, TransportKind};
 use super::section::Fault;
-use crate::request::Dtype;
+use crate::request::{Dtype, TextEncoderPolicy};
 
 /// A type that a value of a manifest can have.
 pub(super) trait FromToml: Sized {
@@ -149,5 +149,7 @@ words! {
     Dtype: "f32" => Dtype::F32, "f16" => Dtype::F16, "bf16" => Dtype::Bf16;
     Isolation: "process" => Isolation::Process, "thread" => Isolation::Thread;
     LauncherKind: "local" => LauncherKind::Local;
+    TextEncoderPolicy: "release" => TextEncoderPolicy::Release,
+        "resident" => TextEncoderPolicy::Resident;
     TransportKind: "quic" => TransportKind::Quic, "in-process" => TransportKind::InProcess;
 }
