@@ -19,6 +19,7 @@
 //! ```
 
 pub mod atomic_file;
+pub mod likeness;
 pub mod picture;
 pub mod recipe;
 pub mod tensor_file;

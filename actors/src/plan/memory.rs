@@ -5,10 +5,11 @@
 
 use super::Plan;
 use super::mesh::Coordinates;
+use super::program::Patch;
 use crate::executor::mailbag::POSTED_BYTES_MAX;
 
-/// Bytes on the rank where they are most: patch K,V cache, text and its keys and values in every
-/// block, latents with two steps of solver history, and places for frames.
+/// Bytes on the rank where they are most: patch K,V cache, residuals of a step cache, text and its
+/// keys and values in every block, latents with two steps of solver history, and places for frames.
 pub fn run_bytes(plan: &Plan) -> u64 {
     (0..plan.mesh.world_size()).map(|rank| rank_bytes(plan, rank)).max().unwrap_or(0)
 }
@@ -22,6 +23,7 @@ fn rank_bytes(plan: &Plan, rank: usize) -> u64 {
     let latents = 4 * super::bytes::latent_bytes(plan);
     let expected: u64 = plan.receives(rank).map(|(_, message)| message.bytes() as u64).sum();
     cache_bytes(plan, at)
+        + residual_bytes(plan, at)
         + (text + text_kv) * float
         + latents
         + expected.min(POSTED_BYTES_MAX as u64)
@@ -35,4 +37,16 @@ pub fn cache_bytes(plan: &Plan, at: Coordinates) -> u64 {
     let heads = ditmesh_model::rows::share(plan.model.heads, at.sp, plan.mesh.sequence()).len();
     let per_token = plan.batch() * heads * plan.model.head_dim * size_of::<f32>();
     (2 * plan.blocks(at.stage).len() * plan.grid.tokens() * per_token) as u64
+}
+
+/// Bytes of the residuals that a step cache keeps on the rank at `at`: of its blocks, and of the
+/// first block on the first stage.
+pub fn residual_bytes(plan: &Plan, at: Coordinates) -> u64 {
+    let residuals = match (&plan.run.step_cache, at.stage) {
+        (None, _) => 0,
+        (Some(_), 0) => 2,
+        (Some(_), _) => 1,
+    };
+    let tokens = plan.rows(at.sp, Patch::All).len() * plan.grid.tokens_per_row();
+    (residuals * plan.batch() * tokens * plan.model.hidden() * size_of::<f32>()) as u64
 }
