@@ -20,6 +20,7 @@ mod mesh_text;
 mod outcome;
 mod status;
 mod supervisor;
+mod telemetry;
 mod terminal;
 mod up;
 mod worker;
@@ -30,14 +31,17 @@ use clap::Parser;
 
 use args::{Cli, Command};
 use failure::Failure;
+use telemetry::Telemetry;
 use terminal::Terminal;
 
 /// Runs the command line of this process.
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let terminal = Terminal::new(cli.quiet);
-    let done =
-        log::install(cli.log.as_deref(), cli.quiet).and_then(|()| dispatch(cli.command, &terminal));
+    let telemetry = Telemetry::of(&cli.command);
+    let done = log::install(cli.log.as_deref(), cli.quiet, &telemetry)
+        .and_then(|()| dispatch(cli.command, &terminal));
+    telemetry.end();
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

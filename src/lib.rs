@@ -23,6 +23,7 @@ pub mod likeness;
 pub mod picture;
 pub mod recipe;
 pub mod tensor_file;
+pub mod trace_file;
 
 pub use ditmesh_actors::client::{ClientError, ClusterClient};
 pub use ditmesh_actors::engine::{Engine, EngineError};

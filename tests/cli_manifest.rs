@@ -75,9 +75,11 @@ fn the_example_of_the_readme_is_valid() {
     // What is absent by default has no line that says so; the others state their default.
     expected.coordinator = with_defaults.coordinator.clone();
     expected.security = with_defaults.security.clone();
+    expected.telemetry = with_defaults.telemetry.clone();
     expected.groups[0].nodes = with_defaults.groups[0].nodes.clone();
     expected.nodes[0].bulk_ports = with_defaults.nodes[0].bulk_ports;
     expected.nodes[0].devices[0].cores = with_defaults.nodes[0].devices[0].cores.clone();
+    expected.nodes[0].devices[0].memory_bytes = with_defaults.nodes[0].devices[0].memory_bytes;
     assert_eq!(with_defaults, expected);
 }
 

@@ -17,6 +17,7 @@ use crate::generation::{self, GenerateError, GenerationHandle};
 use crate::manifest::Manifest;
 use crate::request::GenerateRequest;
 use crate::status::ClusterStatus;
+use crate::trace_context;
 use link::LinkMsg;
 
 /// Name in the certificate of the command line.
@@ -93,7 +94,8 @@ impl ClusterClient {
 
     /// Sends a request for one picture. Never blocks; whatever is wrong comes back as the handle's
     /// result. For several see [`GenerateRequest::images`].
-    pub fn generate(&self, request: GenerateRequest) -> GenerationHandle {
+    pub fn generate(&self, mut request: GenerateRequest) -> GenerationHandle {
+        request.traceparent = request.traceparent.or_else(trace_context::current);
         let id = self.next_number();
         let canceller = self.link.clone();
         let (sink, handle) = generation::channel(move || {

@@ -20,6 +20,7 @@ use crate::plan::Plan;
 use crate::plan::message::{Message, MessageKind};
 use crate::plan::program::Op;
 use crate::request::{FloatTensor, Output, PromptEmbeds, RgbImage};
+use crate::trace_context;
 
 /// Tensors that came with a request, and where its checkpoints go.
 #[derive(Clone, Debug, Default)]
@@ -102,6 +103,7 @@ async fn carry_out(
                 let region = transport.allocate(len);
                 let post = PostRecv { run, tag: message.tag(), region, len };
                 let received = link.post_recv(post).await.map_err(&fail)?;
+                trace_context::link_current(received.meta.traceparent.as_deref());
                 wire_tensor::check(&received, &message, peer, epoch)?;
                 if message.kind == MessageKind::Checkpoint {
                     if let Some(store) = &inputs.checkpoints {

@@ -17,6 +17,7 @@ use crate::manifest::{Manifest, validate};
 use crate::plan::PlanError;
 use crate::request::GenerateRequest;
 use crate::status::ClusterStatus;
+use crate::trace_context;
 
 /// Why an engine did not start or does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +72,8 @@ impl Engine {
 
     /// Queues a request for one picture. Never blocks; whatever is wrong comes back as the handle's
     /// result.
-    pub fn generate(&self, request: GenerateRequest) -> GenerationHandle {
+    pub fn generate(&self, mut request: GenerateRequest) -> GenerationHandle {
+        request.traceparent = request.traceparent.or_else(trace_context::current);
         self.coordinator.submit(request)
     }
 

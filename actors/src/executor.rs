@@ -11,6 +11,7 @@ pub mod error;
 mod group;
 mod latents;
 pub mod mailbag;
+mod spans;
 mod staleness;
 mod step_cache;
 pub(crate) mod wire_tensor;
@@ -44,6 +45,7 @@ use error::ExecuteError;
 use group::Group;
 use latents::Latents;
 use mailbag::{Mailbag, Place};
+use spans::Spans;
 use staleness::Staleness;
 use step_cache::{CacheRun, Pass};
 
@@ -67,6 +69,8 @@ pub struct Assignment {
     pub abort: Arc<AbortFlag>,
     /// Longest single wait.
     pub wait_limit: Duration,
+    /// W3C trace context of the span that ordered the run.
+    pub traceparent: Option<String>,
     /// Takes progress events; called on the compute thread, must not block for long.
     pub progress: Box<dyn Fn(Event) + Send>,
 }
@@ -101,6 +105,7 @@ pub struct Executor {
     progress: Box<dyn Fn(Event) + Send>,
     scheduler: Arc<dyn Scheduler>,
     bag: Mailbag,
+    spans: Spans,
     text: Text,
     latents: Latents,
     partition: Option<PartitionRun>,
@@ -122,11 +127,13 @@ impl Executor {
     /// # Errors
     /// When links are missing.
     pub fn new(assignment: Assignment) -> Result<Self, ExecuteError> {
-        let clock = Stopwatch::start(assignment.plan.steps());
+        let clock = Stopwatch::start(&assignment.plan);
         let Assignment { plan, rank, parts, device, wait_limit, progress, .. } = assignment;
         let at = plan.mesh.coordinates(rank);
         let scheduler = parts.scheduler(plan.steps())?;
         let step_cache = CacheRun::new(&plan, at);
+        let traceparent = assignment.traceparent.as_deref();
+        let spans = Spans::new(&plan, rank, assignment.run.0, traceparent);
         let place = Place {
             transport: assignment.transport,
             run: assignment.run,
@@ -140,6 +147,7 @@ impl Executor {
             latents: Latents::new(&plan, at.sp, Arc::clone(&scheduler)),
             bag: Mailbag::new(place, Box::new(plan.receives(rank)))?,
             program: plan.program(rank),
+            spans,
             plan,
             at,
             rank,
@@ -188,9 +196,14 @@ impl Executor {
 
     fn step(&mut self, op: Op) -> Result<(), ExecuteError> {
         self.bag.clock.begin(&op);
-        self.carry_out(&op)?;
+        let span = self.spans.of(&op);
+        self.bag.traceparent = self.spans.traceparent();
+        let done = span.in_scope(|| self.carry_out(&op));
+        if let Err(error) = &done {
+            self.spans.fail(&error.to_string());
+        }
         self.bag.clock.end(&op);
-        Ok(())
+        done
     }
 
     fn carry_out(&mut self, op: &Op) -> Result<(), ExecuteError> {
@@ -471,7 +484,8 @@ impl Executor {
     pub fn finish(mut self) -> Result<RankReport, ExecuteError> {
         let staleness = self.staleness;
         let kv_change = self.partition.as_mut().map(|partition| staleness.finish(partition));
-        let traffic = self.bag.finish()?;
+        let (traffic, clock) = self.bag.finish()?;
+        clock.chunks(self.rank).for_each(|chunk| (self.progress)(Event::Timeline(chunk)));
         let blocks = self.plan.blocks(self.at.stage);
         let sum = |of: fn(&OpTime) -> f64| traffic.time.ops.iter().map(of).sum();
         Ok(RankReport {

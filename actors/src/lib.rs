@@ -29,5 +29,6 @@ pub mod session;
 pub mod staleness;
 pub mod status;
 pub mod timeline;
+mod trace_context;
 pub mod worker;
 pub mod worker_process;

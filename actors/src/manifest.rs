@@ -47,6 +47,9 @@ pub struct Manifest {
     /// How nodes are started.
     #[serde(default)]
     pub launcher: LauncherSection,
+    /// Where traces go.
+    #[serde(default)]
+    pub telemetry: TelemetrySection,
 }
 
 /// `[cluster]`.
@@ -347,6 +350,16 @@ impl Default for LauncherSection {
     }
 }
 
+/// `[telemetry]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetrySection {
+    /// Base URL of an OpenTelemetry collector that takes OTLP over HTTP, as in
+    /// `http://localhost:4318`; no traces by default. Headers, which may hold secrets, come from
+    /// the environment only (`OTEL_EXPORTER_OTLP_HEADERS`).
+    pub otlp_endpoint: Option<String>,
+}
+
 impl Manifest {
     /// A cluster inside this process: one node with `devices` CPU devices of `threads` threads,
     /// serving `model` over the in-process transport. For embedding and for `generate` without
@@ -379,6 +392,7 @@ impl Manifest {
             health: HealthSection::default(),
             security: SecuritySection::default(),
             launcher: LauncherSection { isolation: Isolation::Thread, ..Default::default() },
+            telemetry: TelemetrySection::default(),
         }
     }
 

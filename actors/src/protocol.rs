@@ -26,6 +26,7 @@ pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("request.rs"),
     include_str!("request/op_time.rs"),
     include_str!("request/step_cache.rs"),
+    include_str!("request/timeline.rs"),
     include_str!("status.rs"),
 ]);
 
@@ -289,6 +290,8 @@ pub struct Start {
     pub plan_digest: u64,
     /// Milliseconds any single wait of the run may take.
     pub op_deadline_ms: u32,
+    /// W3C trace context of the coordinator's span of the run.
+    pub traceparent: Option<String>,
 }
 
 /// A request with every default filled in; all ranks plan from this alone.
@@ -326,6 +329,8 @@ pub struct RunSpec {
     pub latents_given: bool,
     /// Text tokens per prompt of the embeddings the controller sends, when it does.
     pub embeds_tokens: Option<u32>,
+    /// Whether every rank returns its timeline.
+    pub timeline: bool,
 }
 
 impl RunSpec {

@@ -6,6 +6,7 @@
 mod images;
 mod op_time;
 mod step_cache;
+mod timeline;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use images::IMAGES_PER_PROMPT_MAX;
 pub use op_time::{OpTime, RunTime};
 pub use step_cache::{STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache, StepDecision};
+pub use timeline::{CHUNK_SPANS_MAX, NOWHERE, SpanKind, TimelineChunk, TimelineSpan};
 
 /// The degrees of each parallel method; their product is the number of ranks.
 #[derive(
@@ -254,6 +256,11 @@ pub struct GenerateRequest {
     pub latents: Option<FloatTensor>,
     /// Embeddings in place of the prompt.
     pub prompt_embeds: Option<PromptEmbeds>,
+    /// W3C trace context of the span this request belongs to; the caller's current span when none
+    /// is given and something records it.
+    pub traceparent: Option<String>,
+    /// Whether every rank's timeline is returned, as [`Event::Timeline`]s before the result.
+    pub timeline: bool,
 }
 
 impl Default for GenerateRequest {
@@ -277,6 +284,8 @@ impl Default for GenerateRequest {
             vae_parallel: None,
             latents: None,
             prompt_embeds: None,
+            traceparent: None,
+            timeline: false,
         }
     }
 }
@@ -323,6 +332,8 @@ pub enum Event {
     },
     /// The picture is decoded.
     Decoded,
+    /// A part of one rank's timeline, when it was asked for.
+    Timeline(TimelineChunk),
 }
 
 /// A finished request.

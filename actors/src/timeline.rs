@@ -8,11 +8,13 @@
 //! every operation of a run has been seen.
 
 mod activity;
+mod recorder;
 mod stopwatch;
 
 use crate::request::{OpTime, RunTime};
 
 pub use activity::{ACTIVITIES, Activity};
+pub use recorder::{Recorder, TIMELINE_SPANS_MAX, Where};
 pub use stopwatch::Stopwatch;
 
 /// Accounts of one rank; the vocabulary of operations, messages and phases is smaller.

@@ -305,6 +305,7 @@ impl State {
             model: Arc::clone(&mesh.loaded.model),
             abort: Arc::clone(&abort),
             wait_limit: Duration::from_millis(u64::from(start.op_deadline_ms)),
+            traceparent: start.traceparent,
             reports: self.reports.clone(),
         };
         mesh.runs.retain(|&run, _| mesh.agenda.is_live(run));

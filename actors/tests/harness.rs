@@ -206,6 +206,7 @@ fn rank_thread(
         device: Device::Cpu,
         abort: Arc::new(AbortFlag::default()),
         wait_limit: Duration::from_secs(60),
+        traceparent: None,
         progress: Box::new(|_| {}),
     })
     .unwrap()

@@ -1,6 +1,13 @@
 //! Where the time of real runs went.
 
-use ditmesh_actors::request::{OpTime, OutputKind, RankReport};
+use std::time::Instant;
+
+use candle_core::DType;
+use ditmesh_actors::plan::{Plan, resolve};
+use ditmesh_actors::request::{GenerateRequest, OpTime, OutputKind, RankReport};
+use ditmesh_actors::timeline::Stopwatch;
+use ditmesh_model::phase::Phase;
+use ditmesh_model::pipeline::describe;
 
 use crate::harness::{Golden, degrees, run};
 
@@ -15,7 +22,7 @@ fn named<'r>(report: &'r RankReport, op: &str) -> &'r OpTime {
 fn a_report_accounts_for_all_of_the_time() {
     let golden = Golden::load(PIPELINE, "square");
     let request = golden.request(8);
-    let request = ditmesh_actors::request::GenerateRequest {
+    let request = GenerateRequest {
         height: None,
         width: None,
         latents: None,
@@ -50,4 +57,29 @@ fn a_report_accounts_for_all_of_the_time() {
     }
     let decoding = named(&outcome.ranks[2], "decode");
     assert!(decoding.compute_s > 0.0 && decoding.count == 1, "{decoding:?}");
+}
+
+/// A change of what is under way costs two looks at the clock and a search in a short list. The
+/// bound is far above that and far below what an allocation or a lock for each would add up to.
+#[test]
+fn keeping_time_costs_next_to_nothing() {
+    const CHANGES: u32 = 100_000;
+    const CHANGE_NS_MAX: u128 = 5_000;
+    let golden = Golden::load(PIPELINE, "square");
+    let spec = describe(&golden.dir, DType::F32).unwrap();
+    let mesh = degrees(1, 1, 1);
+    for timeline in [false, true] {
+        let request = GenerateRequest { timeline, ..golden.request(8) };
+        let request = GenerateRequest { latents: None, height: None, width: None, ..request };
+        let run = resolve::resolve(&request, &spec, mesh).unwrap();
+        let mut clock = Stopwatch::start(&Plan::new(mesh, &spec, &run).unwrap());
+        let started = Instant::now();
+        for block in 0..CHANGES as usize {
+            clock.phase(&Phase::Attend(block));
+        }
+        let change = started.elapsed().as_nanos() / u128::from(CHANGES);
+        println!("a change of phase costs {change} ns (recorded: {timeline})");
+        assert!(change < CHANGE_NS_MAX, "{change} ns");
+        assert_eq!(clock.summary().ops[0].count, u64::from(CHANGES));
+    }
 }

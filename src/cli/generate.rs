@@ -10,12 +10,14 @@ mod model_facts;
 mod output;
 mod progress;
 mod request;
+mod trace;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use ditmesh::recipe::ModelFacts;
-use ditmesh::{GenerateRequest, Generation, GenerationHandle};
+use ditmesh::trace_file::RunTimeline;
+use ditmesh::{Event, GenerateRequest, Generation, GenerationHandle};
 use serde_json::{Value, json};
 
 use super::args::GenerateArgs;
@@ -34,19 +36,27 @@ pub(crate) fn run(args: &GenerateArgs, terminal: &Terminal) -> Result<(), Failur
     if let Some(report) = &args.report {
         output::check(report)?;
     }
+    if let Some(trace) = &args.trace {
+        trace::check(trace, files.len())?;
+    }
     let requests = request::requests(args)?;
     let manifest = request::manifest(args)?;
     let mut interrupt = Interrupt::new()?;
     let model = model_facts::of(&manifest);
     let mesh = Mesh::open(manifest, args, &mut interrupt, terminal)?;
-    let mut work = Work { mesh: &mesh, model, interrupt, terminal, entries: Vec::new() };
+    let (entries, timelines) = (Vec::new(), Vec::new());
+    let mut work = Work { mesh: &mesh, model, interrupt, terminal, entries, timelines };
     let drawn = work.draw_all(requests, &files);
     let written = match (&drawn, &args.report) {
         (Ok(()), Some(path)) => write_report(path, work.entries),
         _ => Ok(()),
     };
+    let traced = match (&drawn, &args.trace) {
+        (Ok(()), Some(path)) => trace::write(path, work.timelines, terminal),
+        _ => Ok(()),
+    };
     let closed = mesh.close(terminal);
-    drawn.and(written).and(closed)
+    drawn.and(written).and(traced).and(closed)
 }
 
 struct Work<'a> {
@@ -55,6 +65,7 @@ struct Work<'a> {
     interrupt: Interrupt,
     terminal: &'a Terminal,
     entries: Vec<Value>,
+    timelines: Vec<RunTimeline>,
 }
 
 impl Work<'_> {
@@ -68,9 +79,15 @@ impl Work<'_> {
         loop {
             let ahead = PICTURES_AHEAD_MAX - asked.len();
             asked.extend(coming.by_ref().take(ahead).map(|(index, (request, file))| {
-                (index, file, self.mesh.generate(request.clone()), request)
+                let steps = i64::from(request.num_inference_steps);
+                let seed = request.seed.cast_signed();
+                let span = tracing::info_span!("generate", steps, seed);
+                let handle = span.in_scope(|| self.mesh.generate(request.clone()));
+                (index, file, handle, request, span)
             }));
-            let Some((index, file, handle, request)) = asked.pop_front() else { return Ok(()) };
+            let Some((index, file, handle, request, _span)) = asked.pop_front() else {
+                return Ok(());
+            };
             let generation = self.draw(handle, Progress::new(self.terminal, index, files.len()))?;
             self.write(&request, generation, file)?;
         }
@@ -81,14 +98,21 @@ impl Work<'_> {
         mut handle: GenerationHandle,
         mut progress: Progress<'_>,
     ) -> Result<Generation, Failure> {
+        let mut timeline = RunTimeline::default();
         let result = self.interrupt.guard(async {
             while let Some(event) = handle.next_event().await {
-                progress.event(&event);
+                match event {
+                    Event::Timeline(chunk) => timeline.add(chunk),
+                    event => progress.event(&event),
+                }
             }
             handle.finish().await
         });
         // Dropping the handle, as an interrupt does, cancels the request.
-        Ok(result??)
+        let generation = result??;
+        timeline.place(&generation.report);
+        self.timelines.push(timeline);
+        Ok(generation)
     }
 
     fn write(

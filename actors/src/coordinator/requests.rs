@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use super::model::Model;
 use super::run::{self, Run};
@@ -19,6 +20,7 @@ use crate::plan::Plan;
 use crate::plan::resolve::{check_degrees, resolve};
 use crate::protocol::{RankOutcome, RunSpec, Start};
 use crate::request::{Degrees, Event, GenerateRequest};
+use crate::trace_context;
 
 /// A request that has no result yet.
 pub(super) struct Request {
@@ -26,6 +28,8 @@ pub(super) struct Request {
     spec: RunSpec,
     inputs: Inputs,
     run: Option<u64>,
+    /// From its submission to its result.
+    span: tracing::Span,
 }
 
 impl State {
@@ -45,6 +49,8 @@ impl State {
             Some(Err(error)) => return sink.result(Err(error.clone())),
             Some(Ok(model)) => model,
         };
+        let span = tracing::info_span!("request", request = id.cast_signed());
+        trace_context::adopt(&span, request.traceparent.as_deref());
         match plan_request(model, &request) {
             Err(refusal) => sink.result(Err(GenerateError::Refused(refusal))),
             Ok((spec, degrees)) => {
@@ -54,7 +60,7 @@ impl State {
                     prompt_embeds: request.prompt_embeds.take(),
                     checkpoints: None,
                 };
-                self.requests.insert(id, Request { sink, spec, inputs, run: None });
+                self.requests.insert(id, Request { sink, spec, inputs, run: None, span });
                 let need = Need { degrees, bytes, shape: None };
                 let submitted = DispatcherEvent::Submitted { request: id, need };
                 self.dispatch(myself, submitted).await;
@@ -90,6 +96,12 @@ impl State {
             request.sink.event(Event::Warning(warning.clone()));
         }
         request.run = Some(number);
+        let span = tracing::info_span!(
+            parent: &request.span,
+            "run",
+            run = number.cast_signed(),
+            epoch = epoch.cast_signed(),
+        );
         let start = Start {
             epoch,
             run: number,
@@ -97,6 +109,7 @@ impl State {
             propose: false,
             plan_digest: plan.digest(),
             op_deadline_ms: self.manifest.health.op_deadline_ms,
+            traceparent: trace_context::of(&span),
         };
         // A replica that has ended is reported lost, and this run with it.
         let _ = replica.actor.cast(ReplicaMsg::Start(Arc::new(start)));
@@ -111,7 +124,7 @@ impl State {
             verdict: awaited,
             coordinator: myself.clone(),
         };
-        tokio::spawn(task.carry_out());
+        tokio::spawn(task.carry_out().instrument(span));
         let sink = request.sink.clone();
         let devices = replica.devices.clone();
         let place = (replica.mesh, replica.data);

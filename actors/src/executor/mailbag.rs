@@ -28,6 +28,7 @@ use super::wire_tensor;
 use crate::plan::message::Message;
 use crate::request::RunTime;
 use crate::timeline::{Activity, Stopwatch};
+use crate::trace_context;
 
 /// Receives posted ahead of the one that is waited for.
 pub const POST_AHEAD_FRAMES: usize = 64;
@@ -53,6 +54,8 @@ pub(super) struct Mailbag {
     sends: Vec<(usize, String, Completion<()>)>,
     traffic: Traffic,
     pub(super) clock: Stopwatch,
+    /// W3C trace context of the span under way.
+    pub(super) traceparent: Option<Arc<str>>,
 }
 
 /// What a rank sent, and where its time went.
@@ -92,6 +95,7 @@ impl Mailbag {
             sends: Vec::new(),
             traffic: Traffic::default(),
             clock,
+            traceparent: None,
         };
         bag.clock.begin_extra("start");
         bag.post_ahead()?;
@@ -153,7 +157,7 @@ impl Mailbag {
         deadline: Instant,
     ) -> Result<Tensor, ExecuteError> {
         let received = self.take(peer, message, deadline)?;
-        let before = self.clock.turn(Activity::Serialise);
+        let before = self.clock.turn_to(Activity::Serialise, peer, message);
         let tensor = wire_tensor::to_tensor(&received, message, peer, self.epoch, &self.device)?;
         drop(received);
         self.clock.turn(before);
@@ -176,11 +180,13 @@ impl Mailbag {
         };
         self.posted_bytes -= len;
         self.post_ahead()?;
-        let before = self.clock.turn(Activity::Wait);
+        let before = self.clock.turn_to(Activity::Wait, peer, message);
         let received = completion.wait_until(deadline);
         self.clock.turn(before);
         self.check_abort()?;
-        received.map_err(|source| from(peer, message, source))
+        let received = received.map_err(|source| from(peer, message, source))?;
+        trace_context::link_current(received.meta.traceparent.as_deref());
+        Ok(received)
     }
 
     /// Hands `tensor` to the transport; returns at once.
@@ -197,7 +203,7 @@ impl Mailbag {
                 found: format!("a tensor of shape {:?} to send", tensor.dims()),
             });
         }
-        let before = self.clock.turn(Activity::Serialise);
+        let before = self.clock.turn_to(Activity::Serialise, peer, message);
         let payload = wire_tensor::to_slice(tensor, self.transport.as_ref())?;
         self.clock.turn(before);
         let meta = wire_tensor::meta(message, self.epoch);
@@ -209,11 +215,14 @@ impl Mailbag {
         &mut self,
         peer: usize,
         message: &Message,
-        meta: FrameMeta,
+        mut meta: FrameMeta,
         payload: Slice,
     ) -> Result<(), ExecuteError> {
         self.reap()?;
-        let before = self.clock.turn(Activity::Send);
+        let before = self.clock.turn_to(Activity::Send, peer, message);
+        if message.kind.starts_work() {
+            meta.traceparent = self.traceparent.as_deref().map(str::to_owned);
+        }
         let link = self.link(peer).map_err(|source| to(peer, &message.to_string(), source))?;
         self.traffic.bytes_sent += payload.len() as u64;
         self.traffic.frames_sent += 1;
@@ -247,8 +256,9 @@ impl Mailbag {
         Ok(self.sends.is_empty())
     }
 
-    /// Waits until every frame was taken, then lets the links forget the run.
-    pub(super) fn finish(mut self) -> Result<Traffic, ExecuteError> {
+    /// Waits until every frame was taken, then lets the links forget the run. The stopwatch comes
+    /// back with what it recorded.
+    pub(super) fn finish(mut self) -> Result<(Traffic, Stopwatch), ExecuteError> {
         self.clock.begin_extra("finish");
         self.clock.turn(Activity::Wait);
         let deadline = self.deadline();
@@ -259,7 +269,8 @@ impl Mailbag {
         }
         self.links.values().for_each(|link| link.end_run(self.run));
         self.clock.end_extra();
-        Ok(Traffic { time: self.clock.summary(), ..self.traffic })
+        let traffic = Traffic { time: self.clock.summary(), ..self.traffic };
+        Ok((traffic, self.clock))
     }
 }
 

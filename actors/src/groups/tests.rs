@@ -155,6 +155,7 @@ impl Fixture {
             propose: false,
             plan_digest: 0,
             op_deadline_ms: 1000,
+            traceparent: None,
         };
         self.replica.cast(ReplicaMsg::Start(Arc::new(start))).expect("a replica");
         for rank in 0..8 {

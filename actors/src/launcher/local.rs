@@ -18,6 +18,7 @@ use super::{AgentExit, LaunchError, Launcher};
 use crate::agent::SUBCOMMAND;
 use crate::agent::bootstrap::{AgentBootstrap, AgentNotice};
 use crate::agent::worker_home::describe;
+use crate::manifest::TelemetrySection;
 use crate::worker_process::bootstrap;
 
 /// Longest time for an agent to listen.
@@ -25,6 +26,9 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Bytes of an agent's notices that are read.
 const NOTICE_BYTES_MAX: u64 = 1 << 16;
+
+/// Variable of the OpenTelemetry specification that names the collector.
+const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Exits that wait to be seen.
 const EXITS_MAX: usize = 1024;
@@ -53,8 +57,15 @@ impl LocalLauncher {
         Self { program, agents: BTreeMap::new(), exits, exited }
     }
 
-    fn spawn(&self) -> std::io::Result<Child> {
-        Command::new(&self.program)
+    fn spawn(&self, telemetry: &TelemetrySection) -> std::io::Result<Child> {
+        let mut command = Command::new(&self.program);
+        if let Some(endpoint) = &telemetry.otlp_endpoint
+            && std::env::var_os(OTLP_ENDPOINT).is_none()
+        {
+            // Inherited by its workers; what is there already is the user's word and stays.
+            command.env(OTLP_ENDPOINT, endpoint);
+        }
+        command
             .arg(SUBCOMMAND)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -69,7 +80,7 @@ impl Launcher for LocalLauncher {
         let node = orders.node.clone();
         let failed = |cause: String| LaunchError::Node { node: node.clone(), cause };
         let mut child = self
-            .spawn()
+            .spawn(&orders.manifest.telemetry)
             .map_err(|error| failed(format!("cannot start {}: {error}", self.program.display())))?;
         let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed("it has no stdin or stdout".into()));

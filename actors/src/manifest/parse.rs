@@ -20,7 +20,7 @@ use super::error::{ManifestError, Place, Problem};
 use super::{
     ClusterSection, CoordinatorSection, DegreesSetting, DegreesTable, DeviceSection, GroupSection,
     HealthSection, LauncherSection, Manifest, ModelSection, NodeSection, SecuritySection,
-    TransportSection, default_address, default_state_dir, validate,
+    TelemetrySection, TransportSection, default_address, default_state_dir, validate,
 };
 
 /// Bytes of a manifest beyond which it is refused.
@@ -97,6 +97,7 @@ fn manifest(root: &Section<'_, '_>) -> Result<Manifest, Fault> {
         "health",
         "security",
         "launcher",
+        "telemetry",
     ])?;
     let mut models = root.sections("model")?.iter().map(model).collect::<Result<Vec<_>, _>>()?;
     if models.is_empty() {
@@ -118,6 +119,7 @@ fn manifest(root: &Section<'_, '_>) -> Result<Manifest, Fault> {
         health: root.section("health")?.map_or(Ok(Default::default()), |s| health(&s))?,
         security: root.section("security")?.map_or(Ok(Default::default()), |s| security(&s))?,
         launcher: root.section("launcher")?.map_or(Ok(Default::default()), |s| launcher(&s))?,
+        telemetry: root.section("telemetry")?.map_or(Ok(Default::default()), |s| telemetry(&s))?,
     })
 }
 
@@ -237,6 +239,11 @@ fn launcher(section: &Section<'_, '_>) -> Result<LauncherSection, Fault> {
         restarts_max: section.or("restarts_max", default.restarts_max)?,
         ready_deadline_ms: section.or("ready_deadline_ms", default.ready_deadline_ms)?,
     })
+}
+
+fn telemetry(section: &Section<'_, '_>) -> Result<TelemetrySection, Fault> {
+    section.keys(&["otlp_endpoint"])?;
+    Ok(TelemetrySection { otlp_endpoint: section.optional("otlp_endpoint")? })
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ mod nodes;
 use std::collections::HashMap;
 
 use super::error::{ManifestError, Problem};
-use super::{HealthSection, Isolation, Manifest, TransportKind, TransportSection};
+use super::{
+    HealthSection, Isolation, Manifest, TelemetrySection, TransportKind, TransportSection,
+};
 
 /// Version of the manifest's format that this build reads.
 const SCHEMA: u32 = 1;
@@ -65,7 +67,20 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), Violation> {
     groups::check(manifest)?;
     transport(&manifest.transport, manifest.launcher.isolation)?;
     health(&manifest.health)?;
+    telemetry(&manifest.telemetry)?;
     deadline("launcher.ready_deadline_ms", manifest.launcher.ready_deadline_ms)
+}
+
+fn telemetry(telemetry: &TelemetrySection) -> Result<(), Violation> {
+    let Some(endpoint) = &telemetry.otlp_endpoint else { return Ok(()) };
+    let host = endpoint.strip_prefix("http://").unwrap_or_default();
+    if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) {
+        return Ok(());
+    }
+    let message = format!("otlp_endpoint is {endpoint:?}, expected http://HOST:PORT");
+    let advice = "a collector next to the cluster takes OTLP over HTTP, by habit on port 4318, and \
+                  passes it on over TLS";
+    Err(Violation::new("telemetry.otlp_endpoint", message).advise(advice))
 }
 
 fn models(manifest: &Manifest) -> Result<(), Violation> {

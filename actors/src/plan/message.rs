@@ -101,6 +101,23 @@ impl MessageKind {
     }
 }
 
+impl MessageKind {
+    /// Whether it starts a piece of work that has a span of its own, so that its frame carries the
+    /// trace context. Exchanges inside a forward pass do not: there are hundreds in a second.
+    pub fn starts_work(self) -> bool {
+        matches!(
+            self,
+            Self::TextEmbeds
+                | Self::InitialLatents
+                | Self::Activation
+                | Self::Prediction
+                | Self::Sample
+                | Self::FinalRows
+                | Self::Result
+        )
+    }
+}
+
 impl From<ExchangeKind> for MessageKind {
     fn from(kind: ExchangeKind) -> Self {
         match kind {
@@ -176,6 +193,11 @@ impl Message {
     /// The rows it covers.
     pub fn patch(&self) -> Patch {
         if self.patch == PATCH_ALL { Patch::All } else { Patch::Strip(usize::from(self.patch)) }
+    }
+
+    /// Whether it belongs to a denoising step, and not to what comes before or after them all.
+    pub fn is_of_a_step(&self) -> bool {
+        matches!(self.kind, MessageKind::Activation | MessageKind::Prediction | MessageKind::Sample)
     }
 
     /// Payload bytes.

@@ -108,6 +108,7 @@ pub fn resolve(
         sync_steps: request.sync_steps,
         sync_every: request.sync_every,
         step_cache: request.step_cache.clone(),
+        timeline: request.timeline,
         checkpoint_every: request.checkpoint_every,
         latent_output: request.output == OutputKind::Latent,
         vae_parallel: false,

@@ -38,6 +38,7 @@ impl GenerateRequest {
             negative_prompt: self.negative_prompt.clone(),
             prompt_embeds: self.prompt_embeds.clone(),
             step_cache: self.step_cache.clone(),
+            traceparent: self.traceparent.clone(),
             latents: None,
             ..*self
         }

@@ -2,8 +2,9 @@
 
 use ditmesh_model::phase::Phase;
 
-use super::Key;
-use crate::plan::program::Op;
+use super::{Key, Where};
+use crate::plan::program::{Op, Patch};
+use crate::request::{NOWHERE, SpanKind};
 
 /// Kinds of [`Activity`].
 pub const ACTIVITIES: usize = 5;
@@ -22,6 +23,18 @@ pub enum Activity {
     Serialise,
     /// Everything else: walking the program, checks, bookkeeping.
     Overhead,
+}
+
+impl Activity {
+    /// How it is recorded when it is done with a message.
+    pub(super) fn of_message(self) -> Option<(&'static str, SpanKind)> {
+        match self {
+            Self::Wait => Some(("wait", SpanKind::Wait)),
+            Self::Send => Some(("send", SpanKind::Send)),
+            Self::Serialise => Some(("serialise", SpanKind::Serialise)),
+            Self::Compute | Self::Overhead => None,
+        }
+    }
 }
 
 /// What an operation is charged as where nothing in it says otherwise.
@@ -44,4 +57,34 @@ pub(super) fn of_phase(phase: &Phase) -> (Key, Activity) {
         Phase::Exchange(_) => (key, Activity::Serialise),
         _ => (key, Activity::Compute),
     }
+}
+
+/// Step and patch of an operation.
+pub(super) fn place_of_op(op: &Op) -> Where {
+    match op {
+        Op::Forward { step, patch, .. } | Op::Denoise { step, patch } => place(*step, *patch),
+        Op::Recv { message, .. } | Op::Send { message, .. } | Op::Exchange { message, .. }
+            if message.is_of_a_step() =>
+        {
+            place(usize::from(message.step), message.patch())
+        }
+        Op::StepDone { step } => place(*step, Patch::All),
+        Op::Checkpoint { message, .. } => place(usize::from(message.step), Patch::All),
+        _ => Where::NOWHERE,
+    }
+}
+
+fn place(step: usize, patch: Patch) -> Where {
+    let patch = patch.strip().map_or(NOWHERE, |strip| strip as u16);
+    Where { step: step as u16, patch, ..Where::NOWHERE }
+}
+
+/// Block of a phase.
+pub(super) fn place_of_phase(phase: &Phase) -> Where {
+    let block = match phase {
+        Phase::ProjectQkv(block) | Phase::Attend(block) | Phase::ProjectOut(block) => *block,
+        Phase::Exchange(exchange) => exchange.id.block,
+        _ => return Where::NOWHERE,
+    };
+    Where { block: block as u16, ..Where::NOWHERE }
 }

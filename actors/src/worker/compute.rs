@@ -74,6 +74,7 @@ pub(super) struct Run {
     pub(super) model: Arc<LoadedParts>,
     pub(super) abort: Arc<AbortFlag>,
     pub(super) wait_limit: Duration,
+    pub(super) traceparent: Option<String>,
     pub(super) reports: mpsc::Sender<ToCoordinator>,
 }
 

@@ -21,7 +21,7 @@ use crate::executor::error::ExecuteError;
 use crate::executor::{Assignment, Executor};
 use crate::plan::interleave::Entry;
 use crate::protocol::{RankOutcome, ToCoordinator};
-use crate::request::RankReport;
+use crate::request::{Event, RankReport};
 
 /// Longest time to hear where a proposed run comes in: a round trip between actors.
 pub(super) const ENTRY_DEADLINE: Duration = Duration::from_secs(10);
@@ -168,8 +168,14 @@ impl Runs<'_> {
 fn begin(run: Run) -> Result<(Executor, usize), ExecuteError> {
     let (id, progress) = (run.run.0, run.reports);
     let report = move |event| {
-        // Progress is for people: when the way to them is full, a line is dropped, not the run.
-        let _ = progress.try_send(ToCoordinator::Progress { run: id, event });
+        // Somebody asked for a timeline and gets all of it. Other progress is for people: when the
+        // way to them is full, a line is dropped, not the run.
+        let asked_for = matches!(event, Event::Timeline(_));
+        let said = ToCoordinator::Progress { run: id, event };
+        let _ = match asked_for {
+            true => progress.blocking_send(said).ok(),
+            false => progress.try_send(said).ok(),
+        };
     };
     let executor = Executor::new(Assignment {
         plan: run.plan,
@@ -181,6 +187,7 @@ fn begin(run: Run) -> Result<(Executor, usize), ExecuteError> {
         device: Device::Cpu,
         abort: run.abort,
         wait_limit: run.wait_limit,
+        traceparent: run.traceparent,
         progress: Box::new(report),
     })?;
     let units = executor.units();

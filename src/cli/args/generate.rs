@@ -153,6 +153,10 @@ pub(crate) struct GenerateArgs {
     /// Write what each rank did (bytes, seconds, blocks) as JSON
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Output")]
     pub(crate) report: Option<PathBuf>,
+
+    /// Write what each rank did when, as a timeline for https://ui.perfetto.dev
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 fn counted(max: u64) -> RangedU64ValueParser<u32> {

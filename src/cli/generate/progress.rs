@@ -45,6 +45,8 @@ impl<'t> Progress<'t> {
                 self.bar.set_message("steps");
             }
             Event::Decoded => self.bar.set_message("decoded"),
+            // For a file, not for people.
+            Event::Timeline(_) => {}
         }
     }
 }

@@ -42,6 +42,8 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
             .as_deref()
             .map(tensor_file::read_prompt_embeds)
             .transpose()?,
+        traceparent: None,
+        timeline: args.trace.is_some(),
     };
     template.images().map_err(Failure::usage)
 }
