@@ -7,14 +7,17 @@ Setting up (no model is downloaded; the wheel of PyPI needs its CUDA libraries t
 
 Alone, it prints one JSON document with the median and spread of every case:
 
-    taskset -c 1 /tmp/torchenv/bin/python model/benches/torch_block.py [--rounds 9] [--compile] [CASE ...]
+    taskset -c 1 /tmp/torchenv/bin/python model/benches/torch_block.py \\
+        [--rounds 9] [--compile] [CASE ...]
 
-Beside our kernels (what `cargo bench --bench torch` and `ditmesh bench device` do), it is started
+Beside our kernels (what `cargo bench --bench torch` does), it is started
 with `--serve` and answers one line of JSON for each line of JSON it reads, until its input ends:
 
     >  {"case": "block-1152x16x1024x120", "mode": "eager", "repeat": 3}
-    <  {"case": "block-1152x16x1024x120", "mode": "eager", "seconds": [0.071, 0.070, 0.070]}
+    <  {"case": "block-1152x16x1024x120", "mode": "eager", "seconds": [0.571, 0.570, 0.570],
+        "cpu_seconds": [0.541, 0.540, 0.541]}
 
+`cpu_seconds` is the time of the thread on the processor, which other processes disturb less.
 `mode` is "eager" (the default) or "compile" (torch.compile, default settings; it needs a C++
 compiler), `repeat` is 1 unless given. The first request for a case builds it and runs it unmeasured.
 What cannot be done is answered by {"case": .., "error": ".."}. Before the first request it prints
@@ -125,12 +128,13 @@ class Runner:
             run(*inputs)
             self.built[case, mode] = run, inputs
         run, inputs = self.built[case, mode]
-        times = []
+        walls, threads = [], []
         for _ in range(repeat):
-            start = time.perf_counter()
+            wall, thread = time.perf_counter(), time.thread_time()
             run(*inputs)
-            times.append(time.perf_counter() - start)
-        return times
+            walls.append(time.perf_counter() - wall)
+            threads.append(time.thread_time() - thread)
+        return walls, threads
 
 
 def answer(runner, line):
@@ -138,8 +142,9 @@ def answer(runner, line):
     try:
         request = json.loads(line)
         mode = request.get("mode", "eager")
-        times = runner.seconds(request["case"], mode, int(request.get("repeat", 1)))
-        return {"case": request["case"], "mode": mode, "seconds": times}
+        walls, threads = runner.seconds(request["case"], mode, int(request.get("repeat", 1)))
+        answer = {"case": request["case"], "mode": mode}
+        return answer | {"seconds": walls, "cpu_seconds": threads}
     except Exception as error:  # the other side decides what a refusal means
         text = str(error).splitlines() or [""]
         return {"case": request.get("case"), "error": f"{type(error).__name__}: {text[0]}"}
@@ -175,7 +180,7 @@ def main():
         for case in options.cases:
             modes = ["eager", "compile"] if options.compile else ["eager"]
             about["seconds"][case] = {
-                mode: quantiles(runner.seconds(case, mode, options.rounds)) for mode in modes
+                mode: quantiles(runner.seconds(case, mode, options.rounds)[0]) for mode in modes
             }
         json.dump(about, sys.stdout, indent=2)
         print()
