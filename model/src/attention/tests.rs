@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::*;
+use crate::kernels::Isa;
 
 fn tensor(shape: &[usize], step: f32, size: f32) -> Tensor {
     let count: usize = shape.iter().product();
@@ -50,6 +51,39 @@ fn equals_plain_attention_for_sizes_on_and_off_the_tiles() {
         let bias = tensor(&[2, m], 1.7, 4.0);
         agrees_with_plain(&q, &k, &v, Some(&bias), 1e-6);
     }
+}
+
+#[test]
+fn every_instruction_set_gives_the_same() -> Result<(), ModelError> {
+    for (n, m, heads, width) in [(1, 1, 1, 1), (13, 300, 2, 72), (67, 519, 3, 20), (130, 40, 2, 64)]
+    {
+        let q = tensor(&[2, n, heads, width], 0.37, 2.0);
+        let k = tensor(&[2, m, heads, width], 0.61, 2.0);
+        let v = tensor(&[2, m, heads, width], 0.17, 1.0);
+        let bias = tensor(&[2, m], 1.7, 4.0);
+        let run = |isa| kernels::flash_attention_on(isa, &q, &k, &v, 0.3, Some(&bias));
+        let (want, want_lse) = run(Isa::Portable)?;
+        for isa in [Isa::Avx2, Isa::Avx512] {
+            let (out, lse) = run(isa)?;
+            let errors = (error(&out, &want), error(&lse, &want_lse));
+            assert!(errors.0 < 1e-6 && errors.1 < 1e-6, "{isa:?} {errors:?} {n} {m} {width}");
+        }
+        if Isa::Avx512.supported() {
+            let ((out, _), (other, _)) = (run(Isa::Avx2)?, run(Isa::Avx512)?);
+            assert_eq!(error(&out, &other), 0.0, "{n} {m} {width}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_query_does_not_depend_on_the_others() -> Result<(), ModelError> {
+    let q = tensor(&[1, 700, 2, 24], 0.37, 2.0);
+    let k = tensor(&[1, 300, 2, 24], 0.61, 2.0);
+    let whole = attention(&q, &k, &k, 0.3, None)?;
+    let part = attention(&q.narrow(1, 501, 99)?, &k, &k, 0.3, None)?;
+    assert_eq!(error(&part.out, &whole.out.narrow(1, 501, 99)?), 0.0);
+    Ok(())
 }
 
 #[test]

@@ -1,24 +1,30 @@
 //! Exact attention in tiles on the CPU (FlashAttention's online softmax, arXiv 2205.14135).
 //!
-//! Owns the walk over tiles and the online softmax. Both products of a tile are `gemm` calls that
-//! read queries, keys and values by their strides, so views of a fused projection cost no copy.
-//! Does not own the checks of shapes and types: see [`crate::attention`].
+//! Owns the split into tiles and where results go. Queries, keys and values are read by their
+//! strides, so views of a fused projection cost no copy. Does not own the arithmetic of a tile
+//! ([`tile`]) or the checks of an entry point ([`crate::attention`]).
 //!
-//! Invariants: memory is one tile of scores per thread, whatever the number of tokens; a row of
-//! the result depends on the tile sizes, not on the number of threads.
+//! Invariants: memory is one tile per thread, whatever the number of tokens; a row of the result
+//! depends on [`KEY_TILE`] alone, not on the number of queries or of threads. AVX2 and AVX-512
+//! agree to the bit, the portable path but for the rounding inside multiply-adds.
 #![allow(unsafe_code)]
 
 use candle_core::{Device, Result, Tensor};
 
-use super::access::{Access, with_contiguous};
-use super::exp::exp;
-use super::gemm::{Destination, Matrix, product};
-use super::isa::{Isa, multiversion};
-use super::parallel::for_each_with;
-use super::softmax::{exp_and_sum, max_of};
+mod tile;
 
-/// Queries of one tile.
-const QUERY_TILE: usize = 256;
+use self::tile::Tile;
+use super::access::{Access, with_contiguous};
+use super::gemm::Matrix;
+use super::isa::Isa;
+use super::parallel::{for_each_with, threads};
+
+/// Most queries of one tile: they share the packing of keys, and their totals stay in cache.
+const QUERY_TILE_MAX: usize = 512;
+/// Fewest queries of one tile, unless there are fewer.
+const QUERY_TILE_MIN: usize = 96;
+/// Tiles per thread that even out their ends.
+const TILES_PER_THREAD: usize = 4;
 /// Keys of one tile.
 const KEY_TILE: usize = 256;
 
@@ -37,6 +43,18 @@ pub fn flash_attention(
     scale: f64,
     key_bias: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
+    flash_attention_on(Isa::detect(), q, k, v, scale, key_bias)
+}
+
+/// The same with the kernels of `isa`, or the portable ones where the processor lacks it.
+pub(crate) fn flash_attention_on(
+    isa: Isa,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    key_bias: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
     let (batch, queries, heads, _) = q.dims4()?;
     let (keys, width) = (k.dim(1)?, v.dim(3)?);
     check(q, k, v, key_bias)?;
@@ -46,7 +64,7 @@ pub fn flash_attention(
     };
     let (q_access, k_access, v_access) = (Access::open(q), Access::open(k), Access::open(v));
     let job = Job {
-        isa: Isa::detect(),
+        isa,
         q: Heads { data: q_access.f32()?, strides: strides_of(q), width: q.dim(3)? },
         k: Heads { data: k_access.f32()?, strides: strides_of(k), width: k.dim(3)? },
         v: Heads { data: v_access.f32()?, strides: strides_of(v), width },
@@ -59,17 +77,19 @@ pub fn flash_attention(
     let mut out: Vec<f32> = Vec::with_capacity(batch * queries * heads * width);
     let mut lse: Vec<f32> = Vec::with_capacity(batch * heads * queries);
     let places = Places { out: out.as_mut_ptr(), lse: lse.as_mut_ptr() };
-    let tiles = queries.div_ceil(QUERY_TILE);
+    let size = query_tile(queries, batch * heads);
+    let tiles = queries.div_ceil(size);
     for_each_with(
         batch * heads * tiles,
-        || Scratch::new(&job),
-        |scratch, task| {
+        || Tile::new(&job, size),
+        |memory, task| {
             let (stack, tile) = (task / tiles, task % tiles);
             let (b, h) = (stack / heads, stack % heads);
-            let first = tile * QUERY_TILE;
-            scratch.attend(&job, b, h, first, QUERY_TILE.min(queries - first));
+            let first = tile * size;
+            let count = size.min(queries - first);
+            memory.attend(&job, b, h, first, count);
             // SAFETY: the buffers have room for all tasks, and no two tasks share a row of a head.
-            unsafe { places.store(&job, scratch, b, h, first) };
+            unsafe { places.store(&job, memory, b, h, first, count) };
         },
     );
     // SAFETY: the tasks covered every batch row, head and query, and stored each exactly once.
@@ -79,6 +99,13 @@ pub fn flash_attention(
     }
     let out = Tensor::from_vec(out, (batch, queries, heads, width), &Device::Cpu)?;
     Ok((out, Tensor::from_vec(lse, (batch, heads, queries), &Device::Cpu)?))
+}
+
+/// Queries of one tile: few enough that every thread gets some of the `stacks` heads' tiles.
+fn query_tile(queries: usize, stacks: usize) -> usize {
+    let wanted = (threads() * TILES_PER_THREAD).div_ceil(stacks.max(1));
+    let tiles = queries.div_ceil(QUERY_TILE_MAX).max(wanted.min(queries / QUERY_TILE_MIN)).max(1);
+    queries.div_ceil(tiles).max(1)
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, key_bias: Option<&Tensor>) -> Result<()> {
@@ -153,14 +180,22 @@ unsafe impl Send for Places {}
 unsafe impl Sync for Places {}
 
 impl Places {
-    /// Stores a finished tile: queries from `first` on, of head `h` in batch row `b`.
+    /// Stores a finished tile: `count` queries from `first` on, of head `h` in batch row `b`.
     ///
     /// # Safety
     /// `out` must have room for `[B, queries, heads, width]`, `lse` for `[B, heads, queries]`, and
     /// nobody else may touch the rows of this tile meanwhile.
-    unsafe fn store(&self, job: &Job<'_>, tile: &Scratch, b: usize, h: usize, first: usize) {
+    unsafe fn store(
+        &self,
+        job: &Job<'_>,
+        tile: &Tile,
+        b: usize,
+        h: usize,
+        first: usize,
+        count: usize,
+    ) {
         let width = job.v.width;
-        for row in 0..tile.rows {
+        for row in 0..count {
             let token = b * job.queries + first + row;
             let sum = tile.sums[row];
             let lse = if sum == 0.0 { f32::NEG_INFINITY } else { tile.largest[row] + sum.ln() };
@@ -169,96 +204,11 @@ impl Places {
             unsafe {
                 self.lse.add((b * job.heads + h) * job.queries + first + row).write(lse);
                 let out = self.out.add((token * job.heads + h) * width);
-                for (element, value) in tile.total[row * width..][..width].iter().enumerate() {
+                for (element, value) in tile.total[row * tile.stride..][..width].iter().enumerate()
+                {
                     out.add(element).write(value * inverse);
                 }
             }
-        }
-    }
-}
-
-/// One thread's tile: scores, running maxima and sums, and the unnormalised result.
-struct Scratch {
-    rows: usize,
-    scores: Vec<f32>,
-    largest: Vec<f32>,
-    sums: Vec<f32>,
-    total: Vec<f32>,
-}
-
-impl Scratch {
-    fn new(job: &Job<'_>) -> Self {
-        let rows = QUERY_TILE.min(job.queries);
-        Self {
-            rows,
-            scores: vec![0.0; rows * KEY_TILE.min(job.keys)],
-            largest: vec![0.0; rows],
-            sums: vec![0.0; rows],
-            total: vec![0.0; rows * job.v.width],
-        }
-    }
-
-    /// Runs `count` queries of one head over all keys.
-    fn attend(&mut self, job: &Job<'_>, b: usize, h: usize, first: usize, count: usize) {
-        let width = job.v.width;
-        self.rows = count;
-        self.largest.fill(f32::NEG_INFINITY);
-        self.sums.fill(0.0);
-        self.total.fill(0.0);
-        let queries = job.q.tokens(b, h, first, count);
-        for start in (0..job.keys).step_by(KEY_TILE) {
-            let tile = KEY_TILE.min(job.keys - start);
-            let keys = job.k.tokens(b, h, start, tile);
-            let values = job.v.tokens(b, h, start, tile);
-            let scores = &mut self.scores[..count * tile];
-            let to = Destination { start: scores.as_mut_ptr(), row_stride: tile };
-            // SAFETY: `scores` is `[count, tile]`, exclusively borrowed.
-            unsafe { product(to, queries, keys.transposed(), job.scale, false, 1) };
-            let bias = job.bias.map(|bias| &bias[b * job.keys + start..][..tile]);
-            let total = &mut self.total[..count * width];
-            online_softmax(job.isa, scores, bias, &mut self.largest, &mut self.sums, total, width);
-            let weights =
-                Matrix { data: scores, rows: count, cols: tile, row_stride: tile, col_stride: 1 };
-            let to = Destination { start: total.as_mut_ptr(), row_stride: width };
-            // SAFETY: `total` is `[count, width]`, exclusively borrowed and initialised.
-            unsafe { product(to, weights, values, 1.0, true, 1) };
-        }
-    }
-}
-
-multiversion! {
-    /// Turns a tile of scores into weights relative to each row's running maximum, and brings the
-    /// row's sum and total, which were relative to the old maximum, onto the new one.
-    fn online_softmax(
-        scores: &mut [f32],
-        bias: Option<&[f32]>,
-        largest: &mut [f32],
-        sums: &mut [f32],
-        total: &mut [f32],
-        width: usize,
-    ) {
-        let rows = total.len() / width.max(1);
-        let tile = scores.len() / rows.max(1);
-        for row in 0..rows {
-            let scores = &mut scores[row * tile..][..tile];
-            if let Some(bias) = bias {
-                for (score, &bias) in scores.iter_mut().zip(bias) {
-                    *score += bias;
-                }
-            }
-            let tile_largest = max_of(scores);
-            let before = largest[row];
-            let now = if tile_largest > before { tile_largest } else { before };
-            // All scores so far are -inf (or NaN, which exp keeps): weigh against 0 instead.
-            let reference = if now == f32::NEG_INFINITY { 0.0 } else { now };
-            let keep = exp(before - reference);
-            if keep != 1.0 {
-                for value in &mut total[row * width..][..width] {
-                    *value *= keep;
-                }
-            }
-            sums[row] = sums[row] * keep + exp_and_sum(scores, reference);
-            largest[row] = now;
         }
     }
 }

@@ -1,12 +1,16 @@
-//! Matrix products in f32 through the `gemm` crate, on the current rayon pool.
+//! Matrix products in f32, on the current rayon pool.
 //!
-//! Owns the one call into `gemm` and the checks that make it safe. Does not own tiling of
-//! attention ([`super::flash`]) or weights in other types ([`super::fused_linear`]).
+//! Owns the checks that make a product safe and the choice of who computes it: our own blocked
+//! kernels ([`super::blocked`]), or the `gemm` crate where there are few rows or columns, or no
+//! AVX2. Does not own attention ([`super::flash`]) or weights in other types
+//! ([`super::fused_linear`]).
 #![allow(unsafe_code)]
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::access::Access;
+use super::blocked::{blocked_product, suits};
+use super::isa::Isa;
 use super::parallel::threads;
 
 /// A matrix inside a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
@@ -31,6 +35,12 @@ impl Matrix<'_> {
         }
     }
 
+    /// Rows `first .. first + count`.
+    pub(super) fn rows_from(self, first: usize, count: usize) -> Self {
+        let data = self.data.get(first * self.row_stride..).unwrap_or_default();
+        Self { data, rows: count, ..self }
+    }
+
     fn check(&self) {
         let last = self.rows.saturating_sub(1) * self.row_stride
             + self.cols.saturating_sub(1) * self.col_stride;
@@ -46,6 +56,18 @@ pub(super) struct Destination {
     pub(super) row_stride: usize,
 }
 
+// SAFETY: a place to write to; who shares it between threads vouches that they write apart.
+unsafe impl Send for Destination {}
+// SAFETY: as above.
+unsafe impl Sync for Destination {}
+
+impl Destination {
+    /// The part that begins at a row and column, which must lie within the place.
+    pub(super) fn at(self, row: usize, column: usize) -> Self {
+        Self { start: self.start.wrapping_add(row * self.row_stride + column), ..self }
+    }
+}
+
 /// `out = scale * a b`, or `out += scale * a b` with `accumulate`.
 ///
 /// # Safety
@@ -59,9 +81,31 @@ pub(super) unsafe fn product(
     accumulate: bool,
     threads: usize,
 ) {
+    // SAFETY: passed on to the caller.
+    unsafe { product_on(Isa::detect(), out, a, b, scale, accumulate, threads) }
+}
+
+/// The same with the kernels of `isa`.
+///
+/// # Safety
+/// As [`product`].
+unsafe fn product_on(
+    isa: Isa,
+    out: Destination,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    scale: f32,
+    accumulate: bool,
+    threads: usize,
+) {
     assert_eq!(a.cols, b.rows, "inner sizes of a product differ");
     a.check();
     b.check();
+    if suits(isa, a.rows, b.cols) {
+        // SAFETY: the set is supported; the rest is passed on to the caller.
+        unsafe { blocked_product(isa, out, a, b, scale, accumulate, threads) };
+        return;
+    }
     let parallelism = match threads {
         0 | 1 => gemm::Parallelism::None,
         _ => gemm::Parallelism::Rayon(threads),
@@ -191,14 +235,55 @@ mod tests {
         Ok(())
     }
 
+    /// `a b^T` twice over, by the kernels of `isa` with `threads` threads.
+    fn product_twice(isa: Isa, a: &Tensor, b: &Tensor, threads: usize) -> Result<Vec<f32>> {
+        let (rows, cols) = (a.dim(0)?, b.dim(0)?);
+        let mut out = vec![f32::NAN; rows * cols];
+        let (left, right) = (Access::open(a), Access::open(b));
+        for accumulate in [false, true] {
+            let left = nth_matrix(a, left.f32()?, 0);
+            let right = nth_matrix(b, right.f32()?, 0).transposed();
+            let to = Destination { start: out.as_mut_ptr(), row_stride: cols };
+            // SAFETY: `out` is `[rows, cols]` and written by the first product.
+            unsafe { product_on(isa, to, left, right, 1.0, accumulate, threads) };
+        }
+        Ok(out)
+    }
+
     #[test]
-    fn is_the_same_on_one_thread_and_in_a_pool_run_to_run() -> Result<()> {
-        let (a, b) = (tensor(&[200, 130]), tensor(&[130, 150]));
+    fn instruction_sets_agree_at_any_size() -> Result<()> {
+        for (m, k, n) in [(8, 1, 16), (9, 200, 75), (37, 193, 33), (261, 20, 48), (25, 400, 131)] {
+            let (a, b) = (tensor(&[m, k]), tensor(&[n, k]));
+            let want = (a.matmul(&b.t()?)? * 2.0)?;
+            let size = want.abs()?.max_all()?.to_scalar::<f32>()?;
+            let runs = [Isa::Portable, Isa::Avx2, Isa::Avx512]
+                .map(|isa| product_twice(isa, &a, &b, 1).expect("product"));
+            for run in &runs {
+                let run = Tensor::from_slice(run, (m, n), &Device::Cpu)?;
+                assert!(gap(&run, &want) < 2e-6 * size, "{m} x {k} x {n}");
+            }
+            if Isa::Avx512.supported() {
+                assert_eq!(runs[1], runs[2], "{m} x {k} x {n}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_threads_or_on_the_other_rows() -> Result<()> {
+        let (a, b) = (tensor(&[200, 230]), tensor(&[150, 230]));
+        let isa = Isa::detect();
+        if isa == Isa::Portable {
+            return Ok(());
+        }
+        let once = product_twice(isa, &a, &b, 1)?;
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("pool");
-        let once = pool.install(|| matmul(&a, &b))?.to_vec2::<f32>()?;
-        let again = pool.install(|| matmul(&a, &b))?.to_vec2::<f32>()?;
-        assert_eq!(once, again);
-        assert!(gap(&Tensor::new(once, &Device::Cpu)?, &matmul(&a, &b)?) < 1e-4);
+        for threads in [2, 3, 8] {
+            let split = pool.install(|| product_twice(isa, &a, &b, threads))?;
+            assert!(once == split, "{threads} threads");
+        }
+        let part = product_twice(isa, &a.narrow(0, 31, 90)?, &b, 1)?;
+        assert!(once[31 * 150..][..90 * 150] == part[..]);
         Ok(())
     }
 }

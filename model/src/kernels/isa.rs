@@ -17,15 +17,24 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// The best set this processor has; found once per process.
+    /// The best set this processor has, or a lesser one that `DITMESH_ISA` names (`avx2`,
+    /// `portable`); found once per process.
     pub fn detect() -> Self {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
-            [Self::Avx512, Self::Avx2]
-                .into_iter()
-                .find(|isa| isa.supported())
-                .unwrap_or(Self::Portable)
+            let wanted = std::env::var("DITMESH_ISA").unwrap_or_default();
+            let sets = Self::up_to(&wanted);
+            sets.iter().copied().find(|isa| isa.supported()).unwrap_or(Self::Portable)
         })
+    }
+
+    /// The sets that may be used when `wanted` is asked for, best first; all for an unknown name.
+    fn up_to(wanted: &str) -> &'static [Self] {
+        match wanted {
+            "portable" => &[Self::Portable],
+            "avx2" => &[Self::Avx2],
+            _ => &[Self::Avx512, Self::Avx2],
+        }
     }
 
     /// Whether this processor can run code compiled for this set.
@@ -96,5 +105,12 @@ mod tests {
     #[test]
     fn the_portable_set_is_always_there() {
         assert!(Isa::Portable.supported() && Isa::detect().supported());
+    }
+
+    #[test]
+    fn a_lesser_set_can_be_asked_for_but_no_unknown_one() {
+        assert_eq!(Isa::up_to("portable"), [Isa::Portable]);
+        assert_eq!(Isa::up_to("avx2"), [Isa::Avx2]);
+        assert_eq!(Isa::up_to("sse9"), [Isa::Avx512, Isa::Avx2]);
     }
 }
