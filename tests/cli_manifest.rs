@@ -32,7 +32,7 @@ fn each_mistake_is_shown_where_it_is() {
             "cluster.toml:12:11",
             "ulysses_degree 2 would fit",
         ),
-        ("cfg_degree = 2", "ring_degree = 2", "cluster.toml:12:27", "runs only 1"),
+        ("cfg_degree = 2", "ring_degree = 4", "cluster.toml:12:11", "ring_degree 2 would fit"),
         ("\"built-in\"", "\"bult-in\"", "cluster.toml:11:9", "did you mean `built-in`?"),
         ("schema = 1", "schema = 2", "cluster.toml:1:10", "reads schema 1"),
         ("schema = 1", "schema = \"1\"", "cluster.toml:1:10", "expected a whole number"),

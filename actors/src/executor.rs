@@ -27,7 +27,7 @@ use ditmesh_model::forward::{CacheShape, ForwardInput, ForwardOutput, PartitionR
 use ditmesh_model::guidance;
 use ditmesh_model::phase::ForwardShape;
 use ditmesh_model::pipeline::LoadedParts;
-use ditmesh_model::rows::{RowSet, share};
+use ditmesh_model::rows::RowSet;
 use ditmesh_model::scheduler::Scheduler;
 use ditmesh_model::transformer::Activation;
 use ditmesh_transport::Transport;
@@ -274,7 +274,7 @@ impl Executor {
             blocks: self.plan.blocks(self.at.stage),
             batch: self.plan.batch(),
             tokens: self.plan.grid.tokens(),
-            heads: share(spec.heads, self.at.sp, self.plan.mesh.sequence()).len(),
+            heads: self.plan.heads(self.at),
         });
         let mut partition = PartitionRun::new(pass, spec, cache, &self.device, self.wait_limit)?;
         partition.keep_residuals(self.step_cache.is_some());

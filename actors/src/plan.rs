@@ -13,13 +13,14 @@ pub mod mesh;
 pub mod message;
 pub mod program;
 pub mod resolve;
+pub mod sequence;
 pub mod sync;
 
 use std::ops::Range;
 
 use ditmesh_model::conditioning::LatentGrid;
-use ditmesh_model::phase::{ForwardShape, Phase, phases};
-use ditmesh_model::rows::{PatchRange, RowSet, strips};
+use ditmesh_model::phase::{ForwardShape, Phase, Transfer, phases};
+use ditmesh_model::rows::{PatchRange, RowSet, share, strips};
 use ditmesh_model::spec::ModelSpec;
 use ditmesh_model::vae::phase::DecodeLayer;
 use ditmesh_transport::frame::Dtype;
@@ -135,6 +136,12 @@ impl Plan {
         RowSet::of_rank(strips, sp, self.mesh.sequence())
     }
 
+    /// Heads that the rank at `at` attends with.
+    pub fn heads(&self, at: Coordinates) -> usize {
+        let ulysses = self.mesh.degrees().ulysses_degree as usize;
+        share(self.model.heads, at.sp % ulysses, ulysses).len()
+    }
+
     /// The shape of a forward pass of the rank at `at` through `blocks`.
     pub fn forward_shape(
         &self,
@@ -146,8 +153,10 @@ impl Plan {
             batch: self.batch(),
             blocks,
             rows: (0..self.mesh.sequence()).map(|sp| self.rows(sp, patch)).collect(),
+            ulysses: self.mesh.degrees().ulysses_degree as usize,
             member: at.sp,
             tokens_per_row: self.grid.tokens_per_row(),
+            cached_tokens: self.needs_cache().then(|| self.grid.tokens()),
         }
     }
 
@@ -370,18 +379,24 @@ impl Plan {
         let group = self.mesh.sequence_group(at);
         let mut actions = Vec::new();
         for phase in phases(&self.forward_shape(at, patch, blocks), &self.model) {
-            let Phase::Exchange(exchange) = phase else {
-                actions.push(Action::Compute(phase));
-                continue;
+            let messages = |transfer: Transfer| {
+                let peers = transfer.pieces.into_iter().filter_map(|(member, shape)| {
+                    let message = Message::of_exchange(transfer.id, step, patch.strip(), shape);
+                    Some((*group.get(member)?, message))
+                });
+                peers.collect::<Vec<_>>()
             };
-            let with_peers = |shapes: Vec<Option<Vec<usize>>>| {
-                let message =
-                    move |shape| Message::of_exchange(exchange.id, step, patch.strip(), shape);
-                let pairs = group.clone().into_iter().zip(shapes);
-                pairs.filter_map(move |(peer, shape)| Some((peer, message(shape?))))
-            };
-            actions.extend(with_peers(exchange.send).map(|(peer, m)| Action::Send(peer, m)));
-            actions.extend(with_peers(exchange.receive).map(|(peer, m)| Action::Recv(peer, m)));
+            match phase {
+                Phase::Start(transfer) => {
+                    let sends = messages(transfer).into_iter();
+                    actions.extend(sends.map(|(peer, message)| Action::Send(peer, message)));
+                }
+                Phase::Wait(transfer) => {
+                    let receives = messages(transfer).into_iter();
+                    actions.extend(receives.map(|(peer, message)| Action::Recv(peer, message)));
+                }
+                phase => actions.push(Action::Compute(phase)),
+            }
         }
         actions
     }
@@ -391,10 +406,12 @@ impl Plan {
     /// # Errors
     /// When the degrees do not fit the model.
     pub fn widest(degrees: Degrees, model: &ModelSpec) -> Result<Self, PlanError> {
-        // One patch and enough rows: every rank owns some, so every edge is used.
+        // Enough rows: every rank owns some of every patch, so every edge is used. A ring that
+        // keeps keys and values talks to all its ranks, one that does not only to its neighbours.
         let multiple = (model.vae_scale_factor * model.patch_size) as u32;
         let edge = (model.sample_size * model.vae_scale_factor) as u32;
-        let rows = degrees.sequence_degree() as u32;
+        let patches = if degrees.ring_degree > 1 { 2 } else { 1 };
+        let rows = patches * degrees.sequence_degree() as u32;
         let decoders = degrees.world_size().min(vae::DECODE_RANKS_MAX);
         let decoders = (decoders * model.vae_scale_factor) as u32;
         let request = GenerateRequest {
@@ -403,7 +420,7 @@ impl Plan {
             height: Some(
                 edge.max(rows.saturating_mul(multiple)).max(decoders.next_multiple_of(multiple)),
             ),
-            num_pipeline_patch: Some(1),
+            num_pipeline_patch: Some(patches),
             step_cache: (model.blocks > 1).then(StepCache::default),
             vae_parallel: Some(true),
             ..GenerateRequest::default()

@@ -97,6 +97,16 @@ pub fn degrees(cfg: u32, pipefusion: u32, ulysses: u32) -> Degrees {
     }
 }
 
+/// `degrees` with a ring.
+pub fn ring(cfg: u32, pipefusion: u32, ulysses: u32, ring: u32) -> Degrees {
+    Degrees { ring_degree: ring, ..degrees(cfg, pipefusion, ulysses) }
+}
+
+/// Whether tests run their whole product rather than a covering set.
+pub fn full() -> bool {
+    std::env::var("DITMESH_TEST_SCALE").is_ok_and(|scale| scale == "full")
+}
+
 /// What a mesh gave.
 pub struct Outcome {
     pub output: Output,

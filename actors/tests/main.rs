@@ -9,6 +9,7 @@ mod oracle;
 mod parallel_vae;
 mod pipefusion;
 mod plans;
+mod random_meshes;
 mod replicas;
 mod staleness;
 mod step_cache;

@@ -1,9 +1,9 @@
 //! PipeFusion against its one-process oracle: any number of stages, patches and sync steps, with
 //! guidance branches and Ulysses on top; the result depends on patches and sync steps only.
 
-use ditmesh_actors::request::{FloatTensor, GenerateRequest};
+use ditmesh_actors::request::{Degrees, FloatTensor, GenerateRequest};
 
-use crate::harness::{Golden, degrees, relative, run};
+use crate::harness::{Golden, degrees, full, relative, ring, run};
 use crate::oracle;
 
 /// The oracle's latents for a golden case.
@@ -52,16 +52,15 @@ fn every_number_of_stages_equals_the_oracle_to_the_bit_of_each_other() {
 }
 
 #[test]
-fn products_with_cfg_and_ulysses_equal_the_oracle() {
+fn products_with_cfg_ulysses_and_ring_equal_the_oracle() {
     for (case, mesh, patches, sync_steps) in products() {
         let golden = Golden::load("sigma_8x8", case);
         let oracle = expected(&golden, patches, sync_steps);
-        let (cfg, stages, ulysses) = mesh;
         let request = request(&golden, 2, patches, sync_steps);
-        let outcome = run(&golden.dir, degrees(cfg, stages, ulysses), &request);
+        let outcome = run(&golden.dir, mesh, &request);
         let error = relative(outcome.latents(), &oracle);
-        println!("{case} {mesh:?} M {patches} w {sync_steps}: {error:.2e}");
-        assert!(error <= 1e-5, "{case} {mesh:?} M {patches} w {sync_steps}: {error:e}");
+        println!("{case} {mesh} M {patches} w {sync_steps}: {error:.2e}");
+        assert!(error <= 1e-5, "{case} {mesh} M {patches} w {sync_steps}: {error:e}");
     }
 }
 
@@ -74,10 +73,6 @@ fn one_stage_with_patches_equals_the_oracle() {
     assert!(error <= 1e-5, "{error:e}");
 }
 
-fn full() -> bool {
-    std::env::var("DITMESH_TEST_SCALE").is_ok_and(|scale| scale == "full")
-}
-
 /// Cases, patches, sync steps: all of {2,3,4,8} x {1,2} under `DITMESH_TEST_SCALE=full`.
 fn covering() -> Vec<(&'static str, usize, usize)> {
     let cases = ["square", "tall", "wide"];
@@ -88,18 +83,23 @@ fn covering() -> Vec<(&'static str, usize, usize)> {
     if full() { all.collect() } else { few.to_vec() }
 }
 
-type Product = (&'static str, (u32, u32, u32), usize, usize);
+type Product = (&'static str, Degrees, usize, usize);
 
 fn products() -> Vec<Product> {
     let meshes = [(2, 2, 1), (1, 2, 2), (2, 2, 2), (2, 4, 1), (1, 4, 2), (1, 2, 4)];
-    let few = [("tall", 4, 1), ("square", 8, 1), ("wide", 3, 2)];
-    let every = |mesh| covering().into_iter().map(move |(case, m, w)| (case, mesh, m, w));
+    let meshes = meshes.map(|(cfg, stages, ulysses)| degrees(cfg, stages, ulysses));
+    let rings =
+        [(1, 2, 1, 2), (1, 2, 2, 2), (2, 2, 1, 2), (1, 1, 1, 3), (2, 2, 2, 2), (1, 4, 2, 2)];
+    let rings = rings.map(|(cfg, stages, ulysses, rings)| ring(cfg, stages, ulysses, rings));
+    // A ring needs rows of each of its groups in some patch: 4 patches of 8 rows are not for 3.
+    let (few, low) =
+        ([("tall", 4, 1), ("square", 8, 1), ("wide", 3, 2)], [("tall", 2, 1), ("square", 3, 2)]);
     if full() {
-        return meshes.into_iter().flat_map(every).collect();
+        let every = |mesh| covering().into_iter().map(move |(case, m, w)| (case, mesh, m, w));
+        let fits = |&(_, mesh, m, _): &Product| mesh.ring_degree == 1 || m <= 3;
+        return meshes.into_iter().chain(rings).flat_map(every).filter(fits).collect();
     }
-    let pick = |(index, mesh)| {
-        let (case, m, w) = few[index % few.len()];
-        (case, mesh, m, w)
-    };
-    meshes.into_iter().enumerate().map(pick).collect()
+    let pick = |(mesh, &(case, m, w)): (Degrees, &(&'static str, usize, usize))| (case, mesh, m, w);
+    let with_rings = rings.into_iter().zip(low.iter().cycle()).map(pick);
+    meshes.into_iter().zip(few.iter().cycle()).map(pick).chain(with_rings).collect()
 }

@@ -10,7 +10,7 @@ use ditmesh_model::spec::{Family, ModelId, ModelSpec, TextStream};
 use ditmesh_model::vae::VaeSpec;
 use proptest::prelude::*;
 
-use crate::harness::degrees;
+use crate::harness::{degrees, ring};
 
 pub fn model(blocks: usize, heads: usize) -> ModelSpec {
     ModelSpec {
@@ -45,7 +45,7 @@ proptest! {
     fn every_plan_is_sound_and_computes_every_token_once(
         cfg in 1u32..=2,
         stages in 1u32..=4,
-        ulysses in 1u32..=4,
+        (ulysses, rings) in (1u32..=4, 1u32..=4),
         patches in 1u32..=9,
         (sync_steps, sync_every) in (1u32..=3, 0u32..=3),
         steps in 1u32..=5,
@@ -68,7 +68,12 @@ proptest! {
             },
             ..GenerateRequest::default()
         };
-        let plan = plan(&model, degrees(cfg, stages, ulysses), &request);
+        let degrees = ring(cfg, stages, ulysses, rings);
+        let Ok(run) = resolve::resolve(&request, &model, degrees) else {
+            prop_assert!(rings > 1 && ulysses * rings > rows / patches, "{degrees} refused");
+            return Ok(());
+        };
+        let plan = Plan::new(degrees, &model, &run).unwrap();
         check::check(&plan).unwrap();
         tokens_once(&plan);
     }
@@ -99,8 +104,10 @@ fn tokens_once(plan: &Plan) {
 #[test]
 fn no_run_needs_a_link_that_its_mesh_lacks() {
     let model = model(8, 8);
-    for (cfg, stages, ulysses) in [(1, 4, 4), (1, 8, 2), (2, 2, 4), (1, 2, 8), (2, 1, 3)] {
-        let degrees = degrees(cfg, stages, ulysses);
+    let exact = [(1, 4, 4, 1), (1, 8, 2, 1), (2, 2, 4, 1), (1, 2, 8, 1), (2, 1, 3, 1)];
+    let rings = [(1, 1, 1, 4), (1, 2, 1, 4), (2, 1, 2, 2), (1, 2, 2, 3), (1, 1, 4, 4)];
+    for (cfg, stages, ulysses, rings) in exact.into_iter().chain(rings) {
+        let degrees = ring(cfg, stages, ulysses, rings);
         let widest = Plan::widest(degrees, &model).unwrap();
         for (patches, rows) in [(1, 8), (2, 8), (4, 9), (8, 8), (8, 40)] {
             let request = GenerateRequest {
@@ -109,7 +116,11 @@ fn no_run_needs_a_link_that_its_mesh_lacks() {
                 step_cache: Some(StepCache::default()),
                 ..GenerateRequest::default()
             };
-            let plan = plan(&model, degrees, &request);
+            let Ok(run) = resolve::resolve(&request, &model, degrees) else {
+                assert!(rings > 1, "{degrees} with {patches} patches of {rows} rows");
+                continue;
+            };
+            let plan = Plan::new(degrees, &model, &run).unwrap();
             for member in 0..=plan.controller() {
                 let links = widest.peers(member);
                 let used = plan.peers(member);
@@ -129,6 +140,35 @@ fn ulysses_sends_what_the_formula_says() {
             let sent = bytes::sent_by_kind(&plan, rank);
             let total = sent[&MessageKind::UlyssesQkv] + sent[&MessageKind::UlyssesOut];
             assert_eq!(total, 3 * bytes::ulysses_step_bytes(&plan), "ulysses {u}, rank {rank}");
+        }
+    }
+}
+
+/// Ring, USP, and both under PipeFusion: what goes around is `2 (R-1)/S` maps per layer.
+#[test]
+fn sequence_methods_send_what_the_formulas_say() {
+    let model = model(4, 8);
+    let meshes = [(1, 1, 2), (1, 1, 4), (1, 2, 2), (1, 2, 4), (1, 4, 2), (2, 2, 2), (4, 1, 4)];
+    for (stages, ulysses, rings) in meshes {
+        for patches in [1, 2] {
+            let request = GenerateRequest {
+                height: Some(256),
+                num_inference_steps: 3,
+                num_pipeline_patch: Some(patches),
+                ..GenerateRequest::default()
+            };
+            let plan = plan(&model, ring(1, stages, ulysses, rings), &request);
+            for rank in 0..plan.mesh.world_size() {
+                let sent = bytes::sent_by_kind(&plan, rank);
+                let sum = |kinds: [MessageKind; 2]| -> u64 {
+                    kinds.iter().filter_map(|kind| sent.get(kind)).sum()
+                };
+                let around = sum([MessageKind::RingKv, MessageKind::RingFresh]);
+                assert_eq!(around, 3 * bytes::ring_step_bytes(&plan), "{}", plan.mesh.degrees());
+                let across = sum([MessageKind::UlyssesQkv, MessageKind::UlyssesOut]);
+                assert_eq!(across, 3 * bytes::ulysses_step_bytes(&plan), "{patches} patches");
+                assert_eq!(sent.contains_key(&MessageKind::RingFresh), patches > 1);
+            }
         }
     }
 }
@@ -178,13 +218,16 @@ fn what_cannot_be_done_is_refused_with_what_would_fit() {
     refuse(GenerateRequest { guidance_scale: f32::NAN, ..plain() }, one, "guidance_scale");
     refuse(GenerateRequest { guidance_scale: 1.0, ..plain() }, degrees(2, 1, 1), "cfg_degree");
     refuse(plain(), degrees(1, 5, 1), "4 blocks");
-    refuse(plain(), degrees(1, 1, 7), "6 attention heads");
+    let low = GenerateRequest { height: Some(64), ..plain() };
+    refuse(low, degrees(1, 1, 13), "4 token rows and 6 attention heads");
     refuse(plain(), degrees(3, 1, 1), "two branches");
     let low = GenerateRequest { height: Some(48), ..plain() };
-    refuse(low, degrees(1, 1, 4), "3 token rows");
+    refuse(low.clone(), ring(1, 1, 1, 4), "3 would fit");
+    let strips = GenerateRequest { num_pipeline_patch: Some(3), ..low };
+    refuse(strips, ring(1, 1, 1, 2), "3 token rows in 3 patches");
     let no_sync = GenerateRequest { sync_steps: 0, num_pipeline_patch: Some(4), ..plain() };
     refuse(no_sync, degrees(1, 2, 1), "sync_steps 0");
-    refuse(plain(), Degrees { ring_degree: 2, ..one }, "ring_degree");
+    refuse(plain(), ring(1, 1, 1, 257), "at most 256 ranks");
     let error = resolve::check_degrees(&model, degrees(2, 2, 1), 3).unwrap_err().to_string();
     assert!(error.contains("needs 4 devices, 3 are there"), "{error}");
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use candle_core::Tensor;
 
 use crate::error::ModelError;
-use crate::phase::{Exchange, Phase};
+use crate::phase::{Phase, Transfer};
 
 /// Names one exchange inside a forward pass; equal on all members of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +17,8 @@ pub struct ExchangeId {
     pub block: usize,
     /// Which exchange of that block.
     pub kind: ExchangeKind,
+    /// Round of the ring, else 0.
+    pub round: usize,
 }
 
 /// The exchanges a block can contain.
@@ -26,6 +28,10 @@ pub enum ExchangeKind {
     UlyssesQkv,
     /// Ulysses: attention output, scattered over tokens and gathered over heads.
     UlyssesOut,
+    /// Ring: keys and values on their way around.
+    RingKv,
+    /// Ring under PipeFusion: keys and values of the rows of one pass, to all.
+    RingFresh,
 }
 
 impl ExchangeKind {
@@ -34,41 +40,38 @@ impl ExchangeKind {
         match self {
             Self::UlyssesQkv => "ulysses_qkv",
             Self::UlyssesOut => "ulysses_out",
+            Self::RingKv => "ring_kv",
+            Self::RingFresh => "ring_fresh",
         }
     }
 }
 
 /// Moves tensors between the members of a sequence group while the compute thread goes on.
 pub trait Exchanger {
-    /// Starts sending `pieces[i]` to member `i`; the entry of this rank itself is `None`, as is
-    /// one for a member that gets nothing. Returns without waiting for the network.
+    /// Starts sending the pieces of `transfer`, in its order. Returns without waiting for the
+    /// network. One exchange may start in several parts, for different members.
     ///
     /// # Errors
-    /// When a peer is lost or the run was aborted.
-    fn start(&mut self, id: ExchangeId, pieces: Vec<Option<Tensor>>) -> Result<(), ModelError>;
+    /// When a piece is not of its shape, a peer is lost or the run was aborted.
+    fn start(&mut self, transfer: &Transfer, pieces: Vec<Tensor>) -> Result<(), ModelError>;
 
-    /// Waits for what the other members sent in exchange `id`: entry `i` came from member `i`, and
-    /// is `None` for this rank itself and for members that send nothing.
+    /// Waits for the pieces of `transfer`, in its order.
     ///
     /// # Errors
     /// When a peer is lost, the run was aborted or `deadline` has passed.
-    fn wait(
-        &mut self,
-        id: ExchangeId,
-        deadline: Instant,
-    ) -> Result<Vec<Option<Tensor>>, ModelError>;
+    fn wait(&mut self, transfer: &Transfer, deadline: Instant) -> Result<Vec<Tensor>, ModelError>;
 
-    /// Sends the frames of `exchange` without payload: the blocks it belongs to are not run.
+    /// Sends the frames of `transfer` without payload: the block it belongs to is not run.
     ///
     /// # Errors
     /// When a peer is lost or the run was aborted.
-    fn start_reused(&mut self, exchange: &Exchange) -> Result<(), ModelError>;
+    fn start_reused(&mut self, transfer: &Transfer) -> Result<(), ModelError>;
 
-    /// Waits for the frames of `exchange` that the other members send without payload.
+    /// Waits for the frames of `transfer` that the other members send without payload.
     ///
     /// # Errors
     /// When a frame has a payload, a peer is lost, the run was aborted or `deadline` has passed.
-    fn wait_reused(&mut self, exchange: &Exchange, deadline: Instant) -> Result<(), ModelError>;
+    fn wait_reused(&mut self, transfer: &Transfer, deadline: Instant) -> Result<(), ModelError>;
 
     /// Called before each phase of a forward pass: the place to notice an abort and to account for
     /// time.
@@ -83,20 +86,20 @@ pub trait Exchanger {
 pub struct Alone;
 
 impl Exchanger for Alone {
-    fn start(&mut self, id: ExchangeId, _: Vec<Option<Tensor>>) -> Result<(), ModelError> {
-        Err(ModelError::Exchange(format!("{id:?} on a rank without peers")))
+    fn start(&mut self, transfer: &Transfer, _: Vec<Tensor>) -> Result<(), ModelError> {
+        Err(ModelError::Exchange(format!("{:?} on a rank without peers", transfer.id)))
     }
 
-    fn wait(&mut self, id: ExchangeId, _: Instant) -> Result<Vec<Option<Tensor>>, ModelError> {
-        Err(ModelError::Exchange(format!("{id:?} on a rank without peers")))
+    fn wait(&mut self, transfer: &Transfer, _: Instant) -> Result<Vec<Tensor>, ModelError> {
+        Err(ModelError::Exchange(format!("{:?} on a rank without peers", transfer.id)))
     }
 
-    fn start_reused(&mut self, exchange: &Exchange) -> Result<(), ModelError> {
-        Err(ModelError::Exchange(format!("{:?} on a rank without peers", exchange.id)))
+    fn start_reused(&mut self, transfer: &Transfer) -> Result<(), ModelError> {
+        Err(ModelError::Exchange(format!("{:?} on a rank without peers", transfer.id)))
     }
 
-    fn wait_reused(&mut self, exchange: &Exchange, _: Instant) -> Result<(), ModelError> {
-        Err(ModelError::Exchange(format!("{:?} on a rank without peers", exchange.id)))
+    fn wait_reused(&mut self, transfer: &Transfer, _: Instant) -> Result<(), ModelError> {
+        Err(ModelError::Exchange(format!("{:?} on a rank without peers", transfer.id)))
     }
 
     fn proceed(&mut self, _: &Phase) -> Result<(), ModelError> {

@@ -30,6 +30,7 @@ pub mod rows;
 pub mod scheduler;
 pub mod spec;
 pub mod step_cache;
+pub mod strided;
 pub mod text;
 pub mod transformer;
 pub mod vae;

@@ -103,6 +103,12 @@ impl RowSet {
         self.0.iter().map(ExactSizeIterator::len).sum()
     }
 
+    /// The same ranges in tokens, `tokens_per_row` to a row.
+    pub fn token_ranges(&self, tokens_per_row: usize) -> Vec<Range<usize>> {
+        let scale = |range: &Range<usize>| range.start * tokens_per_row..range.end * tokens_per_row;
+        self.0.iter().map(scale).collect()
+    }
+
     /// Whether no row is in the set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

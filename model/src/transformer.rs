@@ -3,7 +3,7 @@
 //! Owns the two traits every family implements. A [`Transformer`] is a loaded partition (the
 //! weights of a contiguous range of blocks, shared and immutable); a [`ForwardPass`] is what one
 //! run keeps on top of it (projected text, cross-attention keys and values, timestep embedding).
-//! Self-attention itself is *not* here: between [`ForwardPass::project_qkv`] and
+//! Self-attention itself is *not* here: between [`ForwardPass::project_heads`] and
 //! [`ForwardPass::project_out`] the caller exchanges, caches and attends as its method demands.
 
 pub mod pixart;
@@ -77,7 +77,26 @@ pub trait ForwardPass: Send {
     /// When this partition does not hold block 0, or on a wrong shape.
     fn embed(&self, latents: &Tensor, rows: &RowSet) -> Result<Activation, ModelError>;
 
-    /// Norm, modulation and q,k,v projection of `block` (index in the whole model).
+    /// Norm and modulation before self-attention of `block` (index in the whole model).
+    ///
+    /// # Errors
+    /// When the block is not held here, or on a wrong shape.
+    fn modulate(&self, block: usize, x: &Activation) -> Result<Activation, ModelError>;
+
+    /// q,k,v projection of modulated hidden states for some heads of `block`: f32
+    /// `[B, n, heads, 3, head_dim]`, contiguous, so that heads can leave for the rank that attends
+    /// with them while the next are projected.
+    ///
+    /// # Errors
+    /// When the block is not held here, it has not these heads, or on a wrong shape.
+    fn project_heads(
+        &self,
+        block: usize,
+        modulated: &Activation,
+        heads: Range<usize>,
+    ) -> Result<Tensor, ModelError>;
+
+    /// Norm, modulation and q,k,v projection of `block` for all heads, as views.
     ///
     /// # Errors
     /// When the block is not held here, or on a wrong shape.

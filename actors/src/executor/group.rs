@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use candle_core::Tensor;
 use ditmesh_model::error::ModelError;
-use ditmesh_model::exchange::{ExchangeId, Exchanger};
-use ditmesh_model::phase::{Exchange, Phase};
+use ditmesh_model::exchange::Exchanger;
+use ditmesh_model::phase::{Phase, Transfer};
 
 use super::error::ExecuteError;
 use super::mailbag::Mailbag;
@@ -18,8 +18,6 @@ pub(super) struct Group<'a> {
     pub(super) ranks: Vec<usize>,
     pub(super) step: usize,
     pub(super) patch: Option<usize>,
-    /// The exchange that is under way, with the shapes the plan gives it.
-    current: Option<Exchange>,
     /// The error behind a [`ModelError::Exchange`], with its type kept.
     pub(super) error: Option<ExecuteError>,
 }
@@ -31,7 +29,7 @@ impl<'a> Group<'a> {
         step: usize,
         patch: Option<usize>,
     ) -> Self {
-        Self { bag, ranks, step, patch, current: None, error: None }
+        Self { bag, ranks, step, patch, error: None }
     }
 
     fn keep(&mut self, error: ExecuteError) -> ModelError {
@@ -40,22 +38,23 @@ impl<'a> Group<'a> {
         ModelError::Exchange(text)
     }
 
-    fn message(&self, id: ExchangeId, shape: Vec<usize>) -> Message {
-        Message::of_exchange(id, self.step, self.patch, shape)
-    }
-
     /// Ranks and messages of one side of an exchange.
-    fn frames(&self, id: ExchangeId, shapes: &[Option<Vec<usize>>]) -> Vec<(usize, Message)> {
-        let pairs = self.ranks.iter().zip(shapes);
-        pairs.filter_map(|(&rank, shape)| Some((rank, self.message(id, shape.clone()?)))).collect()
+    fn frames(&self, transfer: &Transfer) -> Result<Vec<(usize, Message)>, ModelError> {
+        let frame = |(member, shape): &(usize, Vec<usize>)| {
+            let shape = shape.clone();
+            let rank = self.ranks.get(*member).copied().ok_or_else(|| {
+                let members = self.ranks.len();
+                ModelError::Exchange(format!("member {member} is not in a group of {members}"))
+            })?;
+            Ok((rank, Message::of_exchange(transfer.id, self.step, self.patch, shape)))
+        };
+        transfer.pieces.iter().map(frame).collect()
     }
 }
 
 impl Exchanger for Group<'_> {
-    fn start(&mut self, id: ExchangeId, pieces: Vec<Option<Tensor>>) -> Result<(), ModelError> {
-        for (member, piece) in pieces.into_iter().enumerate() {
-            let (Some(piece), Some(&rank)) = (piece, self.ranks.get(member)) else { continue };
-            let message = self.message(id, piece.dims().to_vec());
+    fn start(&mut self, transfer: &Transfer, pieces: Vec<Tensor>) -> Result<(), ModelError> {
+        for ((rank, message), piece) in self.frames(transfer)?.into_iter().zip(pieces) {
             if let Err(error) = self.bag.send(rank, &message, &piece) {
                 return Err(self.keep(error));
             }
@@ -63,32 +62,19 @@ impl Exchanger for Group<'_> {
         Ok(())
     }
 
-    fn wait(
-        &mut self,
-        id: ExchangeId,
-        deadline: Instant,
-    ) -> Result<Vec<Option<Tensor>>, ModelError> {
-        let shapes = match self.current.take() {
-            Some(exchange) if exchange.id == id => exchange.receive,
-            _ => return Err(ModelError::Exchange(format!("{id:?} was not announced"))),
-        };
-        let mut pieces = Vec::with_capacity(shapes.len());
-        for (member, shape) in shapes.into_iter().enumerate() {
-            let (Some(shape), Some(&rank)) = (shape, self.ranks.get(member)) else {
-                pieces.push(None);
-                continue;
-            };
-            let message = self.message(id, shape);
+    fn wait(&mut self, transfer: &Transfer, deadline: Instant) -> Result<Vec<Tensor>, ModelError> {
+        let mut pieces = Vec::with_capacity(transfer.pieces.len());
+        for (rank, message) in self.frames(transfer)? {
             match self.bag.receive(rank, &message, deadline) {
-                Ok(piece) => pieces.push(Some(piece)),
+                Ok(piece) => pieces.push(piece),
                 Err(error) => return Err(self.keep(error)),
             }
         }
         Ok(pieces)
     }
 
-    fn start_reused(&mut self, exchange: &Exchange) -> Result<(), ModelError> {
-        for (rank, message) in self.frames(exchange.id, &exchange.send) {
+    fn start_reused(&mut self, transfer: &Transfer) -> Result<(), ModelError> {
+        for (rank, message) in self.frames(transfer)? {
             if let Err(error) = self.bag.send_reuse(rank, &message) {
                 return Err(self.keep(error));
             }
@@ -96,8 +82,8 @@ impl Exchanger for Group<'_> {
         Ok(())
     }
 
-    fn wait_reused(&mut self, exchange: &Exchange, deadline: Instant) -> Result<(), ModelError> {
-        for (rank, message) in self.frames(exchange.id, &exchange.receive) {
+    fn wait_reused(&mut self, transfer: &Transfer, deadline: Instant) -> Result<(), ModelError> {
+        for (rank, message) in self.frames(transfer)? {
             if let Err(error) = self.bag.receive_reuse(rank, &message, deadline) {
                 return Err(self.keep(error));
             }
@@ -107,9 +93,6 @@ impl Exchanger for Group<'_> {
 
     fn proceed(&mut self, phase: &Phase) -> Result<(), ModelError> {
         self.bag.clock.phase(phase);
-        if let Phase::Exchange(exchange) = phase {
-            self.current = Some(exchange.clone());
-        }
         match self.bag.check_abort() {
             Ok(()) => Ok(()),
             Err(error) => Err(self.keep(error)),

@@ -3,8 +3,9 @@
 //! Owns the byte order (little-endian, as every supported host) and the check that a frame is the
 //! message the plan says.
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use ditmesh_model::error::ModelError;
+use ditmesh_model::strided;
 use ditmesh_transport::Transport;
 use ditmesh_transport::frame::{Dtype, FrameMeta};
 use ditmesh_transport::ids::Epoch;
@@ -26,29 +27,35 @@ pub(crate) fn meta(message: &Message, epoch: Epoch) -> FrameMeta {
     }
 }
 
-/// Copies a CPU tensor into memory the transport can send.
+/// Copies a CPU tensor of any strides into memory the transport can send.
 pub(super) fn to_slice(tensor: &Tensor, transport: &dyn Transport) -> Result<Slice, ModelError> {
+    let len = tensor.elem_count() * tensor.dtype().size_in_bytes();
+    let mut region = transport.allocate(len);
+    let target = region
+        .bytes_mut()
+        .get_mut(..len)
+        .ok_or_else(|| ModelError::Invalid("the transport gave less memory than asked".into()))?;
+    if tensor.dtype() == DType::F32 {
+        let floats = bytemuck::try_cast_slice_mut(target).map_err(|error| {
+            ModelError::Invalid(format!("memory to send from is not aligned: {error}"))
+        })?;
+        strided::copy_into(tensor, floats)?;
+        return Ok(region.freeze(len));
+    }
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
     let bytes: &[u8] = match &*storage {
-        Storage::Cpu(CpuStorage::F32(data)) => data.get(range).map(bytemuck::cast_slice),
         Storage::Cpu(CpuStorage::F64(data)) => data.get(range).map(bytemuck::cast_slice),
         Storage::Cpu(CpuStorage::U8(data)) => data.get(range),
         _ => None,
     }
+    .filter(|bytes| bytes.len() == len)
     .ok_or_else(|| {
         ModelError::Invalid("only f32, f64 and u8 tensors in host memory travel".into())
     })?;
-    let mut region = transport.allocate(bytes.len());
-    region.bytes_mut().get_mut(..bytes.len()).map_or_else(
-        || Err(ModelError::Invalid("the transport gave less memory than asked".into())),
-        |target| {
-            target.copy_from_slice(bytes);
-            Ok(())
-        },
-    )?;
-    Ok(region.freeze(bytes.len()))
+    target.copy_from_slice(bytes);
+    Ok(region.freeze(len))
 }
 
 /// The received frame as a tensor, once it proves to be `message`.

@@ -29,9 +29,22 @@ pub fn latent_bytes(plan: &Plan) -> u64 {
     (grid.channels * grid.frames * grid.height * grid.width * size_of::<f32>()) as u64
 }
 
-/// What Ulysses sends per rank and step where heads and rows divide: `4 (U-1)/U^2 * A` per layer.
+/// What Ulysses sends per rank and step where heads, rows and blocks divide: per layer
+/// `4 (U-1)/(U S) * A`, which is `4 (U-1)/U^2 * A` without a ring.
 pub fn ulysses_step_bytes(plan: &Plan) -> u64 {
-    let u = plan.mesh.degrees().ulysses_degree as u64;
+    let (ulysses, sequence) = (plan.mesh.degrees().ulysses_degree, plan.mesh.sequence());
+    4 * u64::from(ulysses - 1) * layer_bytes(plan) / (u64::from(ulysses) * sequence as u64)
+}
+
+/// What the ring sends per rank and step where all divides: per layer `2 (R-1)/S * A`, which is
+/// `2 (R-1)/R * A` without Ulysses; with and without PipeFusion, whose passes send fresh rows only.
+pub fn ring_step_bytes(plan: &Plan) -> u64 {
+    let ring = u64::from(plan.mesh.degrees().ring_degree);
+    2 * (ring - 1) * layer_bytes(plan) / plan.mesh.sequence() as u64
+}
+
+/// One activation map for each layer of a stage.
+fn layer_bytes(plan: &Plan) -> u64 {
     let layers = (plan.model.blocks / plan.mesh.stages()) as u64;
-    4 * (u - 1) * activation_bytes(plan) * layers / (u * u)
+    activation_bytes(plan) * layers
 }

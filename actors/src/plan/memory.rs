@@ -34,8 +34,7 @@ pub fn cache_bytes(plan: &Plan, at: Coordinates) -> u64 {
     if !plan.needs_cache() {
         return 0;
     }
-    let heads = ditmesh_model::rows::share(plan.model.heads, at.sp, plan.mesh.sequence()).len();
-    let per_token = plan.batch() * heads * plan.model.head_dim * size_of::<f32>();
+    let per_token = plan.batch() * plan.heads(at) * plan.model.head_dim * size_of::<f32>();
     (2 * plan.blocks(at.stage).len() * plan.grid.tokens() * per_token) as u64
 }
 

@@ -42,6 +42,10 @@ pub enum MessageKind {
     UlyssesQkv,
     /// Ulysses: attention output.
     UlyssesOut,
+    /// Ring: keys and values on their way around.
+    RingKv,
+    /// Ring under PipeFusion: keys and values of the rows of one pass.
+    RingFresh,
     /// Latent rows to a rank that decodes them.
     BandLatents,
     /// Parallel VAE: sums of a group norm, f64.
@@ -54,7 +58,7 @@ pub enum MessageKind {
     PixelRows,
 }
 
-const KINDS: [MessageKind; 18] = [
+const KINDS: [MessageKind; 20] = [
     MessageKind::TextEmbeds,
     MessageKind::TextMask,
     MessageKind::InitialLatents,
@@ -68,6 +72,8 @@ const KINDS: [MessageKind; 18] = [
     MessageKind::Decision,
     MessageKind::UlyssesQkv,
     MessageKind::UlyssesOut,
+    MessageKind::RingKv,
+    MessageKind::RingFresh,
     MessageKind::BandLatents,
     MessageKind::BandMoments,
     MessageKind::BandHalo,
@@ -92,6 +98,8 @@ impl MessageKind {
             Self::Decision => "decision",
             Self::UlyssesQkv => "ulysses_qkv",
             Self::UlyssesOut => "ulysses_out",
+            Self::RingKv => "ring_kv",
+            Self::RingFresh => "ring_fresh",
             Self::BandLatents => "band_latents",
             Self::BandMoments => "band_moments",
             Self::BandHalo => "band_halo",
@@ -123,6 +131,8 @@ impl From<ExchangeKind> for MessageKind {
         match kind {
             ExchangeKind::UlyssesQkv => Self::UlyssesQkv,
             ExchangeKind::UlyssesOut => Self::UlyssesOut,
+            ExchangeKind::RingKv => Self::RingKv,
+            ExchangeKind::RingFresh => Self::RingFresh,
         }
     }
 }
@@ -148,6 +158,8 @@ pub struct Message {
     pub patch: u16,
     /// Block, for messages inside a forward pass.
     pub block: u16,
+    /// Round of the ring, for messages that go around.
+    pub round: u8,
     /// Shape of the payload.
     pub shape: Vec<usize>,
     /// Element type of the payload.
@@ -157,7 +169,7 @@ pub struct Message {
 impl Message {
     /// A message outside the denoising loop.
     pub fn once(kind: MessageKind, shape: Vec<usize>) -> Self {
-        Self { kind, step: 0, patch: PATCH_ALL, block: 0, shape, dtype: Dtype::F32 }
+        Self { kind, step: 0, patch: PATCH_ALL, block: 0, round: 0, shape, dtype: Dtype::F32 }
     }
 
     /// A message of one step and patch.
@@ -168,7 +180,7 @@ impl Message {
         shape: Vec<usize>,
     ) -> Self {
         let patch = patch.map_or(PATCH_ALL, |index| index as u16);
-        Self { kind, step: step as u16, patch, block: 0, shape, dtype: Dtype::F32 }
+        Self { kind, step: step as u16, patch, block: 0, round: 0, shape, dtype: Dtype::F32 }
     }
 
     /// A message of an exchange inside a forward pass.
@@ -178,7 +190,8 @@ impl Message {
         patch: Option<usize>,
         shape: Vec<usize>,
     ) -> Self {
-        Self { block: id.block as u16, ..Self::of_patch(id.kind.into(), step, patch, shape) }
+        let message = Self::of_patch(id.kind.into(), step, patch, shape);
+        Self { block: id.block as u16, round: id.round as u8, ..message }
     }
 
     /// A message inside a decoding in bands; `block` holds the layer.
@@ -208,7 +221,8 @@ impl Message {
     /// Its name on the wire, unique per run, sender and receiver.
     pub fn tag(&self) -> Tag {
         let kind = KINDS.iter().position(|&kind| kind == self.kind).unwrap_or(KINDS.len()) as u64;
-        Tag(kind << 48
+        Tag(kind << 56
+            | u64::from(self.round) << 48
             | u64::from(self.step) << 32
             | u64::from(self.patch) << 16
             | u64::from(self.block))
@@ -221,8 +235,12 @@ impl std::fmt::Display for Message {
         if self.patch != PATCH_ALL {
             write!(f, ", patch {}", self.patch)?;
         }
-        if matches!(self.kind, MessageKind::UlyssesQkv | MessageKind::UlyssesOut) {
+        use MessageKind::{RingFresh, RingKv, UlyssesOut, UlyssesQkv};
+        if matches!(self.kind, UlyssesQkv | UlyssesOut | RingKv | RingFresh) {
             write!(f, ", block {}", self.block)?;
+        }
+        if self.kind == RingKv {
+            write!(f, ", round {}", self.round)?;
         }
         write!(f, ", shape {:?}", self.shape)
     }

@@ -8,6 +8,7 @@ use ditmesh_model::rows::strips;
 use ditmesh_model::spec::ModelSpec;
 use thiserror::Error;
 
+use super::sequence::{self, RING_DEGREE_MAX};
 use crate::cost::device::DeviceProfile;
 use crate::cost::link::Links;
 use crate::parallel::step_cache;
@@ -191,17 +192,7 @@ pub fn check_run(run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> Result<(
         });
     }
     let rows = latent_grid(model, run.height, run.width).token_rows();
-    if degrees.sequence_degree() > rows {
-        return Err(PlanError::Degree {
-            degree: "ulysses_degree",
-            value: degrees.ulysses_degree,
-            why: format!(
-                "a picture of {} rows has {rows} token rows to deal; at most {rows} would fit",
-                run.height
-            ),
-        });
-    }
-    Ok(())
+    sequence::check(&strips(rows, run.num_pipeline_patch as usize), model.heads, degrees)
 }
 
 /// Checks degrees against a model and a number of devices.
@@ -226,17 +217,13 @@ pub fn check_degrees(model: &ModelSpec, degrees: Degrees, devices: usize) -> Res
         let why = "guidance has two branches; 1 or 2 would fit".into();
         return refuse("cfg_degree", degrees.cfg_degree, why);
     }
-    if degrees.ring_degree > 1 {
-        let why = "it is not available in this version; use 1".into();
+    if degrees.ring_degree > RING_DEGREE_MAX {
+        let why = format!("a ring has at most {RING_DEGREE_MAX} ranks");
         return refuse("ring_degree", degrees.ring_degree, why);
     }
     if degrees.pipefusion_degree as usize > model.blocks {
         let why = format!("the model has {0} blocks; at most {0} would fit", model.blocks);
         return refuse("pipefusion_degree", degrees.pipefusion_degree, why);
-    }
-    if degrees.ulysses_degree as usize > model.heads {
-        let why = format!("the model has {0} attention heads; at most {0} would fit", model.heads);
-        return refuse("ulysses_degree", degrees.ulysses_degree, why);
     }
     if degrees.world_size() > devices {
         return Err(PlanError::Value(format!(

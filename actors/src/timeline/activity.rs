@@ -54,7 +54,7 @@ pub(super) fn of_op(op: &Op) -> (Key, Activity) {
 pub(super) fn of_phase(phase: &Phase) -> (Key, Activity) {
     let key = Key { op: "forward", part: phase.name() };
     match phase {
-        Phase::Exchange(_) => (key, Activity::Serialise),
+        Phase::Start(_) | Phase::Wait(_) => (key, Activity::Serialise),
         _ => (key, Activity::Compute),
     }
 }
@@ -82,8 +82,10 @@ fn place(step: usize, patch: Patch) -> Where {
 /// Block of a phase.
 pub(super) fn place_of_phase(phase: &Phase) -> Where {
     let block = match phase {
-        Phase::ProjectQkv(block) | Phase::Attend(block) | Phase::ProjectOut(block) => *block,
-        Phase::Exchange(exchange) => exchange.id.block,
+        Phase::ProjectQkv(work) => work.block,
+        Phase::Attend(work) => work.block,
+        Phase::ProjectOut(block) => *block,
+        Phase::Start(transfer) | Phase::Wait(transfer) => transfer.id.block,
         _ => return Where::NOWHERE,
     };
     Where { block: block as u16, ..Where::NOWHERE }

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use super::{ForwardInput, ForwardOutput, PartitionRun};
 use crate::error::ModelError;
 use crate::exchange::Exchanger;
-use crate::phase::{Exchange, ForwardShape, Phase, phases};
+use crate::phase::{ForwardShape, Phase, phases};
 
 impl PartitionRun {
     /// The outcome of [`PartitionRun::forward`] with `residual`, f32 `[B, n, hidden]`, in place of
@@ -39,11 +39,15 @@ impl PartitionRun {
         }
         let phases: Vec<Phase> = phases(shape, &self.spec).collect();
         // All that leaves leaves at once: a skipped pass waits for its peers once, not per block.
-        for exchange in exchanges(&phases) {
-            exchanger.start_reused(exchange)?;
+        for phase in &phases {
+            if let Phase::Start(transfer) = phase {
+                exchanger.start_reused(transfer)?;
+            }
         }
-        for exchange in exchanges(&phases) {
-            exchanger.wait_reused(exchange, Instant::now() + self.wait_limit)?;
+        for phase in &phases {
+            if let Phase::Wait(transfer) = phase {
+                exchanger.wait_reused(transfer, Instant::now() + self.wait_limit)?;
+            }
         }
         match x {
             None => Ok(ForwardOutput::Nothing),
@@ -56,11 +60,4 @@ impl PartitionRun {
             Some(x) => Ok(ForwardOutput::Activation(x)),
         }
     }
-}
-
-fn exchanges(phases: &[Phase]) -> impl Iterator<Item = &Exchange> {
-    phases.iter().filter_map(|phase| match phase {
-        Phase::Exchange(exchange) => Some(exchange),
-        _ => None,
-    })
 }

@@ -104,13 +104,6 @@ fn degrees(args: &GenerateArgs) -> Result<Option<Degrees>, Failure> {
         ring_degree: args.ring_degree.unwrap_or(1),
         data_degree: args.data_degree.unwrap_or(1),
     };
-    if degrees.ring_degree > 1 {
-        return Err(Failure::usage(format!(
-            "--ring-degree is {}, and this version runs only 1; use --ulysses-degree or \
-             --pipefusion-degree for more devices",
-            degrees.ring_degree
-        )));
-    }
     Ok(Some(degrees))
 }
 
@@ -195,6 +188,5 @@ mod tests {
         manifest::validate::validate(&replicas).unwrap();
         let error = super::manifest(&args("--devices 3 --ulysses-degree 2")).unwrap_err();
         assert!(error.message.contains("make 2 devices, and --devices is 3"), "{}", error.message);
-        assert!(requests(&args("--ring-degree 2")).is_err());
     }
 }

@@ -74,10 +74,6 @@ fn degree_values(at: &str, degrees: Degrees) -> Result<(), Violation> {
             return Err(violation(format!("cfg_degree is {degree}, expected 1 or 2"))
                 .advise("guidance has two branches"));
         }
-        if name == "ring_degree" && degree > 1 {
-            return Err(violation(format!("{name} is {degree}, and this version runs only 1"))
-                .advise("use ulysses_degree or pipefusion_degree for more devices"));
-        }
     }
     Ok(())
 }
@@ -87,6 +83,7 @@ fn product(at: &str, degrees: Degrees, devices: usize) -> Result<(), Violation> 
         ("cfg_degree", degrees.cfg_degree),
         ("pipefusion_degree", degrees.pipefusion_degree),
         ("ulysses_degree", degrees.ulysses_degree),
+        ("ring_degree", degrees.ring_degree),
         ("data_degree", degrees.data_degree),
     ];
     let needed =
@@ -111,7 +108,7 @@ fn product(at: &str, degrees: Degrees, devices: usize) -> Result<(), Violation> 
 /// The degrees cut down, replicas first and guidance last, until they fit.
 fn fitting<const N: usize>(mut named: [(&str, u32); N], devices: usize) -> [(&str, u32); N] {
     let mut left = devices.max(1);
-    for slot in [0, 2, 1, 3] {
+    for slot in [0, 2, 3, 1, 4] {
         if let Some((_, degree)) = named.get_mut(slot) {
             let kept = (*degree as usize).min(left);
             left /= kept;

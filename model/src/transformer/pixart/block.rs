@@ -3,6 +3,8 @@
 //! Owns `BasicTransformerBlock` with `ada_norm_single` as diffusers has it: there is no norm before
 //! cross-attention and its result has no gate. Does not attend to image tokens itself.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::config::PixArtConfig;
@@ -13,7 +15,6 @@ use crate::checkpoint::{CheckpointError, Weights};
 use crate::error::ModelError;
 use crate::kernels::{Epilogue, layer_norm_modulate};
 use crate::linear::Linear;
-use crate::transformer::Qkv;
 
 /// Rows of a modulation table, in the order of the checkpoint.
 const SHIFT_MSA: usize = 0;
@@ -28,6 +29,7 @@ const GATE_MLP: usize = 5;
 pub(super) struct Block {
     /// f32 `[6, hidden]`.
     table: Tensor,
+    /// Head by head, q, k and v of each.
     qkv: Linear,
     attention_out: Linear,
     cross_q: Linear,
@@ -55,12 +57,12 @@ impl Block {
         device: &Device,
     ) -> Result<Self, CheckpointError> {
         let (hidden, prefix) = (config.hidden(), block_prefix(index));
-        let projections = |attention: &str, parts: &[&str]| {
+        let projections = |attention: &str, parts: &[&str], runs: usize| {
             let names: Vec<_> =
                 parts.iter().map(|part| format!("{prefix}.{attention}.{part}")).collect();
             let names: Vec<_> = names.iter().map(String::as_str).collect();
             let bias = config.attention_bias;
-            Linear::load_stacked(weights, &names, hidden, hidden, bias, dtype, device)
+            Linear::load_interleaved(weights, &names, [hidden; 2], runs, bias, dtype, device)
         };
         let linear = |part: &str, input: usize, output: usize| {
             Linear::load(weights, &format!("{prefix}.{part}"), input, output, true, dtype, device)
@@ -68,10 +70,10 @@ impl Block {
         let table = format!("{prefix}.scale_shift_table");
         Ok(Self {
             table: weights.get(&table, &[6, hidden], DType::F32, device)?,
-            qkv: projections("attn1", &["to_q", "to_k", "to_v"])?,
+            qkv: projections("attn1", &["to_q", "to_k", "to_v"], config.num_attention_heads)?,
             attention_out: linear("attn1.to_out.0", hidden, hidden)?,
-            cross_q: projections("attn2", &["to_q"])?,
-            cross_kv: projections("attn2", &["to_k", "to_v"])?,
+            cross_q: projections("attn2", &["to_q"], 1)?,
+            cross_kv: projections("attn2", &["to_k", "to_v"], 1)?,
             cross_out: linear("attn2.to_out.0", hidden, hidden)?,
             widen: linear("ff.net.0.proj", hidden, 4 * hidden)?,
             narrow: linear("ff.net.2", 4 * hidden, hidden)?,
@@ -92,16 +94,30 @@ impl Block {
         Ok(TextKv { keys: self.part(&both, 2, 0)?, values: self.part(&both, 2, 1)? })
     }
 
-    /// Norm, modulation, projection: `x` f32 `[B, n, hidden]`.
-    pub(super) fn project_qkv(&self, x: &Tensor, modulation: &Tensor) -> Result<Qkv, ModelError> {
+    /// Norm and modulation before self-attention: `x` f32 `[B, n, hidden]`.
+    pub(super) fn modulate(&self, x: &Tensor, modulation: &Tensor) -> Result<Tensor, ModelError> {
         let (shift, scale) = (modulation.get(SHIFT_MSA)?, modulation.get(SCALE_MSA)?);
-        let all = self.qkv.forward(&layer_norm_modulate(x, &shift, &scale, self.eps)?)?;
-        Ok(Qkv {
-            q: self.part(&all, 3, 0)?,
-            k: self.part(&all, 3, 1)?,
-            v: self.part(&all, 3, 2)?,
-            text: None,
-        })
+        Ok(layer_norm_modulate(x, &shift, &scale, self.eps)?)
+    }
+
+    /// Queries, keys and values of `heads`, f32 `[B, n, heads, 3, head_dim]`: the weights lie head
+    /// by head, so any run of heads is one product whose result is laid out as it travels.
+    pub(super) fn project_heads(
+        &self,
+        modulated: &Tensor,
+        heads: Range<usize>,
+    ) -> Result<Tensor, ModelError> {
+        if heads.end > self.heads {
+            return Err(ModelError::Invalid(format!(
+                "heads {heads:?} are not in a block of {} heads",
+                self.heads
+            )));
+        }
+        let (batch, tokens, _) = modulated.dims3()?;
+        let of_head = 3 * self.head_dim;
+        let rows = heads.start * of_head..heads.end * of_head;
+        let all = self.qkv.forward_rows(modulated, rows)?;
+        Ok(all.reshape((batch, tokens, heads.len(), 3, self.head_dim))?)
     }
 
     /// Part `index` of a product of `parts` stacked projections, as a view

@@ -2,6 +2,7 @@
 //!
 //! Owns the checks of every call's shapes. The arithmetic is the partition's.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -158,9 +159,27 @@ impl ForwardPass for PixArtForwardPass {
         Ok(x)
     }
 
-    fn project_qkv(&self, block: usize, x: &Activation) -> Result<Qkv, ModelError> {
+    fn modulate(&self, block: usize, x: &Activation) -> Result<Activation, ModelError> {
         let (weights, _, modulation) = self.block(block)?;
-        weights.project_qkv(self.image(x, None)?, modulation)
+        let image = weights.modulate(self.image(x, None)?, modulation)?;
+        Ok(Activation { image, text: None })
+    }
+
+    fn project_heads(
+        &self,
+        block: usize,
+        modulated: &Activation,
+        heads: Range<usize>,
+    ) -> Result<Tensor, ModelError> {
+        let (weights, ..) = self.block(block)?;
+        weights.project_heads(self.image(modulated, None)?, heads)
+    }
+
+    fn project_qkv(&self, block: usize, x: &Activation) -> Result<Qkv, ModelError> {
+        let modulated = self.modulate(block, x)?;
+        let all = self.project_heads(block, &modulated, 0..self.partition.spec.heads)?;
+        let part = |index| all.narrow(3, index, 1)?.squeeze(3);
+        Ok(Qkv { q: part(0)?, k: part(1)?, v: part(2)?, text: None })
     }
 
     fn project_out(
