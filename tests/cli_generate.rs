@@ -76,6 +76,9 @@ fn a_picture_carries_its_recipe_and_the_report_says_who_did_what() {
     assert!(recipe.latents_given && recipe.prompt_embeds_given && recipe.model_id.is_some());
     let report = std::fs::read(folder.path().join("r.json")).unwrap();
     let report: Value = serde_json::from_slice(&report).unwrap();
+    let changes = report["pictures"][0]["report"]["kv_change"].as_array().unwrap();
+    assert_eq!(changes.len(), 8, "one for each step");
+    assert!(changes[0].is_null() && changes[1..].iter().all(|change| change.as_f64() > Some(0.0)));
     let ranks = report["pictures"][0]["report"]["ranks"].as_array().unwrap();
     assert_eq!(ranks.len(), 4);
     for rank in ranks {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use ditmesh::likeness::{psnr, ssim};
 use ditmesh::{GenerateRequest, RgbImage};
 
-use crate::Failure;
 use crate::draw::Work;
 use crate::settings::Setting;
+use crate::{Failure, PROMPTS_DEFAULT};
 
 /// Figures of one setting.
 pub(crate) struct Row {
@@ -145,6 +145,10 @@ pub(crate) fn page(rows: &[Row], left_out: &[String], prompts: usize, took: Dura
         date(),
         rows.len(),
     );
+    if prompts < PROMPTS_DEFAULT {
+        let _ =
+            writeln!(text, "A sample: the command draws {PROMPTS_DEFAULT} prompts unless told.");
+    }
     text
 }
 
