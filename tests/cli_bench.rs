@@ -40,6 +40,7 @@ fn scaling_on_processes_measures_what_was_agreed() {
         let parts = ["compute_s", "wait_s", "send_s", "serialise_s", "overhead_s"];
         let sum: f64 = ops.iter().flat_map(|op| parts.map(|part| seconds(op, part))).sum();
         let wall = rank["wall_s"].as_f64().unwrap();
+        let sum = sum + rank["elsewhere_s"].as_f64().unwrap();
         assert!((sum - wall).abs() < 0.01 * wall, "{sum} of {wall} s");
     }
     assert!(ended.stderr.contains("torch is not measured"), "{}", ended.stderr);
@@ -53,6 +54,23 @@ fn scaling_in_one_process_prints_a_table() {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
     assert!(!text.contains("cfg2"), "{text}");
+}
+
+#[test]
+fn orchestration_is_measured_on_every_mesh() {
+    let small = "bench overhead --hidden 48 --heads 4 --blocks 2 --latent 8 --steps 2 --json";
+    for transport in ["quic", "in-process"] {
+        let args = small.split_whitespace().chain(["--transport", transport]);
+        let ended = run(&args.map(str::to_owned).collect::<Vec<_>>());
+        let report: Value = serde_json::from_str(ended.done()).unwrap();
+        assert!(report["t1_s"].as_f64().unwrap() > 0.0);
+        let meshes = report["meshes"].as_array().unwrap();
+        assert!(meshes.len() >= 3, "{report:#}");
+        for mesh in meshes {
+            // Nothing takes no time.
+            assert!(mesh["orchestration_s"].as_f64().unwrap() > 0.0, "{report:#}");
+        }
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod error;
 mod group;
 mod latents;
 pub mod mailbag;
+mod resident;
 mod spans;
 mod staleness;
 mod step_cache;
@@ -499,6 +500,7 @@ impl Executor {
             foreign_units: 0,
             kv_change: kv_change.unwrap_or_default(),
             decisions: self.step_cache.map(CacheRun::decisions).unwrap_or_default(),
+            peak_memory_bytes: resident::peak_bytes(),
             compute_seconds: sum(|op| op.compute_s),
             wait_seconds: sum(|op| op.wait_s),
             time: traffic.time,

@@ -439,6 +439,9 @@ pub struct RankReport {
     pub kv_change: Vec<Option<f64>>,
     /// What the step cache decided, on the rank that decides.
     pub decisions: Vec<StepDecision>,
+    /// Most bytes that the process of this rank has had resident so far, loading included (of all
+    /// ranks when they share a process); 0 where the system does not tell.
+    pub peak_memory_bytes: u64,
     /// Seconds computing: the sum over the operations of `time`.
     pub compute_seconds: f64,
     /// Seconds waiting for frames: likewise.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::tracking::{Held, tracked};
 use candle_core::{DType, Device, Tensor};
 use ditmesh_actors::checkpoint::{Checkpoint, CheckpointStore};
 use ditmesh_actors::controller::{self, Inputs};
@@ -112,6 +113,17 @@ pub struct Outcome {
     pub output: Output,
     pub ranks: Vec<RankReport>,
     pub checkpoint: Option<Checkpoint>,
+    /// Memory of each rank's thread.
+    pub held: Vec<RankHeld>,
+}
+
+/// What the thread of a rank held.
+#[derive(Clone, Copy, Debug)]
+pub struct RankHeld {
+    /// When its weights were loaded.
+    pub loaded: Held,
+    /// After the run, weights still there.
+    pub end: Held,
 }
 
 impl Outcome {
@@ -171,7 +183,9 @@ pub fn run_adapted(
         .map(|rank| {
             let (plan, dir, adapt) = (Arc::clone(&plan), dir.to_owned(), Arc::clone(&adapt));
             let transport = Arc::clone(&transports[rank]);
-            std::thread::spawn(move || rank_thread(&plan, rank, (&dir, &adapt), transport))
+            std::thread::spawn(move || {
+                tracked(|held| rank_thread(&plan, rank, (&dir, &adapt), transport, held))
+            })
         })
         .collect();
     let store = Arc::new(CheckpointStore::default());
@@ -184,10 +198,10 @@ pub fn run_adapted(
     let transport = transports[plan.controller()].as_ref();
     let work = controller::run(&plan, transport, RunId(7), Epoch(1), &inputs, limit);
     let output = runtime.block_on(work).unwrap();
-    let ranks = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+    let (ranks, held) = ranks.into_iter().map(|rank| rank.join().unwrap()).unzip();
     transports.iter().for_each(|transport| transport.close("the test is over"));
     fabrics.iter().for_each(|fabric| fabric.close());
-    Outcome { output, ranks, checkpoint: store.newest() }
+    Outcome { output, ranks, checkpoint: store.newest(), held }
 }
 
 fn rank_thread(
@@ -195,7 +209,8 @@ fn rank_thread(
     rank: usize,
     (dir, adapt): (&Path, &Adapt),
     transport: Arc<dyn Transport>,
-) -> RankReport {
+    held: &dyn Fn() -> Held,
+) -> (RankReport, RankHeld) {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
     let _pool = pool.build().unwrap();
     let at = DeviceMesh::new(plan.mesh.degrees()).coordinates(rank);
@@ -206,20 +221,23 @@ fn rank_thread(
     };
     let mut parts = LoadedParts::load(dir, DType::F32, &parts, &Device::Cpu).unwrap();
     adapt(&mut parts);
-    execute(Assignment {
+    let parts = Arc::new(parts);
+    let loaded = held();
+    let report = execute(Assignment {
         plan: Arc::clone(plan),
         rank,
         run: RunId(7),
         epoch: Epoch(1),
         transport,
-        parts: Arc::new(parts),
+        parts: Arc::clone(&parts),
         device: Device::Cpu,
         abort: Arc::new(AbortFlag::default()),
         wait_limit: Duration::from_secs(60),
         traceparent: None,
         progress: Box::new(|_| {}),
     })
-    .unwrap()
+    .unwrap();
+    (report, RankHeld { loaded, end: held() })
 }
 
 async fn form(plan: &Plan, fabrics: &[Arc<dyn Fabric>]) -> Vec<Arc<dyn Transport>> {

@@ -4,6 +4,8 @@
 mod engine;
 mod harness;
 mod interleave;
+#[cfg(feature = "builtin")]
+mod memory;
 mod meshes;
 mod oracle;
 mod parallel_vae;
@@ -16,3 +18,4 @@ mod step_cache;
 mod sync_every;
 mod text_once;
 mod timeline;
+mod tracking;

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 
-pub(crate) use bench::{BenchArgs, BenchCommand, DeviceArgs, ScalingArgs, SizeArgs, TransportArg};
+pub(crate) use bench::{
+    BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, ScalingArgs, SizeArgs, TransportArg,
+};
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};
 
 use super::outcome::EXIT_CODES;

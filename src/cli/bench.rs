@@ -8,6 +8,7 @@ mod bed;
 mod cores;
 mod device;
 pub(crate) mod method;
+mod overhead;
 mod random_model;
 mod scaling;
 mod statistics;
@@ -21,6 +22,7 @@ use super::terminal::Terminal;
 pub(crate) fn run(command: &BenchCommand, terminal: &Terminal) -> Result<(), Failure> {
     match command {
         BenchCommand::Device(args) => device::run(args, terminal),
+        BenchCommand::Overhead(args) => overhead::run(args, terminal),
         BenchCommand::Scaling(args) => scaling::run(args, terminal),
     }
 }

@@ -5,9 +5,10 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use super::CheckpointError;
 
@@ -33,6 +34,19 @@ impl Mapping {
     /// Where the file is.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Lets go of the pages of `range`, which count as memory of this process until then; reading
+    /// them again brings them back. Best effort: where it fails they stay.
+    pub(super) fn release(&self, range: Range<usize>) {
+        // SAFETY: the map is shared with the file and never written, so that pages that are
+        // dropped come back with the same content when they are touched.
+        let done = unsafe {
+            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+        if let Err(error) = done {
+            tracing::debug!(path = %self.path.display(), %error, "mapped pages stay");
+        }
     }
 
     /// The whole file.

@@ -140,6 +140,8 @@ impl Weights {
                 source: Box::new(source),
             })?;
         self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        // It was copied; a partition of gigabytes is not to be in memory twice.
+        file.release(entry.range.clone());
         Ok(tensor)
     }
 

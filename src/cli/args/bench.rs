@@ -19,6 +19,8 @@ pub(crate) struct BenchArgs {
 pub(crate) enum BenchCommand {
     /// One rank against two, for each parallel method, and what keeps them from being twice as fast
     Scaling(ScalingArgs),
+    /// What a step costs beside computing and moving bytes
+    Overhead(OverheadArgs),
     /// What a device sustains; kept for `plan`, `generate` and `up`
     Device(DeviceArgs),
 }
@@ -86,6 +88,24 @@ pub(crate) struct ScalingArgs {
     /// A Python that has torch, to be measured beside; without torch that part is left out
     #[arg(long, value_name = "PROGRAM", default_value = "python3", value_hint = ValueHint::CommandName)]
     pub(crate) python: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
+
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+}
+
+/// `bench overhead`.
+#[derive(Debug, Args)]
+pub(crate) struct OverheadArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Steps of each run without computing
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = counted(1000))]
+    pub(crate) steps: u32,
 
     #[command(flatten)]
     pub(crate) size: SizeArgs,

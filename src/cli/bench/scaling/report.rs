@@ -120,6 +120,8 @@ pub(super) struct RankBreakdown {
     pub(super) rank: u32,
     /// Seconds of the whole run.
     pub(super) wall_s: f64,
+    /// Seconds between operations.
+    pub(super) elsewhere_s: f64,
     /// By operation, seconds of the whole run.
     pub(super) ops: Vec<OpTime>,
 }
@@ -226,6 +228,7 @@ fn breakdown(round: &Round) -> BTreeMap<&'static str, Vec<RankBreakdown>> {
         let ranks = run.ranks.iter().map(|rank| RankBreakdown {
             rank: rank.rank,
             wall_s: rank.time.wall_s,
+            elsewhere_s: rank.time.elsewhere_s,
             ops: rank.time.ops.clone(),
         });
         ranks.collect()

@@ -59,7 +59,12 @@ fn breakdown(rank: &RankBreakdown) -> String {
     let share = |seconds: f64| 100.0 * seconds / rank.wall_s.max(f64::MIN_POSITIVE);
     let mut ops: Vec<_> = rank.ops.iter().collect();
     ops.sort_by(|a, b| b.total_s().total_cmp(&a.total_s()));
-    let mut text = format!("  rank {}, {:.3} s\n", rank.rank, rank.wall_s);
+    let mut text = format!(
+        "  rank {}, {:.3} s, {:.2} % of them between operations\n",
+        rank.rank,
+        rank.wall_s,
+        share(rank.elsewhere_s)
+    );
     let _ = writeln!(
         text,
         "    {:28} {:>9} {:>8} {:>8} {:>10} {:>9}",
