@@ -140,6 +140,13 @@ fn a_collector_that_is_gone_costs_one_warning() {
     assert!(output.status.success(), "{output:?}");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(stderr.matches("spans are lost").count(), 1, "{stderr}");
+    // One that listens and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let output = generate(folder.path(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]);
+    assert!(output.status.success(), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.matches("spans are lost").count(), 1, "{stderr}");
     let output = generate(folder.path(), &[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://example.org")]);
     assert!(output.status.success(), "{output:?}");
     let stderr = String::from_utf8(output.stderr).unwrap();

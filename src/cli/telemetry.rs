@@ -41,6 +41,7 @@ pub(crate) struct Telemetry {
     provider: Option<SdkTracerProvider>,
     /// Why there is none although one was asked for.
     failure: Option<String>,
+    losses: http::Losses,
 }
 
 impl Telemetry {
@@ -55,16 +56,21 @@ impl Telemetry {
                     let url = format!("{}{TRACES_PATH}", base.trim_end_matches('/'));
                     (url.clone(), Some(url))
                 }
-                None => return Self { provider: None, failure: None },
+                None => return Self::none(),
             },
         };
         if set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Self { provider: None, failure: None };
+            return Self::none();
         }
-        match start(&url, explicit, role(command)) {
-            Ok(provider) => Self { provider: Some(provider), failure: None },
-            Err(failure) => Self { provider: None, failure: Some(failure) },
+        let losses = http::Losses::default();
+        match start(&url, explicit, role(command), losses.clone()) {
+            Ok(provider) => Self { provider: Some(provider), failure: None, losses },
+            Err(failure) => Self { failure: Some(failure), ..Self::none() },
         }
+    }
+
+    fn none() -> Self {
+        Self { provider: None, failure: None, losses: http::Losses::default() }
     }
 
     /// Takes the spans of ditmesh; nothing when nobody asked for traces.
@@ -90,9 +96,10 @@ impl Telemetry {
 
     /// Exports what is left, within a deadline.
     pub(crate) fn end(self) {
-        if let Some(provider) = self.provider {
-            // What could not be exported has been warned of.
-            let _ = provider.shutdown_with_timeout(FLUSH_DEADLINE);
+        if let Some(provider) = self.provider
+            && let Err(error) = provider.shutdown_with_timeout(FLUSH_DEADLINE)
+        {
+            self.losses.warn(&error);
         }
     }
 }
@@ -119,6 +126,7 @@ fn start(
     url: &str,
     explicit: Option<String>,
     role: &'static str,
+    losses: http::Losses,
 ) -> Result<SdkTracerProvider, String> {
     if !url.starts_with("http://") {
         return Err("the OTLP endpoint is not http://; send to a collector nearby, which passes \
@@ -129,7 +137,7 @@ fn start(
         .with_http()
         .with_protocol(Protocol::HttpBinary)
         .with_timeout(EXPORT_DEADLINE)
-        .with_http_client(http::Client::new(EXPORT_DEADLINE));
+        .with_http_client(http::Client::new(EXPORT_DEADLINE, losses));
     if let Some(url) = explicit {
         exporter = exporter.with_endpoint(url);
     }

@@ -1,5 +1,6 @@
 //! One HTTP request of the exporter: blocking, on the exporter's own thread.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,13 +14,29 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Client {
     agent: ureq::Agent,
-    /// A failure was warned of; later ones are not.
-    warned: AtomicBool,
+    losses: Losses,
+}
+
+/// Warns of lost spans, once in the life of the process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Losses {
+    warned: Arc<AtomicBool>,
+}
+
+impl Losses {
+    /// Spans are lost because of `cause`.
+    pub(super) fn warn(&self, cause: &dyn std::fmt::Display) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "spans are lost: the OpenTelemetry collector does not take them: {cause}"
+            );
+        }
+    }
 }
 
 impl Client {
     /// A client whose requests end within `deadline`.
-    pub(super) fn new(deadline: Duration) -> Self {
+    pub(super) fn new(deadline: Duration, losses: Losses) -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(deadline))
             .http_status_as_error(false)
@@ -27,7 +44,7 @@ impl Client {
             // Spans go where the user said and nowhere else.
             .proxy(None)
             .build();
-        Self { agent: config.into(), warned: AtomicBool::new(false) }
+        Self { agent: config.into(), losses }
     }
 
     fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ureq::Error> {
@@ -35,14 +52,6 @@ impl Client {
         let (head, mut body) = response.into_parts();
         let body = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
         Ok(Response::from_parts(head, body.into()))
-    }
-
-    fn warn(&self, cause: &dyn std::fmt::Display) {
-        if !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "spans are lost: the OpenTelemetry collector does not take them: {cause}"
-            );
-        }
     }
 }
 
@@ -52,12 +61,12 @@ impl HttpClient for Client {
         match self.send(request) {
             Ok(response) => {
                 if !response.status().is_success() {
-                    self.warn(&response.status());
+                    self.losses.warn(&response.status());
                 }
                 Ok(response)
             }
             Err(error) => {
-                self.warn(&error);
+                self.losses.warn(&error);
                 Err(error.into())
             }
         }
