@@ -1,3 +1,5 @@
+//! The order of phases, and what each exchange carries.
+
 use std::collections::HashMap;
 
 use super::*;
