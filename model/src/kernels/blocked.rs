@@ -56,7 +56,7 @@ pub(super) unsafe fn blocked_product(
     let size = |all: usize, parts: usize, grain: usize| all.div_ceil(parts).next_multiple_of(grain);
     let (tall, wide) = (size(a.rows, down, ROW_GRAIN), size(b.cols, across, COLUMN_GRAIN));
     let (down, across) = (a.rows.div_ceil(tall), b.cols.div_ceil(wide));
-    for_each_with(down * across, Vec::new, |memory, part| {
+    for_each_with(down * across, Memory::new, |memory, part| {
         let (row, column) = (part / across * tall, part % across * wide);
         let a = a.rows_from(row, tall.min(a.rows - row));
         let b = b.transposed().rows_from(column, wide.min(b.cols - column)).transposed();

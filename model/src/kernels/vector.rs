@@ -85,7 +85,10 @@ mod x86 {
     use super::Vector;
 
     macro_rules! vector {
-        ($type:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $fma:ident) => {
+        (
+            $type:ty, $lanes:literal,
+            $splat:ident, $load:ident, $store:ident, $add:ident, $fma:ident
+        ) => {
             // SAFETY: every function runs instructions of the type's set and no other.
             unsafe impl Vector for $type {
                 const LANES: usize = $lanes;

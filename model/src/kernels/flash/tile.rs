@@ -101,7 +101,8 @@ unsafe fn attend<W: Vector, H: Vector, const ROWS: usize, const REST: usize>(
     first: usize,
     count: usize,
 ) {
-    const { assert!(ROWS <= ROWS_MAX && ROWS.is_multiple_of(REST) && ROW_STEP.is_multiple_of(REST)) };
+    const { assert!(ROWS <= ROWS_MAX && ROWS.is_multiple_of(REST)) };
+    const { assert!(ROW_STEP.is_multiple_of(REST)) };
     const { assert!(H::LANES == COLUMN_STEP && W::LANES % H::LANES == 0) };
     let group = |left: usize| if left >= ROWS { ROWS } else { REST };
     let rows = count.next_multiple_of(REST);
