@@ -13,20 +13,26 @@ fn quick() -> Settings {
     Settings { quick: true, ..Settings::default() }
 }
 
-/// Disturbs a cluster in the middle of a run: how the request ended and after how long.
+/// Disturbs a cluster in the middle of two runs that share its mesh: how the first request ended and
+/// after how long. The second ends as lost too.
 fn disturb(
     cluster: &Cluster,
     disturbance: impl FnOnce(&ClusterStatus),
 ) -> (GenerateError, Duration) {
     let status = cluster.status();
     let client = cluster.client();
-    let mut run = client.generate(long_request());
-    while !matches!(run.blocking_next_event(), Some(Event::Step { .. })) {}
+    let mut runs = [(); 2].map(|()| client.generate(long_request()));
+    for run in &mut runs {
+        while !matches!(run.blocking_next_event(), Some(Event::Step { .. })) {}
+    }
+    let [run, second] = runs;
     let moment = Instant::now();
     disturbance(&status);
     let error = run.blocking_finish().unwrap_err();
     let after = moment.elapsed();
     eprintln!("after {after:?}: {error}");
+    let second = second.blocking_finish().unwrap_err();
+    assert!(matches!(second, GenerateError::Lost(_)), "{second:?}");
     (error, after)
 }
 

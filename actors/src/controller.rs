@@ -57,7 +57,7 @@ pub enum ControllerError {
     TooLong(Duration),
 }
 
-/// Sends the inputs of `run` and waits for its result, at most `limit`.
+/// Sends the inputs of `run` and waits for its pictures, in their order, at most `limit`.
 ///
 /// # Errors
 /// [`ControllerError`].
@@ -68,7 +68,7 @@ pub async fn run(
     epoch: Epoch,
     inputs: &Inputs,
     limit: Duration,
-) -> Result<Output, ControllerError> {
+) -> Result<Vec<Output>, ControllerError> {
     let work = carry_out(plan, transport, run, epoch, inputs);
     tokio::time::timeout(limit, work).await.unwrap_or(Err(ControllerError::TooLong(limit)))
 }
@@ -79,7 +79,7 @@ async fn carry_out(
     run: RunId,
     epoch: Epoch,
     inputs: &Inputs,
-) -> Result<Output, ControllerError> {
+) -> Result<Vec<Output>, ControllerError> {
     let mut sends = Vec::new();
     let mut output = None;
     for op in plan.controller_program().ops {
@@ -112,7 +112,7 @@ async fn carry_out(
                         store.put(plan, peer, &message, rows.map_err(ExecuteError::from)?);
                     }
                 } else {
-                    output = Some(to_output(plan, &received)?);
+                    output = Some(to_outputs(plan, &received)?);
                 }
             }
             _ => {}
@@ -169,14 +169,19 @@ fn branches(
     Ok(data)
 }
 
-fn to_output(plan: &Plan, received: &Received) -> Result<Output, ControllerError> {
+fn to_outputs(plan: &Plan, received: &Received) -> Result<Vec<Output>, ControllerError> {
     let bytes = received.region.bytes().get(..received.len).unwrap_or_default();
-    if plan.run.latent_output {
-        let floats = wire_tensor::floats(bytes).map_err(ExecuteError::from)?;
-        let grid = &plan.grid;
-        let shape = vec![1, grid.channels, grid.height, grid.width];
-        return Ok(Output::Latents(FloatTensor { shape, data: floats.to_vec() }));
-    }
-    let (width, height) = (plan.run.width, plan.run.height);
-    Ok(Output::Image(RgbImage { width, height, data: bytes.to_vec() }))
+    // The plan has a picture at least, and the frame was checked against its shape.
+    let images = bytes.chunks_exact((bytes.len() / plan.images().max(1)).max(1));
+    let output = |bytes: &[u8]| {
+        if plan.run.latent_output {
+            let floats = wire_tensor::floats(bytes).map_err(ExecuteError::from)?;
+            let grid = &plan.grid;
+            let shape = vec![1, grid.channels, grid.height, grid.width];
+            return Ok(Output::Latents(FloatTensor { shape, data: floats.to_vec() }));
+        }
+        let (width, height) = (plan.run.width, plan.run.height);
+        Ok(Output::Image(RgbImage { width, height, data: bytes.to_vec() }))
+    };
+    images.map(output).collect()
 }

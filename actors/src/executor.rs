@@ -247,14 +247,14 @@ impl Executor {
         let encoder = self.parts.text_encoder.as_ref();
         let encoder =
             encoder.ok_or(ExecuteError::Order { op: "encoding", missing: "the text encoder" })?;
-        let prompts: &[&str] = match run.is_guided() {
-            true => &[&run.negative_prompt, &run.prompt],
-            false => &[&run.prompt],
-        };
+        let negative = run.images.iter().filter(|_| run.is_guided());
+        let negative = negative.map(|image| image.negative_prompt.as_str());
+        let prompts = negative.chain(run.images.iter().map(|image| image.prompt.as_str()));
+        let prompts: Vec<&str> = prompts.collect();
         let bag = &self.bag;
         let mut proceed =
             || bag.check_abort().map_err(|error| ModelError::Aborted(error.to_string()));
-        let text = encoder.encode(prompts, self.plan.text_tokens(), &mut proceed);
+        let text = encoder.encode(&prompts, self.plan.text_tokens(), &mut proceed);
         bag.check_abort()?;
         let text = text?;
         text.warnings.into_iter().for_each(|warning| (self.progress)(Event::Warning(warning)));
@@ -267,7 +267,8 @@ impl Executor {
         let (Some(embeds), Some(mask)) = (&self.text.embeds, &self.text.mask) else {
             return Err(ExecuteError::Order { op: "conditioning", missing: "the text" });
         };
-        let own = |x: &Tensor| x.narrow(0, self.at.cfg, self.plan.batch());
+        let batch = self.plan.batch();
+        let own = |x: &Tensor| x.narrow(0, self.at.cfg * batch, batch);
         let conditioning = Conditioning { embeds: own(embeds)?, mask: own(mask)?, pooled: None };
         let pass = self.parts.transformer.begin(&conditioning, self.plan.grid)?;
         let spec = self.plan.model.clone();
@@ -394,7 +395,7 @@ impl Executor {
             return Ok(ForwardInput::Activation(Activation { image, text: None }));
         }
         let x = self.scheduler.scale_model_input(&self.latents.get(patch)?, step)?;
-        let branches: Vec<&Tensor> = vec![&x; self.plan.batch()];
+        let branches: Vec<&Tensor> = vec![&x; self.plan.batch() / self.plan.images()];
         Ok(ForwardInput::Latents(Tensor::cat(&branches, 0)?))
     }
 
@@ -415,7 +416,9 @@ impl Executor {
         let prediction = match (predictions.as_slice(), self.plan.branches()) {
             ([one], 1) => one.clone(),
             ([both], _) => {
-                guidance::combine(&both.narrow(0, 0, 1)?, &both.narrow(0, 1, 1)?, scale)?
+                let images = self.plan.images();
+                let (uncond, cond) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
+                guidance::combine(&uncond, &cond, scale)?
             }
             ([uncond, cond], _) => guidance::combine(uncond, cond, scale)?,
             _ => return Err(ExecuteError::Order { op: "denoising", missing: "the prediction" }),
@@ -460,8 +463,15 @@ impl Executor {
             }
             false => self.picture.latents.take().ok_or(missing)?,
         };
-        let place = (&mut self.bag, self.wait_limit);
-        let rows = decode::band(&self.plan, &self.parts, (self.at, &shape), &rows, place)?;
+        // The pictures of a batch, which are never cut into bands, one after another.
+        let mut pictures = Vec::with_capacity(self.plan.images());
+        for image in 0..self.plan.images() {
+            let place = (&mut self.bag, self.wait_limit);
+            let latents = rows.narrow(0, image, 1)?;
+            let part = (self.at, &shape);
+            pictures.push(decode::band(&self.plan, &self.parts, part, &latents, place)?);
+        }
+        let rows = Tensor::cat(&pictures, 0)?;
         if output && shape.active() > 1 {
             self.picture.bands.push((self.rank, rows));
             return Ok(());

@@ -166,6 +166,15 @@ pub struct GroupSection {
     /// Degrees, or `"auto"`.
     #[serde(default)]
     pub degrees: DegreesSetting,
+    /// Requests of one shape that may be computed as one batch when they wait together.
+    #[serde(default = "default_max_batch")]
+    pub max_batch: u32,
+}
+
+/// A batch gives each picture only up to the order of float additions what it is alone: by default
+/// what a request gives does not depend on who else is there.
+pub(crate) fn default_max_batch() -> u32 {
+    1
 }
 
 /// `degrees = "auto"` or a table of degrees.

@@ -5,6 +5,7 @@
 //! parallel method adds is in [`crate::parallel`]; this module owns the skeleton they hang on.
 //! Knows nothing of links, clocks or tensors.
 
+pub mod batch;
 pub mod bytes;
 pub mod check;
 pub mod interleave;
@@ -55,6 +56,13 @@ pub fn stage_blocks(blocks: usize, stages: usize, stage: usize) -> Range<usize> 
     ditmesh_model::rows::share(blocks, stage, stages)
 }
 
+/// FNV-1a: the same on every machine and in every build, unlike the standard hasher.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 impl Plan {
     /// Plans `run` of `model` on a mesh of `degrees`.
     ///
@@ -80,11 +88,7 @@ impl Plan {
 
     /// Equal on all ranks that planned the same run.
     pub fn digest(&self) -> u64 {
-        // FNV-1a: the same on every machine and in every build, unlike the standard hasher.
-        let text = format!("{:?}{:?}{:?}{:?}", self.mesh, self.model, self.run, self.strips);
-        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        fnv(&format!("{:?}{:?}{:?}{:?}", self.mesh, self.model, self.run, self.strips))
     }
 
     /// The controller's member number, one past the last rank.
@@ -112,9 +116,15 @@ impl Plan {
         if self.run.is_guided() { 2 } else { 1 }
     }
 
-    /// Batch rows one rank computes: both branches, or its own under CFG parallelism.
+    /// Pictures of the run.
+    pub fn images(&self) -> usize {
+        self.run.images.len()
+    }
+
+    /// Batch rows one rank computes: both branches, or its own under CFG parallelism, of every
+    /// picture; the unconditional ones come first.
     pub fn batch(&self) -> usize {
-        self.branches() / self.mesh.branches()
+        self.branches() / self.mesh.branches() * self.images()
     }
 
     /// Text tokens per prompt.
@@ -171,13 +181,14 @@ impl Plan {
         at.sp == 0 && at.cfg == 0 && at.stage + 1 == self.mesh.stages()
     }
 
-    /// What the output rank sends to the controller.
+    /// What the output rank sends to the controller: the pictures, one below the other.
     pub fn result(&self) -> Message {
         if self.run.latent_output {
-            let shape = self.latent_shape(1, self.grid.token_rows());
+            let shape = self.latent_shape(self.images(), self.grid.token_rows());
             return Message::once(MessageKind::Result, shape);
         }
-        let shape = vec![self.run.height as usize, self.run.width as usize, 3];
+        let rows = self.images() * self.run.height as usize;
+        let shape = vec![rows, self.run.width as usize, 3];
         Message { dtype: Dtype::U8, ..Message::once(MessageKind::Result, shape) }
     }
 
@@ -235,19 +246,19 @@ impl Plan {
         }
     }
 
-    /// Embeddings and mask of all branches.
+    /// Embeddings and mask of all branches of all pictures.
     pub fn text_messages(&self) -> [Message; 2] {
-        let (branches, tokens) = (self.branches(), self.text_tokens());
-        let embeds = vec![branches, tokens, self.model.caption_channels];
+        let (rows, tokens) = (self.branches() * self.images(), self.text_tokens());
+        let embeds = vec![rows, tokens, self.model.caption_channels];
         [
             Message::once(MessageKind::TextEmbeds, embeds),
-            Message::once(MessageKind::TextMask, vec![branches, tokens]),
+            Message::once(MessageKind::TextMask, vec![rows, tokens]),
         ]
     }
 
     /// The user's initial latents, whole.
     pub fn initial_latents(&self) -> Message {
-        let shape = self.latent_shape(1, self.grid.token_rows());
+        let shape = self.latent_shape(self.images(), self.grid.token_rows());
         Message::once(MessageKind::InitialLatents, shape)
     }
 
@@ -272,7 +283,7 @@ impl Plan {
         let kept = every > 0 && (step + 1).is_multiple_of(every) && step + 1 < self.steps();
         let rows = self.rows(at.sp, Patch::All).len();
         (kept && at.cfg == 0 && rows > 0).then(|| {
-            let shape = self.latent_shape(1, rows);
+            let shape = self.latent_shape(self.images(), rows);
             let message = Message::of_patch(MessageKind::Checkpoint, step, None, shape);
             Op::Checkpoint { peer: self.controller(), message }
         })
@@ -286,7 +297,7 @@ impl Plan {
         let output = self.mesh.rank(Coordinates { sp: 0, ..at });
         let rows = |sp: usize| {
             let count = self.rows(sp, Patch::All).len();
-            let shape = self.latent_shape(1, count);
+            let shape = self.latent_shape(self.images(), count);
             (count > 0).then(|| Message::once(MessageKind::FinalRows, shape))
         };
         if rank != output {

@@ -294,13 +294,22 @@ pub struct Start {
     pub traceparent: Option<String>,
 }
 
-/// A request with every default filled in; all ranks plan from this alone.
+/// What is particular to one picture of a run.
 #[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct RunSpec {
-    /// What to draw; not used when `embeds_tokens` is set.
+pub struct ImageSpec {
+    /// What to draw; not used when the run is given embeddings.
     pub prompt: String,
     /// What to stay away from.
     pub negative_prompt: String,
+    /// Seed of the initial noise.
+    pub seed: u64,
+}
+
+/// A request with every default filled in; all ranks plan from this alone.
+#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct RunSpec {
+    /// The pictures, at least one; their latents are the rows of one batch.
+    pub images: Vec<ImageSpec>,
     /// Pixels.
     pub height: u32,
     /// Pixels.
@@ -309,8 +318,6 @@ pub struct RunSpec {
     pub num_inference_steps: u32,
     /// Guidance scale; guidance is on above 1.
     pub guidance_scale: f32,
-    /// Seed of the initial noise.
-    pub seed: u64,
     /// PipeFusion patches asked for.
     pub num_pipeline_patch: u32,
     /// Synchronous steps.

@@ -384,6 +384,8 @@ pub struct Report {
     pub degrees: Degrees,
     /// Which of its data replicas ran it.
     pub data: u32,
+    /// Pictures that were computed as one batch, this one included.
+    pub batch: u32,
     /// PipeFusion patches actually used (can be fewer than asked for).
     pub num_pipeline_patch: u32,
     /// Synchronous steps.

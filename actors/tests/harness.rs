@@ -197,7 +197,7 @@ pub fn run_adapted(
     let limit = Duration::from_secs(120);
     let transport = transports[plan.controller()].as_ref();
     let work = controller::run(&plan, transport, RunId(7), Epoch(1), &inputs, limit);
-    let output = runtime.block_on(work).unwrap();
+    let output = runtime.block_on(work).unwrap().remove(0);
     let (ranks, held) = ranks.into_iter().map(|rank| rank.join().unwrap()).unzip();
     transports.iter().for_each(|transport| transport.close("the test is over"));
     fabrics.iter().for_each(|fabric| fabric.close());

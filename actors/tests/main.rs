@@ -1,6 +1,7 @@
 //! Behaviour of the actors crate on whole runs: one binary, so that candle is linked once.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod batches;
 mod engine;
 mod harness;
 mod interleave;

@@ -16,8 +16,8 @@ use crate::controller::Inputs;
 use crate::dispatcher::{DispatcherEvent, Need, QUEUE_REQUESTS_MAX, RequestId, RunNumber};
 use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::ReplicaMsg;
-use crate::plan::Plan;
 use crate::plan::resolve::{check_degrees, resolve};
+use crate::plan::{Plan, batch};
 use crate::protocol::{RankOutcome, RunSpec, Start};
 use crate::request::{Degrees, Event, GenerateRequest};
 use crate::trace_context;
@@ -60,8 +60,8 @@ impl State {
                     prompt_embeds: request.prompt_embeds.take(),
                     checkpoints: None,
                 };
+                let need = Need { degrees, bytes, shape: batch::shape(&spec) };
                 self.requests.insert(id, Request { sink, spec, inputs, run: None, span });
-                let need = Need { degrees, bytes, shape: None };
                 let submitted = DispatcherEvent::Submitted { request: id, need };
                 self.dispatch(myself, submitted).await;
             }
@@ -76,36 +76,29 @@ impl State {
         requests: &[RequestId],
         epoch: u64,
     ) -> bool {
-        let Some(&id) = requests.first() else { return false };
         let Some(Ok(model)) = &self.model else { return false };
         let replica = self.replicas.get(&epoch);
         let transport = replica.and_then(|replica| replica.transport.clone());
         let (Some(replica), Some(transport)) = (replica, transport) else {
-            self.fail_request(id, GenerateError::Lost("its mesh is gone".into()));
+            let error = GenerateError::Lost("its mesh is gone".into());
+            requests.iter().for_each(|&id| self.fail_request(id, error.clone()));
             return false;
         };
-        let Some(request) = self.requests.get_mut(&id) else { return false };
-        let plan = match Plan::new(replica.degrees, &model.spec, &request.spec) {
+        let specs = requests.iter().filter_map(|id| Some(&self.requests.get(id)?.spec));
+        let Some(spec) = batch::join(specs) else { return false };
+        let plan = match Plan::new(replica.degrees, &model.spec, &spec) {
             Ok(plan) => Arc::new(plan),
             Err(error) => {
-                self.fail_request(id, GenerateError::Refused(error.to_string()));
+                let error = GenerateError::Refused(error.to_string());
+                requests.iter().for_each(|&id| self.fail_request(id, error.clone()));
                 return false;
             }
         };
-        for warning in &plan.warnings {
-            request.sink.event(Event::Warning(warning.clone()));
-        }
-        request.run = Some(number);
-        let span = tracing::info_span!(
-            parent: &request.span,
-            "run",
-            run = number.cast_signed(),
-            epoch = epoch.cast_signed(),
-        );
+        let span = self.run_span(requests, number, epoch);
         let start = Start {
             epoch,
             run: number,
-            spec: request.spec.clone(),
+            spec,
             propose: false,
             plan_digest: plan.digest(),
             op_deadline_ms: self.manifest.health.op_deadline_ms,
@@ -113,24 +106,41 @@ impl State {
         };
         // A replica that has ended is reported lost, and this run with it.
         let _ = replica.actor.cast(ReplicaMsg::Start(Arc::new(start)));
+        let (devices, place) = (replica.devices.clone(), (replica.mesh, replica.data));
+        // A request with tensors of its own is alone.
+        let (mut images, mut inputs) = (Vec::new(), Inputs::default());
+        for &id in requests {
+            let Some(request) = self.requests.get_mut(&id) else { continue };
+            for warning in &plan.warnings {
+                request.sink.event(Event::Warning(warning.clone()));
+            }
+            request.run = Some(number);
+            inputs = std::mem::take(&mut request.inputs);
+            images.push((id, request.sink.clone()));
+        }
         let (verdict, awaited) = oneshot::channel();
         let task = run::Task {
             run: number,
             epoch,
             plan: plan.clone(),
             transport,
-            inputs: std::mem::take(&mut request.inputs),
-            sink: request.sink.clone(),
+            inputs,
+            sinks: images.iter().map(|(_, sink)| sink.clone()).collect(),
             verdict: awaited,
             coordinator: myself.clone(),
         };
         tokio::spawn(task.carry_out().instrument(span));
-        let sink = request.sink.clone();
-        let devices = replica.devices.clone();
-        let place = (replica.mesh, replica.data);
-        let run = Run::new(id, epoch, plan, devices, place, sink, verdict);
+        let run = Run::new(images, epoch, plan, devices, place, verdict);
         self.runs.insert(number, run);
         true
+    }
+
+    /// The span of a run, below that of its first request.
+    fn run_span(&self, requests: &[RequestId], run: RunNumber, epoch: u64) -> tracing::Span {
+        let first = requests.first().and_then(|id| self.requests.get(id));
+        let parent = first.map_or_else(tracing::Span::none, |request| request.span.clone());
+        let (run, epoch) = (run.cast_signed(), epoch.cast_signed());
+        tracing::info_span!(parent: &parent, "run", run, epoch)
     }
 
     /// Stops a run that nobody wants any more.
@@ -142,13 +152,15 @@ impl State {
         }
     }
 
-    /// Ends a request without a picture.
+    /// Ends a request without a picture, and its run when that was the last one in it.
     pub(super) fn fail_request(&mut self, id: RequestId, error: GenerateError) {
         let Some(request) = self.requests.remove(&id) else { return };
-        match request.run.and_then(|run| self.runs.get_mut(&run)) {
-            Some(run) => run.decide(Err(error)),
-            None => request.sink.result(Err(error)),
+        if let Some(run) = request.run.and_then(|run| self.runs.get_mut(&run))
+            && run.leave(id) == 0
+        {
+            return run.decide(Err(error));
         }
+        request.sink.result(Err(error));
     }
 
     /// Ends all requests.
@@ -164,7 +176,7 @@ impl State {
 
     pub(super) fn progress(&mut self, run: u64, event: Event) {
         if let Some(run) = self.runs.get(&run) {
-            run.sink.event(event);
+            run.images.iter().for_each(|(_, sink)| sink.event(event.clone()));
         }
     }
 
@@ -174,8 +186,9 @@ impl State {
         let Some(run) = self.runs.get(&run) else { return };
         tracing::warn!(rank, cause, ?peer, "a rank failed");
         if peer.is_none() {
-            let (request, error) = (run.request, run.rank_failure(rank, cause, peer));
-            self.fail_request(request, error);
+            let error = run.rank_failure(rank, cause, peer);
+            let requests: Vec<RequestId> = run.images.iter().map(|(id, _)| *id).collect();
+            requests.into_iter().for_each(|id| self.fail_request(id, error.clone()));
         }
     }
 
@@ -216,7 +229,9 @@ impl State {
             return;
         }
         let Some(mut run) = self.runs.remove(&number) else { return };
-        self.requests.remove(&run.request);
+        for (id, _) in &run.images {
+            self.requests.remove(id);
+        }
         run.conclude();
         self.dispatch(myself, DispatcherEvent::RunEnded { run: number }).await;
     }

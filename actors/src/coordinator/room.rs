@@ -23,7 +23,8 @@ impl State {
             left.min()
         });
         let runs_max = if stages > 1 { RUNS_PER_MESH_MAX } else { 1 };
-        Room { runs_max, images_max: 1, bytes }
+        let images_max = self.manifest.groups.first().map_or(1, |group| group.max_batch as usize);
+        Room { runs_max, images_max, bytes }
     }
 
     /// What a run holds on the rank where that is most; 0 when no device says what it has.

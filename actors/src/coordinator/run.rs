@@ -26,9 +26,9 @@ pub(super) type Verdict = Result<Report, GenerateError>;
 
 /// A run under way.
 pub(super) struct Run {
-    pub(super) request: RequestId,
+    /// The requests it draws for, without those that have ended.
+    pub(super) images: Vec<(RequestId, UpdateSink)>,
     pub(super) replica: u64,
-    pub(super) sink: UpdateSink,
     /// How the ranks ended, once all have.
     outcomes: Option<Vec<(u32, RankOutcome)>>,
     controller_done: bool,
@@ -45,18 +45,16 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(
-        request: RequestId,
+        images: Vec<(RequestId, UpdateSink)>,
         replica: u64,
         plan: Arc<Plan>,
         devices: Vec<DeviceId>,
         place: (Degrees, u32),
-        sink: UpdateSink,
         verdict: oneshot::Sender<Verdict>,
     ) -> Self {
         Self {
-            request,
+            images,
             replica,
-            sink,
             outcomes: None,
             controller_done: false,
             controller_failure: None,
@@ -66,6 +64,16 @@ impl Run {
             verdict: Some(verdict),
             started: Instant::now(),
         }
+    }
+
+    /// A request has ended without the run; how many are left. The last one stays in it, for the
+    /// run's task to tell.
+    pub(super) fn leave(&mut self, request: RequestId) -> usize {
+        let left = self.images.iter().filter(|(id, _)| *id != request).count();
+        if left > 0 {
+            self.images.retain(|(id, _)| *id != request);
+        }
+        left
     }
 
     /// Tells the run's task how it ended; only the first word counts.
@@ -150,6 +158,7 @@ impl Run {
             epoch: self.replica,
             degrees: self.place.0,
             data: self.place.1,
+            batch: self.plan.images() as u32,
             num_pipeline_patch: self.plan.strips.len() as u32,
             sync_steps: self.plan.run.sync_steps,
             sync_every: self.plan.run.sync_every,
@@ -169,15 +178,16 @@ pub(super) struct Task {
     pub(super) plan: Arc<Plan>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) inputs: Inputs,
-    pub(super) sink: UpdateSink,
+    /// One per picture, in order; one that has its result takes no other.
+    pub(super) sinks: Vec<UpdateSink>,
     pub(super) verdict: oneshot::Receiver<Verdict>,
     pub(super) coordinator: ActorRef<CoordinatorMsg>,
 }
 
 impl Task {
-    /// Sends the inputs, takes the result, and tells the caller once the coordinator agrees.
+    /// Sends the inputs, takes the result, and tells the callers once the coordinator agrees.
     pub(super) async fn carry_out(self) {
-        let Self { run, epoch, plan, transport, inputs, sink, mut verdict, coordinator } = self;
+        let Self { run, epoch, plan, transport, inputs, sinks, mut verdict, coordinator } = self;
         let (run_id, epoch) = (RunId(run), Epoch(epoch));
         let done = |outcome| {
             // A coordinator that has ended drops the verdict, which ends this task.
@@ -190,7 +200,7 @@ impl Task {
                 // Success needs the controller's part: an early verdict is a failure.
                 abort_links(&plan, transport.as_ref(), run_id);
                 done(Ok(()));
-                return sink.result(Err(early.map_or_else(|_| stopped(), failure)));
+                return fail(&sinks, &early.map_or_else(|_| stopped(), failure));
             }
         };
         let output = match output {
@@ -204,12 +214,20 @@ impl Task {
                 None
             }
         };
-        sink.result(match (verdict.await, output) {
-            (Ok(Ok(report)), Some(output)) => Ok(Generation { output, report }),
-            (Ok(verdict), _) => Err(failure(verdict)),
-            (Err(_), _) => Err(stopped()),
-        });
+        match (verdict.await, output) {
+            (Ok(Ok(report)), Some(outputs)) => {
+                for (sink, output) in sinks.iter().zip(outputs) {
+                    sink.result(Ok(Generation { output, report: report.clone() }));
+                }
+            }
+            (Ok(verdict), _) => fail(&sinks, &failure(verdict)),
+            (Err(_), _) => fail(&sinks, &stopped()),
+        }
     }
+}
+
+fn fail(sinks: &[UpdateSink], error: &GenerateError) {
+    sinks.iter().for_each(|sink| sink.result(Err(error.clone())));
 }
 
 fn failure(verdict: Verdict) -> GenerateError {

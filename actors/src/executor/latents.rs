@@ -19,7 +19,7 @@ use crate::plan::program::Patch;
 /// One strip's rows of this rank.
 struct Strip {
     rows: RowSet,
-    /// f32 `[1, C, F, rows*patch_size, W]`; absent until drawn or received.
+    /// f32 `[n, C, F, rows*patch_size, W]`, a row per picture; absent until drawn or received.
     sample: Option<Tensor>,
     solver: SolverState,
 }
@@ -51,11 +51,13 @@ impl Latents {
         self.strips.get_mut(range).unwrap_or_default().iter_mut().filter(|s| !s.rows.is_empty())
     }
 
-    /// Draws the initial noise of all rows from the seed.
+    /// Draws the initial noise of all rows, each picture's from its seed.
     pub(super) fn draw(&mut self, plan: &Plan) -> Result<(), ModelError> {
         let sigma = self.scheduler.init_noise_sigma();
         for strip in self.of(Patch::All) {
-            let noise = noise::latents(plan.run.seed, plan.grid, &strip.rows)?;
+            let seeds = plan.run.images.iter().map(|image| image.seed);
+            let noise = seeds.map(|seed| noise::latents(seed, plan.grid, &strip.rows));
+            let noise = Tensor::cat(&noise.collect::<Result<Vec<_>, _>>()?, 0)?;
             strip.sample = Some((noise * sigma)?);
         }
         Ok(())

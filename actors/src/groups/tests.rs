@@ -143,7 +143,7 @@ impl Fixture {
             epoch: EPOCH,
             run,
             spec: RunSpec {
-                prompt: "a red apple".into(),
+                images: vec![crate::protocol::ImageSpec::default()],
                 height: 64,
                 width: 64,
                 num_inference_steps: 2,

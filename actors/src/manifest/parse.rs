@@ -168,11 +168,12 @@ fn model(section: &Section<'_, '_>) -> Result<ModelSection, Fault> {
 }
 
 fn group(section: &Section<'_, '_>) -> Result<GroupSection, Fault> {
-    section.keys(&["model", "nodes", "degrees"])?;
+    section.keys(&["model", "nodes", "degrees", "max_batch"])?;
     Ok(GroupSection {
         model: section.required("model")?,
         nodes: section.or("nodes", Vec::new())?,
         degrees: degrees(section)?,
+        max_batch: section.or("max_batch", super::default_max_batch())?,
     })
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn exchange(plan: &Plan, at: Coordinates, step: usize, patch: Patch, 
         return;
     }
     let peer = plan.mesh.rank(Coordinates { cfg: 1 - at.cfg, ..at });
-    let shape = plan.latent_shape(1, plan.rows(at.sp, patch).len());
+    let shape = plan.latent_shape(plan.images(), plan.rows(at.sp, patch).len());
     let message = Message::of_patch(MessageKind::Prediction, step, patch.strip(), shape);
     ops.push(Op::Exchange { peer, message });
 }

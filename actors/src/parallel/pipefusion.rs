@@ -63,7 +63,7 @@ fn activation(plan: &Plan, at: Coordinates, step: usize, patch: Patch) -> Option
 
 fn sample(plan: &Plan, at: Coordinates, step: usize, patch: Patch) -> Option<Message> {
     let rows = plan.rows(at.sp, patch).len();
-    let shape = plan.latent_shape(1, rows);
+    let shape = plan.latent_shape(plan.images(), rows);
     let message = Message::of_patch(MessageKind::Sample, step, patch.strip(), shape);
     (rows > 0).then_some(message)
 }

@@ -23,10 +23,11 @@ pub fn activation_bytes(plan: &Plan) -> u64 {
     (plan.batch() * plan.grid.tokens() * plan.model.hidden() * size_of::<f32>()) as u64
 }
 
-/// Bytes of one latent, f32.
+/// Bytes of the latents of all pictures, f32.
 pub fn latent_bytes(plan: &Plan) -> u64 {
     let grid = &plan.grid;
-    (grid.channels * grid.frames * grid.height * grid.width * size_of::<f32>()) as u64
+    let one = grid.channels * grid.frames * grid.height * grid.width;
+    (plan.images() * one * size_of::<f32>()) as u64
 }
 
 /// What Ulysses sends per rank and step where heads, rows and blocks divide: per layer

@@ -17,14 +17,15 @@ pub fn run_bytes(plan: &Plan) -> u64 {
 fn rank_bytes(plan: &Plan, rank: usize) -> u64 {
     let at = plan.mesh.coordinates(rank);
     let float = size_of::<f32>() as u64;
-    let text = (plan.branches() * plan.text_tokens() * plan.model.caption_channels) as u64;
+    let text: u64 = plan.text_messages().iter().map(|message| message.bytes() as u64).sum();
     let text_kv = plan.batch() * plan.text_tokens() * plan.model.hidden();
     let text_kv = (2 * plan.blocks(at.stage).len() * text_kv) as u64;
     let latents = 4 * super::bytes::latent_bytes(plan);
     let expected: u64 = plan.receives(rank).map(|(_, message)| message.bytes() as u64).sum();
     cache_bytes(plan, at)
         + residual_bytes(plan, at)
-        + (text + text_kv) * float
+        + text
+        + text_kv * float
         + latents
         + expected.min(POSTED_BYTES_MAX as u64)
 }

@@ -8,12 +8,13 @@ use ditmesh_model::rows::strips;
 use ditmesh_model::spec::ModelSpec;
 use thiserror::Error;
 
+use super::batch;
 use super::sequence::{self, RING_DEGREE_MAX};
 use crate::cost::device::DeviceProfile;
 use crate::cost::link::Links;
 use crate::parallel::step_cache;
 use crate::parallel::vae::{self, worth};
-use crate::protocol::RunSpec;
+use crate::protocol::{ImageSpec, RunSpec};
 use crate::request::{Degrees, FloatTensor, GenerateRequest, OutputKind, PromptEmbeds};
 
 /// Largest height or width in pixels.
@@ -98,13 +99,15 @@ pub fn resolve(
     }
     let edge = (model.sample_size * model.vae_scale_factor) as u32;
     let run = RunSpec {
-        prompt: request.prompt.clone(),
-        negative_prompt: request.negative_prompt.clone(),
+        images: vec![ImageSpec {
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative_prompt.clone(),
+            seed: request.seed,
+        }],
         height: request.height.unwrap_or(edge),
         width: request.width.unwrap_or(edge),
         num_inference_steps: request.num_inference_steps,
         guidance_scale: request.guidance_scale,
-        seed: request.seed,
         num_pipeline_patch: request.num_pipeline_patch.unwrap_or(degrees.pipefusion_degree),
         sync_steps: request.sync_steps,
         sync_every: request.sync_every,
@@ -159,7 +162,9 @@ pub fn check_run(run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> Result<(
             run.guidance_scale
         )));
     }
-    let prompt_bytes = run.prompt.len() + run.negative_prompt.len();
+    batch::check(run)?;
+    let bytes = |image: &ImageSpec| image.prompt.len() + image.negative_prompt.len();
+    let prompt_bytes = run.images.iter().map(bytes).max().unwrap_or(0);
     if prompt_bytes > PROMPT_BYTES_MAX {
         return Err(PlanError::Value(format!(
             "prompt and negative prompt have {prompt_bytes} bytes, at most {PROMPT_BYTES_MAX} are \

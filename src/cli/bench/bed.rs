@@ -114,7 +114,7 @@ fn manifest(
         .collect();
     let model = manifest.models.first().map_or(String::new(), |model| model.name.clone());
     let degrees = DegreesSetting::Fixed(degrees.into());
-    manifest.groups = vec![GroupSection { model, nodes: Vec::new(), degrees }];
+    manifest.groups = vec![GroupSection { model, nodes: Vec::new(), degrees, max_batch: 1 }];
     if transport == TransportArg::Quic {
         manifest.transport = TransportSection::default();
         manifest.launcher = LauncherSection::default();

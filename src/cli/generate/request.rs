@@ -66,6 +66,7 @@ pub(crate) fn manifest(args: &GenerateArgs) -> Result<Manifest, Failure> {
             model: model.name.clone(),
             nodes: Vec::new(),
             degrees: DegreesSetting::Fixed(degrees.into()),
+            max_batch: 1,
         }];
     }
     Ok(manifest)

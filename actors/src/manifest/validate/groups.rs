@@ -3,6 +3,7 @@
 use super::super::error::nearest;
 use super::super::{DegreesSetting, GroupSection, Manifest};
 use super::Violation;
+use crate::plan::batch::BATCH_IMAGES_MAX;
 use crate::request::Degrees;
 
 /// Groups that this version runs.
@@ -19,6 +20,12 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), Violation> {
         let at = format!("group[{index}]");
         model(&at, group, manifest)?;
         let devices = nodes(&at, group, manifest)?;
+        if !(1..=BATCH_IMAGES_MAX as u32).contains(&group.max_batch) {
+            let what = format!("max_batch is {}", group.max_batch);
+            let message = format!("{what}, expected 1 to {BATCH_IMAGES_MAX}");
+            return Err(Violation::new(format!("{at}.max_batch"), message)
+                .advise("1 computes every request alone"));
+        }
         if let DegreesSetting::Fixed(table) = group.degrees {
             let degrees = Degrees::from(table);
             degree_values(&format!("{at}.degrees"), degrees)?;

@@ -14,6 +14,7 @@ fn cluster() -> Manifest {
         model: "model".into(),
         nodes: Vec::new(),
         degrees: DegreesSetting::Fixed(DegreesTable { cfg_degree: 2, ..Default::default() }),
+        max_batch: 1,
     }];
     manifest
 }
@@ -142,6 +143,7 @@ fn degrees_one_by_one() {
     assert!(text.contains("ring_degree 8 needs 8 devices") && text.contains("ring_degree 4 would"));
     let text = with_degrees(DegreesTable { data_degree: 9, ..one });
     assert!(text.contains("data_degree 9 needs 9 devices"), "{text}");
+    assert!(violation(|m| m.groups[0].max_batch = 0).contains("max_batch is 0, expected 1 to 8"));
 }
 
 #[test]
