@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 pub(crate) use cfg_group::CfgGroup;
 pub(crate) use data_replica::{DataReplica, ReplicaArgs, ReplicaMsg};
-pub(crate) use mesh_loss::MeshLoss;
+pub(crate) use mesh_loss::{MeshLoss, Retry};
 pub(crate) use pipefusion_group::PipefusionGroup;
 use ractor::DerivedActorRef;
 pub(crate) use rank_proxy::{RankMsg, RankProxy};

@@ -130,6 +130,8 @@ pub enum ToCoordinator {
     FormFailed {
         /// Epoch of the mesh.
         epoch: u64,
+        /// At what.
+        fault: FormFault,
         /// Why, for people.
         cause: String,
     },
@@ -164,6 +166,15 @@ pub enum ToCoordinator {
         /// What it asks.
         call: Box<ClientCall>,
     },
+}
+
+/// What a worker failed at when a mesh was formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum FormFault {
+    /// Its partition or the order itself: the same again would fail again.
+    Loading,
+    /// Its links: a peer may have gone, which others find out later.
+    Links,
 }
 
 /// How a rank ended a run.

@@ -25,7 +25,7 @@ use crate::executor::abort::AbortFlag;
 use crate::executor::agenda::{Agenda, AgendaError, Retired};
 use crate::plan::Plan;
 use crate::plan::interleave::Entry;
-use crate::protocol::{DeviceId, Form, RankOutcome, Start, ToCoordinator};
+use crate::protocol::{DeviceId, Form, FormFault, RankOutcome, Start, ToCoordinator};
 use compute::{ComputeThread, Load, Loaded, Run};
 
 /// One device and how to use it.
@@ -82,7 +82,7 @@ pub enum WorkerMsg {
 #[doc(hidden)]
 pub struct FormDone {
     form: Form,
-    outcome: Result<(Loaded, Arc<dyn Transport>), String>,
+    outcome: Result<(Loaded, Arc<dyn Transport>), (FormFault, String)>,
 }
 
 impl std::fmt::Debug for FormDone {
@@ -138,6 +138,8 @@ struct State {
     mesh: Option<Mesh>,
     /// Newest epoch ordered; an older one that finishes forming late is dropped.
     newest_epoch: u64,
+    /// The task that forms it.
+    forming: Option<tokio::task::AbortHandle>,
     /// Newest epoch dissolved; one that finishes forming afterwards is dropped too.
     dissolved_epoch: u64,
 }
@@ -161,6 +163,7 @@ impl Actor for Worker {
             compute,
             mesh: None,
             newest_epoch: 0,
+            forming: None,
             dissolved_epoch: 0,
         })
     }
@@ -188,6 +191,7 @@ impl Actor for Worker {
         _: ActorRef<WorkerMsg>,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
+        state.stop_forming();
         state.leave("the worker stops").await;
         state.fabric.close();
         state.compute.stop();
@@ -216,28 +220,35 @@ impl State {
     async fn form(&mut self, form: Form, myself: ActorRef<WorkerMsg>) {
         if form.epoch <= self.newest_epoch {
             let cause = format!("epoch {} is not after {}", form.epoch, self.newest_epoch);
-            let outcome = Err(cause);
+            let outcome = Err((FormFault::Loading, cause));
             let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
             return;
         }
+        self.stop_forming();
         self.leave("a newer mesh is formed").await;
         self.newest_epoch = form.epoch;
         let deadline = Instant::now() + Duration::from_millis(u64::from(form.deadline_ms));
         let loading = self.compute.load(Load::of(&form), deadline);
         let (fabric, cluster) = (Arc::clone(&self.fabric), self.config.cluster.clone());
-        tokio::spawn(async move {
-            let outcome = match loading.await {
-                Ok(loaded) => match mesh_form(&form, &loaded, cluster, deadline) {
-                    Ok(mesh) => match fabric.form(mesh).await {
-                        Ok(transport) => Ok((loaded, transport)),
-                        Err(error) => Err(error.to_string()),
-                    },
-                    Err(cause) => Err(cause),
-                },
-                Err(cause) => Err(cause),
+        let forming = tokio::spawn(async move {
+            let outcome = async {
+                let faulty = |cause| (FormFault::Loading, cause);
+                let loaded = loading.await.map_err(faulty)?;
+                let mesh = mesh_form(&form, &loaded, cluster, deadline).map_err(faulty)?;
+                let transport = fabric.form(mesh).await;
+                Ok((loaded, transport.map_err(|error| (FormFault::Links, error.to_string()))?))
             };
+            let outcome = outcome.await;
             let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
         });
+        self.forming = Some(forming.abort_handle());
+    }
+
+    /// Gives up the mesh that is being formed, if one is: its dials end, its lanes close.
+    fn stop_forming(&mut self) {
+        if let Some(forming) = self.forming.take() {
+            forming.abort();
+        }
     }
 
     async fn formed(&mut self, done: FormDone) {
@@ -258,7 +269,9 @@ impl State {
                 self.mesh = Some(Mesh { epoch, rank, form, loaded, transport, agenda, runs });
                 self.report(report).await;
             }
-            Err(cause) => self.report(ToCoordinator::FormFailed { epoch, cause }).await,
+            Err((fault, cause)) => {
+                self.report(ToCoordinator::FormFailed { epoch, fault, cause }).await;
+            }
         }
     }
 
@@ -357,6 +370,9 @@ impl State {
 
     async fn dissolve(&mut self, epoch: u64, cause: &str) {
         self.dissolved_epoch = self.dissolved_epoch.max(epoch);
+        if epoch == self.newest_epoch {
+            self.stop_forming();
+        }
         if self.mesh.as_ref().is_some_and(|mesh| mesh.epoch == epoch) {
             self.leave(cause).await;
         }

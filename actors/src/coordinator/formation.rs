@@ -4,7 +4,8 @@
 //! device sits in which replica. Does not own sessions, the group actors or requests.
 //!
 //! Invariants: a device sits in at most one replica; epochs only grow; a mesh whose forming
-//! failed is not tried again until somebody wants one or a device comes.
+//! failed is not tried again until somebody wants one or a device comes, except that links are tried
+//! [`LINK_RETRIES_MAX`] times in a row: a peer that died may reach here first as a failed link.
 
 #[cfg(test)]
 mod tests;
@@ -12,8 +13,12 @@ mod tests;
 use std::collections::BTreeSet;
 
 use crate::dispatcher::ReplicaId;
+use crate::groups::Retry;
 use crate::protocol::DeviceId;
 use crate::request::Degrees;
+
+/// How often in a row a mesh is formed again whose links could not be had.
+pub(super) const LINK_RETRIES_MAX: u32 = 3;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +31,8 @@ pub(super) enum FormationEvent {
     DeviceLost(DeviceId),
     /// All ranks of a replica are formed.
     Formed(ReplicaId),
-    /// A replica is gone. Unless `retry`, forming it again would fail again.
-    ReplicaLost { replica: ReplicaId, cause: String, retry: bool },
+    /// A replica is gone.
+    ReplicaLost { replica: ReplicaId, cause: String, retry: Retry },
 }
 
 /// What to do about it.
@@ -62,6 +67,8 @@ pub(super) struct Formation {
     slots: Vec<Option<Replica>>,
     epoch: u64,
     failure: Option<String>,
+    /// Formings in a row that failed at links.
+    link_failures: u32,
 }
 
 impl Formation {
@@ -75,6 +82,7 @@ impl Formation {
             slots: Vec::new(),
             epoch: 0,
             failure: None,
+            link_failures: 0,
         };
         formation.slots = formation.empty_slots();
         formation
@@ -108,7 +116,16 @@ impl Formation {
                 if !self.vacate(replica) {
                     return Vec::new();
                 }
-                if !retry {
+                let again = match retry {
+                    Retry::WhenReady => true,
+                    Retry::AFewTimes => {
+                        self.link_failures += 1;
+                        self.link_failures <= LINK_RETRIES_MAX
+                    }
+                    Retry::Never => false,
+                };
+                if !again {
+                    self.link_failures = 0;
                     self.failure = Some(cause.clone());
                     commands.push(FormationCommand::Failed { degrees: self.wanted, cause });
                 }
@@ -155,6 +172,7 @@ impl Formation {
         match self.slots.iter_mut().flatten().find(|replica| replica.id == id) {
             Some(replica) => {
                 replica.formed = true;
+                self.link_failures = 0;
                 vec![FormationCommand::Ready { replica: id, degrees }]
             }
             None => Vec::new(),

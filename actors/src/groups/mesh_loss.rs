@@ -4,7 +4,18 @@
 
 use crate::generation::GenerateError;
 use crate::membership::Loss;
-use crate::protocol::DeviceId;
+use crate::protocol::{DeviceId, FormFault};
+
+/// Whether a mesh that was lost is formed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// As soon as its devices are ready.
+    WhenReady,
+    /// As well, but not for ever: nobody has said that a device is gone.
+    AFewTimes,
+    /// Not by itself: it would fail again.
+    Never,
+}
 
 /// Why a mesh is gone or did not form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +31,7 @@ pub(crate) enum MeshLoss {
     Stuck { devices: String, run: u64, milliseconds: u64 },
     /// A rank could not load its partition or reach its peers.
     #[error("device {device} (rank {rank}) could not join the mesh: {cause}")]
-    FormFailed { rank: u32, device: DeviceId, cause: String },
+    FormFailed { rank: u32, device: DeviceId, fault: FormFault, cause: String },
     /// The controller could not reach the ranks.
     #[error("the coordinator could not join the mesh: {cause}")]
     Controller { cause: String },
@@ -36,17 +47,22 @@ pub(crate) enum MeshLoss {
 }
 
 impl MeshLoss {
-    /// Whether the same mesh can be formed again as soon as its devices are ready.
-    pub(crate) fn retry(&self) -> bool {
-        matches!(self, Self::Device { .. } | Self::Link { .. } | Self::Stuck { .. })
+    /// Whether forming the same mesh again can help.
+    pub(crate) fn retry(&self) -> Retry {
+        match self {
+            Self::Device { .. } | Self::Link { .. } | Self::Stuck { .. } => Retry::WhenReady,
+            Self::FormFailed { fault: FormFault::Links, .. } | Self::Controller { .. } => {
+                Retry::AFewTimes
+            }
+            _ => Retry::Never,
+        }
     }
 
     /// What the request that ran on the mesh ends with.
     pub(crate) fn to_error(&self) -> GenerateError {
-        if self.retry() {
-            GenerateError::Lost(self.to_string())
-        } else {
-            GenerateError::Failed(self.to_string())
+        match self.retry() {
+            Retry::WhenReady => GenerateError::Lost(self.to_string()),
+            Retry::AFewTimes | Retry::Never => GenerateError::Failed(self.to_string()),
         }
     }
 

@@ -126,9 +126,9 @@ impl State {
                 let rank = self.seat.rank;
                 self.report(Report::Formed(vec![RankFormed { rank, blocks, weight_bytes_read }]));
             }
-            ToCoordinator::FormFailed { epoch, cause } if epoch == self.epoch => {
+            ToCoordinator::FormFailed { epoch, fault, cause } if epoch == self.epoch => {
                 let Seat { rank, device, .. } = self.seat.clone();
-                return Err(MeshLoss::FormFailed { rank, device, cause });
+                return Err(MeshLoss::FormFailed { rank, device, fault, cause });
             }
             ToCoordinator::Proposed { run, after } => self.report(Report::Proposed { run, after }),
             ToCoordinator::Progress { run, event } => self.report(Report::Progress { run, event }),

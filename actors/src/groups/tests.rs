@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::membership::Loss;
 use crate::plan::mesh::DeviceMesh;
-use crate::protocol::{RunSpec, ToCoordinator};
+use crate::protocol::{FormFault, RunSpec, ToCoordinator};
 use crate::request::{Degrees, Dtype, RankReport, TextEncoderPolicy};
 use crate::session::SessionEnds;
 use crate::session::handle::Outgoing;
@@ -211,7 +211,7 @@ async fn a_lost_device_fails_the_whole_tree_with_its_cause() {
         panic!("lost")
     };
     assert_eq!(cause, MeshLoss::Device { rank: 5, device: device(5), loss });
-    assert!(cause.retry());
+    assert_eq!(cause.retry(), Retry::WhenReady);
     fixture.expect_dissolved(0..8, "device a/5 (rank 5) was lost").await;
 }
 
@@ -219,10 +219,11 @@ async fn a_lost_device_fails_the_whole_tree_with_its_cause() {
 async fn a_rank_that_cannot_form_ends_the_mesh_for_good() {
     let mut fixture = replica(10_000).await;
     let cause = "missing tensor x".to_string();
-    fixture.say(3, ToCoordinator::FormFailed { epoch: EPOCH, cause });
+    let fault = FormFault::Loading;
+    fixture.say(3, ToCoordinator::FormFailed { epoch: EPOCH, fault, cause });
     let ReplicaReport::Lost { cause, .. } = fixture.report().await else { panic!("lost") };
     assert!(cause.to_string().contains("a/3") && cause.to_string().contains("missing tensor x"));
-    assert!(!cause.retry());
+    assert_eq!(cause.retry(), Retry::Never);
 }
 
 #[tokio::test]
@@ -239,7 +240,14 @@ async fn ranks_that_hold_the_wrong_blocks_are_noticed() {
 #[tokio::test]
 async fn news_of_an_older_epoch_is_dropped() {
     let mut fixture = replica(10_000).await;
-    fixture.say(0, ToCoordinator::FormFailed { epoch: EPOCH - 1, cause: "late".into() });
+    fixture.say(
+        0,
+        ToCoordinator::FormFailed {
+            epoch: EPOCH - 1,
+            fault: FormFault::Links,
+            cause: "late".into(),
+        },
+    );
     fixture.form().await;
 }
 
@@ -281,7 +289,7 @@ async fn a_broken_link_ends_the_mesh_once_all_ranks_have_stopped() {
     }
     assert!(matches!(fixture.report().await, ReplicaReport::Ended { .. }));
     let ReplicaReport::Lost { cause, .. } = fixture.report().await else { panic!("lost") };
-    assert!(cause.retry());
+    assert_eq!(cause.retry(), Retry::WhenReady);
     let text = cause.to_string();
     assert!(text.contains("a/1") && text.contains("a/7"), "{text}");
     fixture.expect_dissolved(0..8, "lost its link").await;

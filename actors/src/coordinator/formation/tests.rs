@@ -57,7 +57,8 @@ fn a_lost_device_is_waited_for_and_the_mesh_is_rebuilt() {
     let (mut formation, _) = all_ready(2, stages(2, 1));
     formation.handle(E::Formed(1));
     formation.handle(E::DeviceLost(device(1)));
-    let lost = E::ReplicaLost { replica: 1, cause: "device a/1 lost".into(), retry: true };
+    let lost =
+        E::ReplicaLost { replica: 1, cause: "device a/1 lost".into(), retry: Retry::WhenReady };
     assert_eq!(
         formation.handle(lost),
         [C::Absent { cause: "waiting for lost device a/1 to come back".into() }]
@@ -69,7 +70,7 @@ fn a_lost_device_is_waited_for_and_the_mesh_is_rebuilt() {
 fn a_spare_takes_the_place_of_a_lost_device() {
     let (mut formation, _) = all_ready(3, stages(2, 1));
     formation.handle(E::DeviceLost(device(0)));
-    let lost = E::ReplicaLost { replica: 1, cause: String::new(), retry: true };
+    let lost = E::ReplicaLost { replica: 1, cause: String::new(), retry: Retry::WhenReady };
     assert_eq!(formation.handle(lost), [form(2, 0, stages(2, 1), &[1, 2])]);
 }
 
@@ -85,7 +86,7 @@ fn other_degrees_dissolve_the_mesh_first() {
 #[test]
 fn what_failed_is_not_tried_again_by_itself() {
     let (mut formation, _) = all_ready(2, stages(2, 1));
-    let lost = E::ReplicaLost { replica: 1, cause: "no weights".into(), retry: false };
+    let lost = E::ReplicaLost { replica: 1, cause: "no weights".into(), retry: Retry::Never };
     assert_eq!(
         formation.handle(lost),
         [C::Failed { degrees: stages(2, 1), cause: "no weights".into() }]
@@ -95,13 +96,33 @@ fn what_failed_is_not_tried_again_by_itself() {
 }
 
 #[test]
+fn links_are_tried_a_few_times_in_a_row_and_a_formed_mesh_starts_the_count_anew() {
+    let (mut formation, _) = all_ready(2, stages(2, 1));
+    let lost =
+        |replica| E::ReplicaLost { replica, cause: "no link".into(), retry: Retry::AFewTimes };
+    for replica in 1..=3 {
+        let again = [form(replica + 1, 0, stages(2, 1), &[0, 1])];
+        assert_eq!(formation.handle(lost(replica)), again);
+    }
+    formation.handle(E::Formed(4));
+    for replica in 4..=6 {
+        let again = [form(replica + 1, 0, stages(2, 1), &[0, 1])];
+        assert_eq!(formation.handle(lost(replica)), again);
+    }
+    assert_eq!(
+        formation.handle(lost(7)),
+        [C::Failed { degrees: stages(2, 1), cause: "no link".into() }]
+    );
+}
+
+#[test]
 fn replicas_have_devices_of_their_own_and_fail_alone() {
     let (mut formation, last) = all_ready(4, stages(2, 2));
     assert_eq!(last, [form(2, 1, stages(2, 2), &[2, 3])]);
     formation.handle(E::Formed(1));
     formation.handle(E::Formed(2));
     formation.handle(E::DeviceLost(device(0)));
-    formation.handle(E::ReplicaLost { replica: 1, cause: String::new(), retry: true });
+    formation.handle(E::ReplicaLost { replica: 1, cause: String::new(), retry: Retry::WhenReady });
     assert!(formation.is_seated(&device(3)) && !formation.is_complete());
     assert_eq!(formation.handle(ready(0)), [form(3, 0, stages(2, 2), &[0, 1])]);
 }
@@ -110,7 +131,7 @@ fn replicas_have_devices_of_their_own_and_fail_alone() {
 fn news_of_a_dissolved_replica_is_ignored() {
     let (mut formation, _) = all_ready(2, stages(2, 1));
     formation.handle(E::Want(stages(1, 1)));
-    let late = E::ReplicaLost { replica: 1, cause: "late".into(), retry: false };
+    let late = E::ReplicaLost { replica: 1, cause: "late".into(), retry: Retry::Never };
     assert_eq!(formation.handle(late), []);
     assert_eq!(formation.handle(E::Formed(1)), []);
     assert_eq!(formation.failure(), None);
@@ -142,7 +163,7 @@ proptest! {
                 _ => E::ReplicaLost {
                     replica: newest,
                     cause: String::new(),
-                    retry: index % 2 == 0,
+                    retry: [Retry::WhenReady, Retry::AFewTimes, Retry::Never][index as usize % 3],
                 },
             };
             for command in formation.handle(event) {
