@@ -48,7 +48,7 @@ fn flags_that_disagree_are_usage_errors() {
     let args = ["-p", "x", "--devices", "3", "--cfg-degree", "2", "--pipefusion-degree", "2"];
     generate(&args).refused(2, &["make 4 devices", "--devices is 3"]);
     generate(&["-p", "x", "--ring-degree", "64"])
-        .refused(2, &["ring_degree 64", "at most 16 would"]);
+        .refused(2, &["ring_degree 64", "at most 8 would"]);
     generate(&["-p", "x", "-o", "a.jpg"]).refused(2, &["a.jpg", ".png"]);
     generate(&["-p", "x", "-o", "a.png", "--output-type", "latent"]).refused(2, &[".safetensors"]);
     let seed = u64::MAX.to_string();
