@@ -102,7 +102,11 @@ impl<'a> Walk<'a> {
             match transfer.id.kind {
                 ExchangeKind::UlyssesQkv => put(&mut self.pieces, *member, piece)?,
                 ExchangeKind::UlyssesOut => put(&mut self.attended, *member, piece)?,
-                ExchangeKind::RingKv => self.kv = Some(piece),
+                ExchangeKind::RingKv => {
+                    // A group without rows settles nothing before it takes over.
+                    self.settle(transfer.id.block)?;
+                    self.kv = Some(piece);
+                }
                 ExchangeKind::RingFresh => self.keep_group(transfer.id.block, *member, &piece)?,
             }
         }
