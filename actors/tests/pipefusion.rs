@@ -91,12 +91,19 @@ fn products() -> Vec<Product> {
     let rings =
         [(1, 2, 1, 2), (1, 2, 2, 2), (2, 2, 1, 2), (1, 1, 1, 3), (2, 2, 2, 2), (1, 4, 2, 2)];
     let rings = rings.map(|(cfg, stages, ulysses, rings)| ring(cfg, stages, ulysses, rings));
-    // A ring needs rows of each of its groups in some patch: 4 patches of 8 rows are not for 3.
+    // Each group of a ring needs a row of some patch: 4 patches of 8 rows are not for a ring of 3.
+    let token_rows = |case: &str| match case {
+        "wide" => 6usize,
+        "tall" => 10,
+        _ => 8,
+    };
     let (few, low) =
         ([("tall", 4, 1), ("square", 8, 1), ("wide", 3, 2)], [("tall", 2, 1), ("square", 3, 2)]);
     if full() {
         let every = |mesh| covering().into_iter().map(move |(case, m, w)| (case, mesh, m, w));
-        let fits = |&(_, mesh, m, _): &Product| mesh.ring_degree == 1 || m <= 3;
+        let fits = |&(case, mesh, m, _): &Product| {
+            token_rows(case).div_ceil(m) >= mesh.ring_degree as usize
+        };
         return meshes.into_iter().chain(rings).flat_map(every).filter(fits).collect();
     }
     let pick = |(mesh, &(case, m, w)): (Degrees, &(&'static str, usize, usize))| (case, mesh, m, w);
