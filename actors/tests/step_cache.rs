@@ -6,7 +6,7 @@ use ditmesh_actors::plan::{Plan, bytes, resolve};
 use ditmesh_actors::request::{Degrees, GenerateRequest, StepCache, StepDecision};
 use ditmesh_model::pipeline::describe;
 
-use crate::harness::{Golden, Outcome, degrees, relative, run, run_quic};
+use crate::harness::{Golden, Outcome, degrees, relative, ring, run, run_quic};
 use crate::oracle;
 
 /// The fixtures' random blocks change much: here some passes are reused and others computed.
@@ -59,7 +59,8 @@ fn exact_meshes_decide_as_one_device_and_equal_it_when_they_replay() {
     let serial = run(&golden.dir, degrees(1, 1, 1), &request(&golden, 2, 1, own(THRESHOLD)));
     let decided = decisions(&serial);
     assert!(!reused(&decided).is_empty(), "{decided:?}");
-    for mesh in [degrees(2, 1, 1), degrees(1, 1, 3), degrees(1, 4, 1), degrees(2, 2, 2)] {
+    let whole = [degrees(2, 1, 1), degrees(1, 1, 3), degrees(1, 4, 1), degrees(2, 2, 2)];
+    for mesh in whole.into_iter().chain([ring(1, 1, 1, 3), ring(1, 2, 2, 2)]) {
         let again = run(&golden.dir, mesh, &request(&golden, 2, 1, replay(&decided)));
         let error = relative(again.latents(), serial.latents());
         println!("{mesh}: {error:.2e}");
@@ -79,6 +80,8 @@ fn pipefusion_with_a_step_cache_equals_the_oracle() {
         ("tall", degrees(1, 4, 1), 3, 0),
         ("wide", degrees(2, 2, 2), 4, 4),
         ("tall", degrees(1, 2, 4), 8, 0),
+        ("square", ring(1, 1, 1, 2), 4, 0),
+        ("wide", ring(2, 2, 2, 2), 4, 3),
     ] {
         let golden = Golden::load("sigma_8x8", case);
         let request =
