@@ -134,15 +134,17 @@ impl QuicLink {
     }
 
     fn shut(&self, cause: &str, code: VarInt) {
+        let reason = bounded_cause(cause);
         {
             let mut core = self.core();
             core.table.close(cause);
             core.messages.clear();
             core.frames.clear();
+            // Under the lock: a writer that sees the link closed drops its stream, and the end of
+            // a stream must not reach the peer before the reason does.
+            self.control.close(code, reason.as_bytes());
+            self.bulk.close(code, reason.as_bytes());
         }
-        let reason = bounded_cause(cause);
-        self.control.close(code, reason.as_bytes());
-        self.bulk.close(code, reason.as_bytes());
         self.messages_waiting.notify_one();
         self.frames_waiting.notify_one();
     }
