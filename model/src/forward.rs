@@ -1,6 +1,6 @@
 //! Walks one forward pass through its phases: compute here, exchange with peers, attend, go on.
 //!
-//! Owns one run's state on a partition; what is on its way between two phases is in [`walk`]. The
+//! Owns one run's state on a partition; what is on its way between two phases is in `walk`. The
 //! order of phases is [`crate::phase`]'s, the arithmetic of a block [`crate::transformer`]'s, the
 //! network the [`Exchanger`]'s.
 //!

@@ -2,7 +2,7 @@
 //!
 //! Owns which layers there are, what crosses between the members before each of them, and how much
 //! a layer computes. [`decode_phases`] is the only place that knows; the walker
-//! ([`super::decode`]), the plan checker, the byte counts and the cost rules read its list. Pure:
+//! (`super::decode`), the plan checker, the byte counts and the cost rules read its list. Pure:
 //! no tensors.
 //!
 //! Invariants: a member with no rows has no phases and nobody sends to it; per exchange, what one
