@@ -11,6 +11,7 @@ pub mod error;
 mod group;
 mod latents;
 pub mod mailbag;
+mod port;
 mod resident;
 mod spans;
 mod staleness;
@@ -258,7 +259,9 @@ impl Executor {
         bag.check_abort()?;
         let text = text?;
         text.warnings.into_iter().for_each(|warning| (self.progress)(Event::Warning(warning)));
-        self.text = Text { embeds: Some(text.embeds), mask: Some(text.mask) };
+        let (embeds, mask) = (text.embeds, text.mask);
+        let on_host = |x: Tensor| x.to_device(&Device::Cpu);
+        self.text = Text { embeds: Some(on_host(embeds)?), mask: Some(on_host(mask)?) };
         Ok(())
     }
 
@@ -268,7 +271,7 @@ impl Executor {
             return Err(ExecuteError::Order { op: "conditioning", missing: "the text" });
         };
         let batch = self.plan.batch();
-        let own = |x: &Tensor| x.narrow(0, self.at.cfg * batch, batch);
+        let own = |x: &Tensor| x.narrow(0, self.at.cfg * batch, batch)?.to_device(&self.device);
         let conditioning = Conditioning { embeds: own(embeds)?, mask: own(mask)?, pooled: None };
         let pass = self.parts.transformer.begin(&conditioning, self.plan.grid)?;
         let spec = self.plan.model.clone();
@@ -372,7 +375,9 @@ impl Executor {
             Err(error) => return Err(group.error.take().unwrap_or(ExecuteError::Model(error))),
         };
         match output {
-            ForwardOutput::Noise(noise) => self.predictions = vec![noise],
+            ForwardOutput::Noise(noise) => {
+                self.predictions = vec![noise.to_device(&Device::Cpu)?];
+            }
             ForwardOutput::Activation(x) => self.activation = Some(x.image),
             ForwardOutput::Nothing => {}
         }
@@ -396,7 +401,7 @@ impl Executor {
         }
         let x = self.scheduler.scale_model_input(&self.latents.get(patch)?, step)?;
         let branches: Vec<&Tensor> = vec![&x; self.plan.batch() / self.plan.images()];
-        Ok(ForwardInput::Latents(Tensor::cat(&branches, 0)?))
+        Ok(ForwardInput::Latents(Tensor::cat(&branches, 0)?.to_device(&self.device)?))
     }
 
     /// Swaps predicted noise with the other branch; the unconditional one comes first.
@@ -463,6 +468,7 @@ impl Executor {
             }
             false => self.picture.latents.take().ok_or(missing)?,
         };
+        let rows = rows.to_device(&self.device)?;
         // The pictures of a batch, which are never cut into bands, one after another.
         let mut pictures = Vec::with_capacity(self.plan.images());
         for image in 0..self.plan.images() {

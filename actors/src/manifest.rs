@@ -106,6 +106,8 @@ pub enum DeviceKind {
     /// A share of the host's cores.
     #[default]
     Cpu,
+    /// An NVIDIA GPU of the host.
+    Cuda,
 }
 
 /// `[[node.device]]`.
@@ -115,6 +117,9 @@ pub struct DeviceSection {
     /// Kind.
     #[serde(default)]
     pub kind: DeviceKind,
+    /// Which GPU of the host, as its driver counts; 0 by default. Several devices may share one.
+    #[serde(default)]
+    pub index: Option<usize>,
     /// Compute threads of a CPU device; 1 by default.
     #[serde(default)]
     pub threads: Option<usize>,

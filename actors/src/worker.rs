@@ -9,6 +9,7 @@
 //! stay loaded for the next mesh.
 
 mod compute;
+mod device;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::executor::abort::AbortFlag;
 use crate::executor::agenda::{Agenda, AgendaError, Retired};
+use crate::manifest::DeviceKind;
 use crate::plan::Plan;
 use crate::plan::interleave::Entry;
 use crate::protocol::{DeviceId, Form, FormFault, RankOutcome, Start, ToCoordinator};
@@ -37,6 +39,10 @@ pub struct WorkerConfig {
     pub device: DeviceId,
     /// Incarnation of this worker.
     pub incarnation: u64,
+    /// What computes.
+    pub kind: DeviceKind,
+    /// Which GPU of the host, where the device is one.
+    pub gpu: usize,
     /// Compute threads.
     pub threads: usize,
     /// Cores to pin them to; empty pins nothing.
@@ -316,6 +322,7 @@ impl State {
             epoch: Epoch(start.epoch),
             transport: Arc::clone(&mesh.transport),
             model: Arc::clone(&mesh.loaded.model),
+            compute_on: mesh.loaded.device.clone(),
             abort: Arc::clone(&abort),
             wait_limit: Duration::from_millis(u64::from(start.op_deadline_ms)),
             traceparent: start.traceparent,

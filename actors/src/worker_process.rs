@@ -110,6 +110,8 @@ async fn live(orders: &WorkerBootstrap, device: DeviceId) -> Result<HostEnd, Str
         cluster: orders.cluster.clone(),
         device,
         incarnation: orders.incarnation,
+        kind: orders.device.kind,
+        gpu: orders.device.index.unwrap_or(0),
         threads: orders.device.threads.unwrap_or(1),
         cores: orders.device.cores.clone(),
     };

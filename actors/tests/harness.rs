@@ -158,7 +158,19 @@ pub fn run_over(
     request: &GenerateRequest,
     fabric: impl Fn() -> Arc<dyn Fabric>,
 ) -> Outcome {
-    run_adapted(dir, degrees, request, fabric, Arc::new(|_: &mut LoadedParts| {}))
+    let adapt = Arc::new(|_: &mut LoadedParts| {});
+    run_with(dir, degrees, request, fabric, || Device::Cpu, adapt)
+}
+
+/// As [`run_over`], with every rank computing on what `device` opens for it.
+pub fn run_on(
+    dir: &Path,
+    degrees: Degrees,
+    request: &GenerateRequest,
+    fabric: impl Fn() -> Arc<dyn Fabric>,
+    device: fn() -> Device,
+) -> Outcome {
+    run_with(dir, degrees, request, fabric, device, Arc::new(|_: &mut LoadedParts| {}))
 }
 
 /// Changes what a rank has loaded.
@@ -170,6 +182,17 @@ pub fn run_adapted(
     degrees: Degrees,
     request: &GenerateRequest,
     fabric: impl Fn() -> Arc<dyn Fabric>,
+    adapt: Adapt,
+) -> Outcome {
+    run_with(dir, degrees, request, fabric, || Device::Cpu, adapt)
+}
+
+fn run_with(
+    dir: &Path,
+    degrees: Degrees,
+    request: &GenerateRequest,
+    fabric: impl Fn() -> Arc<dyn Fabric>,
+    device: fn() -> Device,
     adapt: Adapt,
 ) -> Outcome {
     let spec = describe(dir, DType::F32).unwrap();
@@ -184,7 +207,10 @@ pub fn run_adapted(
             let (plan, dir, adapt) = (Arc::clone(&plan), dir.to_owned(), Arc::clone(&adapt));
             let transport = Arc::clone(&transports[rank]);
             std::thread::spawn(move || {
-                tracked(|held| rank_thread(&plan, rank, (&dir, &adapt), transport, held))
+                tracked(|held| {
+                    let loading = (dir.as_path(), &adapt, device());
+                    rank_thread(&plan, rank, loading, transport, held)
+                })
             })
         })
         .collect();
@@ -207,7 +233,7 @@ pub fn run_adapted(
 fn rank_thread(
     plan: &Arc<Plan>,
     rank: usize,
-    (dir, adapt): (&Path, &Adapt),
+    (dir, adapt, device): (&Path, &Adapt, Device),
     transport: Arc<dyn Transport>,
     held: &dyn Fn() -> Held,
 ) -> (RankReport, RankHeld) {
@@ -219,7 +245,7 @@ fn rank_thread(
         text_encoder: (rank == 0).then(TextEncoderPolicy::default),
         vae: plan.is_output(at),
     };
-    let mut parts = LoadedParts::load(dir, DType::F32, &parts, &Device::Cpu).unwrap();
+    let mut parts = LoadedParts::load(dir, DType::F32, &parts, &device).unwrap();
     adapt(&mut parts);
     let parts = Arc::new(parts);
     let loaded = held();
@@ -230,7 +256,7 @@ fn rank_thread(
         epoch: Epoch(1),
         transport,
         parts: Arc::clone(&parts),
-        device: Device::Cpu,
+        device,
         abort: Arc::new(AbortFlag::default()),
         wait_limit: Duration::from_secs(60),
         traceparent: None,
@@ -271,14 +297,25 @@ async fn form(plan: &Plan, fabrics: &[Arc<dyn Fabric>]) -> Vec<Arc<dyn Transport
 
 /// Runs `request` over QUIC on loopback, one fabric for each member as each process would have.
 pub fn run_quic(dir: &Path, degrees: Degrees, request: &GenerateRequest) -> Outcome {
+    run_quic_on(dir, degrees, request, || Device::Cpu)
+}
+
+/// The same with every rank computing on what `device` opens for it.
+pub fn run_quic_on(
+    dir: &Path,
+    degrees: Degrees,
+    request: &GenerateRequest,
+    device: fn() -> Device,
+) -> Outcome {
     let identity = ClusterCa::generate("test").unwrap().issue(Role::Node, "node").unwrap();
     let loopback = || "127.0.0.1:0".parse().unwrap();
-    run_over(dir, degrees, request, || {
+    let fabric = || {
         let config = QuicConfig {
             // Eight ranks on two busy cores: silence here means nothing.
             idle_timeout: Duration::from_secs(30),
             ..QuicConfig::new(identity.clone(), loopback(), loopback())
         };
-        QuicFabric::bind(&config).unwrap()
-    })
+        QuicFabric::bind(&config).unwrap() as Arc<dyn Fabric>
+    };
+    run_on(dir, degrees, request, fabric, device)
 }

@@ -3,6 +3,8 @@
 
 mod batches;
 mod engine;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod harness;
 mod interleave;
 #[cfg(feature = "builtin")]

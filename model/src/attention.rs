@@ -41,12 +41,44 @@ pub fn attention(
     scale: f64,
     key_bias: Option<&Tensor>,
 ) -> Result<AttentionOutput, ModelError> {
+    attention_in(Precision::Full, q, k, v, scale, key_bias)
+}
+
+/// The arithmetic of the two products of attention; softmax and sums are f32 in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    Full,
+    /// bfloat16 where the device has units for it (GPUs), else f32.
+    Half,
+}
+
+/// As [`attention`], with products in `precision`.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_in(
+    precision: Precision,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    key_bias: Option<&Tensor>,
+) -> Result<AttentionOutput, ModelError> {
     check(q, k, v, key_bias)?;
-    let (out, lse) = if q.device().is_cpu() {
-        kernels::flash_attention(q, k, v, scale, key_bias)?
-    } else {
-        plain::attention(q, k, v, scale, key_bias)?
-    };
+    if q.device().is_cpu() {
+        let (out, lse) = kernels::flash_attention(q, k, v, scale, key_bias)?;
+        return Ok(AttentionOutput { out, lse });
+    }
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda()
+        && let Some((out, lse)) = crate::cuda::attention(q, k, v, scale, key_bias, precision)?
+    {
+        return Ok(AttentionOutput { out, lse });
+    }
+    let _ = precision;
+    let (out, lse) = plain::attention(q, k, v, scale, key_bias)?;
     Ok(AttentionOutput { out, lse })
 }
 

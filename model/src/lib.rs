@@ -12,6 +12,8 @@ pub mod cache;
 pub mod change;
 pub mod checkpoint;
 pub mod conditioning;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 pub mod exchange;
 pub mod forward;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::attention::Precision;
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::error::ModelError;
 use crate::kernels::{Epilogue, fused_linear};
@@ -128,6 +129,14 @@ impl Linear {
             source: Box::new(candle_core::Error::Msg(error.to_string())),
         })?;
         Ok(Self { weight, bias })
+    }
+
+    /// The arithmetic that loses nothing against these weights.
+    pub fn precision(&self) -> Precision {
+        match self.weight {
+            LinearWeight::F32(_) => Precision::Full,
+            LinearWeight::F16(_) | LinearWeight::Bf16(_) => Precision::Half,
+        }
     }
 
     /// The layer's output: `x` is f32 `[.., in]`, the result f32 `[.., out]`.

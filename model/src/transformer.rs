@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+use crate::attention::Precision;
 use crate::conditioning::{Conditioning, LatentGrid};
 use crate::error::ModelError;
 use crate::rows::RowSet;
@@ -64,6 +65,11 @@ pub trait Transformer: Send + Sync {
 
 /// The state of one run on one partition. Batch `B` is that of the [`Conditioning`].
 pub trait ForwardPass: Send {
+    /// Arithmetic of the attention between its phases: f32 unless the weights are halves.
+    fn precision(&self) -> Precision {
+        Precision::Full
+    }
+
     /// Sets the timestep of the following calls; cheap when it did not change.
     ///
     /// # Errors

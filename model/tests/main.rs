@@ -1,6 +1,8 @@
 //! Behaviour of the model crate, in one binary.
 
 mod checkpoint;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod fixture;
 mod noise;
 mod pixart;

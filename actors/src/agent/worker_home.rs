@@ -168,6 +168,8 @@ impl ThreadHome {
             cluster: self.cluster.clone(),
             device: DeviceId { node: self.node.clone(), index: index as u32 },
             incarnation: incarnation.0,
+            kind: device.kind,
+            gpu: device.index.unwrap_or(0),
             threads: device.threads.unwrap_or(1),
             cores: device.cores.clone(),
         };

@@ -24,6 +24,7 @@ use ditmesh_transport::region::Slice;
 
 use super::abort::AbortFlag;
 use super::error::ExecuteError;
+use super::port::Port;
 use super::wire_tensor;
 use crate::plan::message::Message;
 use crate::request::RunTime;
@@ -45,7 +46,7 @@ pub(super) struct Mailbag {
     links: HashMap<usize, Arc<dyn Link>>,
     run: RunId,
     epoch: Epoch,
-    device: Device,
+    port: Port,
     wait_limit: Duration,
     abort: Arc<AbortFlag>,
     expected: Peekable<Expected>,
@@ -86,7 +87,7 @@ impl Mailbag {
             links: HashMap::new(),
             run,
             epoch,
-            device,
+            port: Port::new(device)?,
             wait_limit,
             abort,
             expected: expected.peekable(),
@@ -158,7 +159,7 @@ impl Mailbag {
     ) -> Result<Tensor, ExecuteError> {
         let received = self.take(peer, message, deadline)?;
         let before = self.clock.turn_to(Activity::Serialise, peer, message);
-        let tensor = wire_tensor::to_tensor(&received, message, peer, self.epoch, &self.device)?;
+        let tensor = wire_tensor::to_tensor(&received, message, peer, self.epoch, &mut self.port)?;
         drop(received);
         self.clock.turn(before);
         Ok(tensor)
@@ -204,7 +205,7 @@ impl Mailbag {
             });
         }
         let before = self.clock.turn_to(Activity::Serialise, peer, message);
-        let payload = wire_tensor::to_slice(tensor, self.transport.as_ref())?;
+        let payload = wire_tensor::to_slice(tensor, self.transport.as_ref(), &mut self.port)?;
         self.clock.turn(before);
         let meta = wire_tensor::meta(message, self.epoch);
         self.transmit(peer, message, meta, payload)

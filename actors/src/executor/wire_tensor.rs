@@ -13,6 +13,7 @@ use ditmesh_transport::link::Received;
 use ditmesh_transport::region::Slice;
 
 use super::error::ExecuteError;
+use super::port::Port;
 use crate::plan::message::Message;
 
 /// The metadata of `message` in the mesh of `epoch`.
@@ -27,8 +28,12 @@ pub(crate) fn meta(message: &Message, epoch: Epoch) -> FrameMeta {
     }
 }
 
-/// Copies a CPU tensor of any strides into memory the transport can send.
-pub(super) fn to_slice(tensor: &Tensor, transport: &dyn Transport) -> Result<Slice, ModelError> {
+/// Copies a tensor of any strides into memory the transport can send.
+pub(super) fn to_slice(
+    tensor: &Tensor,
+    transport: &dyn Transport,
+    port: &mut Port,
+) -> Result<Slice, ModelError> {
     let len = tensor.elem_count() * tensor.dtype().size_in_bytes();
     let mut region = transport.allocate(len);
     let target = region
@@ -39,7 +44,10 @@ pub(super) fn to_slice(tensor: &Tensor, transport: &dyn Transport) -> Result<Sli
         let floats = bytemuck::try_cast_slice_mut(target).map_err(|error| {
             ModelError::Invalid(format!("memory to send from is not aligned: {error}"))
         })?;
-        strided::copy_into(tensor, floats)?;
+        match tensor.device().is_cpu() {
+            true => strided::copy_into(tensor, floats)?,
+            false => port.take_off(tensor, floats)?,
+        }
         return Ok(region.freeze(len));
     }
     let tensor = tensor.contiguous()?;
@@ -64,15 +72,15 @@ pub(super) fn to_tensor(
     message: &Message,
     peer: usize,
     epoch: Epoch,
-    device: &Device,
+    port: &mut Port,
 ) -> Result<Tensor, ExecuteError> {
     check(received, message, peer, epoch)?;
     let bytes = received.region.bytes().get(..received.len).unwrap_or_default();
     let shape = message.shape.as_slice();
     Ok(match message.dtype {
-        Dtype::F32 => Tensor::from_slice(floats(bytes)?, shape, device)?,
-        Dtype::F64 => Tensor::from_slice(doubles(bytes)?, shape, device)?,
-        _ => Tensor::from_slice(bytes, shape, device)?,
+        Dtype::F32 => port.put(message.kind, floats(bytes)?, shape)?,
+        Dtype::F64 => Tensor::from_slice(doubles(bytes)?, shape, &Device::Cpu)?,
+        _ => Tensor::from_slice(bytes, shape, &Device::Cpu)?,
     })
 }
 

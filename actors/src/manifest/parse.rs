@@ -148,9 +148,10 @@ fn node(section: &Section<'_, '_>) -> Result<NodeSection, Fault> {
 }
 
 fn device(section: &Section<'_, '_>) -> Result<DeviceSection, Fault> {
-    section.keys(&["kind", "threads", "cores", "memory_bytes"])?;
+    section.keys(&["kind", "index", "threads", "cores", "memory_bytes"])?;
     Ok(DeviceSection {
         kind: section.or("kind", Default::default())?,
+        index: section.optional("index")?,
         threads: section.optional("threads")?,
         cores: section.or("cores", Vec::new())?,
         memory_bytes: section.optional("memory_bytes")?,

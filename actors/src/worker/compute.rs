@@ -20,8 +20,8 @@ use ditmesh_transport::Transport;
 use ditmesh_transport::ids::{Epoch, RunId};
 use tokio::sync::{mpsc, oneshot};
 
-use super::WorkerConfig;
 use super::runs::work_off;
+use super::{WorkerConfig, device};
 use crate::executor::abort::AbortFlag;
 use crate::executor::agenda::Agenda;
 use crate::plan::mesh::DeviceMesh;
@@ -60,6 +60,8 @@ impl Load {
 pub(super) struct Loaded {
     pub(super) model: Arc<LoadedParts>,
     pub(super) parts: Parts,
+    /// Where the weights are, and where runs compute.
+    pub(super) device: Device,
     dtype: Dtype,
 }
 
@@ -72,6 +74,7 @@ pub(super) struct Run {
     pub(super) epoch: Epoch,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) model: Arc<LoadedParts>,
+    pub(super) compute_on: Device,
     pub(super) abort: Arc<AbortFlag>,
     pub(super) wait_limit: Duration,
     pub(super) traceparent: Option<String>,
@@ -93,9 +96,10 @@ impl ComputeThread {
     pub(super) fn start(config: &WorkerConfig) -> std::io::Result<Self> {
         let (orders, inbox) = sync_channel(COMPUTE_ORDERS_MAX);
         let (threads, cores) = (config.threads.max(1), config.cores.clone());
+        let (kind, gpu) = (config.kind, config.gpu);
         let thread = std::thread::Builder::new()
             .name(format!("compute-{}", config.device))
-            .spawn(move || serve(&inbox, threads, &cores))?;
+            .spawn(move || serve(&inbox, &device::open(kind, gpu), threads, &cores))?;
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
 
@@ -138,7 +142,12 @@ impl ComputeThread {
     }
 }
 
-fn serve(inbox: &Receiver<Order>, threads: usize, cores: &[usize]) {
+fn serve(
+    inbox: &Receiver<Order>,
+    device: &Result<Device, String>,
+    threads: usize,
+    cores: &[usize],
+) {
     affinity::pin(cores);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build();
     if let Err(error) = &pool {
@@ -148,7 +157,10 @@ fn serve(inbox: &Receiver<Order>, threads: usize, cores: &[usize]) {
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Load(load, answer) => {
-                let result = guarded(|| find_or_load(&load, &mut loaded)).and_then(|loaded| loaded);
+                let result = device
+                    .clone()
+                    .and_then(|device| guarded(|| find_or_load(&load, &device, &mut loaded)))
+                    .and_then(|loaded| loaded);
                 let _ = answer.send(result);
             }
             Order::WorkOff(agenda) => work_off(&agenda),
@@ -156,7 +168,7 @@ fn serve(inbox: &Receiver<Order>, threads: usize, cores: &[usize]) {
     }
 }
 
-fn find_or_load(load: &Load, held: &mut Option<Loaded>) -> Result<Loaded, String> {
+fn find_or_load(load: &Load, device: &Device, held: &mut Option<Loaded>) -> Result<Loaded, String> {
     let dtype = match load.dtype {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
@@ -190,9 +202,10 @@ fn find_or_load(load: &Load, held: &mut Option<Loaded>) -> Result<Loaded, String
     }
     // What is replaced goes first: a device need not have room for both.
     *held = None;
-    let model = LoadedParts::load(&load.folder, dtype, &parts, &Device::Cpu)
+    let model = LoadedParts::load(&load.folder, dtype, &parts, device)
         .map_err(|error| error.to_string())?;
-    let loaded = Loaded { model: Arc::new(model), parts, dtype: load.dtype };
+    let model = Arc::new(model);
+    let loaded = Loaded { model, parts, dtype: load.dtype, device: device.clone() };
     *held = Some(loaded.clone());
     Ok(loaded)
 }

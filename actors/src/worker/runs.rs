@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::Device;
 use tokio::sync::mpsc;
 
 use super::compute::{Run, guarded};
@@ -184,7 +183,7 @@ fn begin(run: Run) -> Result<(Executor, usize), ExecuteError> {
         epoch: run.epoch,
         transport: run.transport,
         parts: run.model,
-        device: Device::Cpu,
+        device: run.compute_on,
         abort: run.abort,
         wait_limit: run.wait_limit,
         traceparent: run.traceparent,

@@ -9,7 +9,7 @@
 use candle_core::Tensor;
 
 use super::caches::Caches;
-use crate::attention::{AttentionOutput, attention, merge};
+use crate::attention::{AttentionOutput, attention_in, merge};
 use crate::error::ModelError;
 use crate::exchange::ExchangeKind;
 use crate::phase::{Attend, ForwardShape, Keys, ProjectQkv, Transfer};
@@ -160,7 +160,8 @@ impl<'a> Walk<'a> {
         let scale = 1.0 / (head_dim as f64).sqrt();
         let mut result = take(&mut self.partials, work.member);
         for (keys, values) in self.keys(work)? {
-            let more = attention(&query, &keys, &values, scale, None)?;
+            let precision = self.pass.precision();
+            let more = attention_in(precision, &query, &keys, &values, scale, None)?;
             result = Some(match result {
                 Some(before) => merge(&before, &more)?,
                 None => more,

@@ -97,7 +97,20 @@ fn plain(
     bias: Option<&Tensor>,
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
-    let mut y = x.to_dtype(weight.dtype())?.broadcast_matmul(&weight.t()?)?.to_dtype(x.dtype())?;
+    // One product over all rows, whatever the batch.
+    let rows = x.elem_count() / weight.dim(1)?.max(1);
+    let mut shape = x.dims().to_vec();
+    shape.pop();
+    shape.push(weight.dim(0)?);
+    let flat = x.reshape((rows, weight.dim(1)?))?.to_dtype(weight.dtype())?;
+    let product = flat.matmul(&weight.t()?)?.reshape(shape)?;
+    #[cfg(feature = "cuda")]
+    if product.device().is_cuda()
+        && matches!(product.dtype(), candle_core::DType::F32 | candle_core::DType::BF16)
+    {
+        return crate::cuda::epilogue(&product, bias, epilogue);
+    }
+    let mut y = product.to_dtype(x.dtype())?;
     if let Some(bias) = bias {
         y = y.broadcast_add(&bias.to_dtype(x.dtype())?)?;
     }

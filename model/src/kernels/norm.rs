@@ -27,6 +27,10 @@ pub fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64)
             scale.dims()
         );
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && x.dtype() == DType::F32 {
+        return crate::cuda::norm_modulate(x, shift, scale, eps);
+    }
     if !x.device().is_cpu() || x.dtype() != DType::F32 {
         return plain(x, shift, scale, eps);
     }

@@ -130,8 +130,8 @@ fn wrong_types_and_ranges_say_what_was_expected() {
          cluster.toml:17:10"
     );
     assert_eq!(
-        edited("threads = 2", "kind = \"cuda\""),
-        "`kind` is \"cuda\", which is not known at cluster.toml:11:8; known here: `cpu`"
+        edited("threads = 2", "kind = \"neural\""),
+        "`kind` is \"neural\", which is not known at cluster.toml:11:8; known here: `cpu`, `cuda`"
     );
     assert!(
         edited("[cluster]\nname = \"demo\"", "cluster = 3")

@@ -145,7 +145,7 @@ macro_rules! words {
 }
 
 words! {
-    DeviceKind: "cpu" => DeviceKind::Cpu;
+    DeviceKind: "cpu" => DeviceKind::Cpu, "cuda" => DeviceKind::Cuda;
     Dtype: "f32" => Dtype::F32, "f16" => Dtype::F16, "bf16" => Dtype::Bf16;
     Isolation: "process" => Isolation::Process, "thread" => Isolation::Thread;
     LauncherKind: "local" => LauncherKind::Local;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::super::error::nearest;
-use super::super::{DeviceSection, Manifest, NodeSection};
+use super::super::{DeviceKind, DeviceSection, Manifest, NodeSection};
 use super::{Violation, label, unique};
 
 /// Devices of one node, at most.
@@ -80,6 +80,11 @@ fn devices(at: &str, node: &NodeSection) -> Result<(), Violation> {
 }
 
 fn device(at: &str, device: &DeviceSection) -> Result<(), Violation> {
+    if let (DeviceKind::Cpu, Some(index)) = (device.kind, device.index) {
+        let message = format!("index {index} is for gpus, and this device is a cpu");
+        let advice = "write kind = \"cuda\", or leave index out";
+        return Err(Violation::new(format!("{at}.index"), message).advise(advice));
+    }
     let threads = device.threads.unwrap_or(1);
     if !(1..=THREADS_MAX).contains(&threads) {
         let message = format!("threads is {threads}, expected 1 to {THREADS_MAX}");

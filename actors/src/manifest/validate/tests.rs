@@ -165,3 +165,15 @@ fn a_programs_manifest_is_told_the_path_of_the_value() {
     let text = validate(&manifest).unwrap_err().to_string();
     assert_eq!(text, "manifest, `model[0].name`: a model's name is empty");
 }
+
+#[test]
+fn an_index_belongs_to_a_gpu() {
+    let text = violation(|m| m.nodes[1].devices[0].index = Some(1));
+    assert!(text.starts_with("node[1].device[0].index: index 1 is for gpus"), "{text}");
+    assert!(text.contains("kind = \"cuda\""), "{text}");
+    let mut gpus = cluster();
+    for device in &mut gpus.nodes[0].devices {
+        (device.kind, device.index) = (crate::manifest::DeviceKind::Cuda, Some(0));
+    }
+    check(&gpus).unwrap();
+}

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use super::config::PixArtConfig;
 use super::tensors::block_prefix;
 use super::text::Text;
-use crate::attention::attention;
+use crate::attention::{Precision, attention_in};
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::error::ModelError;
 use crate::kernels::{Epilogue, layer_norm_modulate};
@@ -88,6 +88,11 @@ impl Block {
         Ok((&self.table + of_blocks)?)
     }
 
+    /// Arithmetic of attention in this block.
+    pub(super) fn precision(&self) -> Precision {
+        self.cross_q.precision()
+    }
+
     /// Keys and values of the text.
     pub(super) fn text_kv(&self, text: &Text) -> Result<TextKv, ModelError> {
         let both = self.cross_kv.forward(&text.states)?;
@@ -145,7 +150,8 @@ impl Block {
 
         let q = self.cross_q.forward(&x)?.reshape((batch, tokens, self.heads, self.head_dim))?;
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let read = attention(&q, &text.keys, &text.values, scale, Some(key_bias))?.out;
+        let (keys, values) = (&text.keys, &text.values);
+        let read = attention_in(self.precision(), &q, keys, values, scale, Some(key_bias))?.out;
         let x = self.add_to(&x, &self.cross_out, &read.reshape((batch, tokens, hidden))?, None)?;
 
         let (shift, scale) = (modulation.get(SHIFT_MLP)?, modulation.get(SCALE_MLP)?);

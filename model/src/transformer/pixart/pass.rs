@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use super::Partition;
 use super::block::{Block, TextKv};
 use super::positions::Positions;
+use crate::attention::Precision;
 use crate::conditioning::{Conditioning, LatentGrid};
 use crate::error::ModelError;
 use crate::rows::RowSet;
@@ -131,6 +132,10 @@ fn check_grid(partition: &Partition, grid: LatentGrid) -> Result<(), ModelError>
 }
 
 impl ForwardPass for PixArtForwardPass {
+    fn precision(&self) -> Precision {
+        self.partition.held.first().map_or(Precision::Full, Block::precision)
+    }
+
     fn set_timestep(&mut self, timestep: f64) -> Result<(), ModelError> {
         if self.at.as_ref().is_some_and(|at| at.timestep == timestep) {
             return Ok(());

@@ -1,0 +1,68 @@
+//! Every method on a GPU against the CPU and diffusers: several ranks share GPU 0, each with a
+//! stream of its own. Needs a GPU to run.
+
+use candle_core::Device;
+use ditmesh_actors::request::{Degrees, GenerateRequest};
+use ditmesh_transport::in_process::InProcessHub;
+
+use crate::harness::{Golden, Outcome, degrees, relative, run, run_on, run_quic_on};
+
+fn gpu() -> Device {
+    ditmesh_model::cuda::open(0).expect("these tests need a gpu")
+}
+
+fn on_gpu(golden: &Golden, degrees: Degrees, request: &GenerateRequest) -> Outcome {
+    let hub = InProcessHub::new();
+    run_on(&golden.dir, degrees, request, || hub.fabric(), gpu)
+}
+
+#[test]
+fn serial_latents_on_a_gpu_equal_diffusers() {
+    for (pipeline, factor) in [("sigma_8x8", 2), ("sigma_4x5", 4), ("alpha_6x4", 2)] {
+        for case in ["square", "tall", "wide"] {
+            let golden = Golden::load(pipeline, case);
+            let outcome = on_gpu(&golden, degrees(1, 1, 1), &golden.request(factor));
+            let error = relative(outcome.latents(), &golden.floats("out.latents"));
+            println!("{pipeline} {case}: {error:.2e}, f32 noise {:.2e}", golden.noise);
+            assert!(error <= golden.bar(), "{pipeline} {case}: {error:e}");
+        }
+    }
+}
+
+/// Exact meshes and PipeFusion alike give on a GPU what they give on the CPU.
+#[test]
+fn meshes_on_a_gpu_equal_meshes_on_the_cpu() {
+    let golden = Golden::load("sigma_8x8", "tall");
+    let ring = |ring_degree, mesh| Degrees { ring_degree, ..mesh };
+    for (mesh, patches) in [
+        (degrees(2, 1, 1), 1),
+        (degrees(1, 1, 2), 1),
+        (degrees(1, 1, 3), 1),
+        (ring(2, degrees(1, 1, 1)), 1),
+        (ring(2, degrees(1, 1, 2)), 1),
+        (degrees(1, 2, 1), 4),
+        (degrees(2, 2, 1), 4),
+        (degrees(1, 2, 2), 4),
+        (ring(2, degrees(1, 2, 1)), 4),
+        (degrees(2, 2, 2), 3),
+    ] {
+        let request = GenerateRequest { num_pipeline_patch: Some(patches), ..golden.request(2) };
+        let cpu = run(&golden.dir, mesh, &request);
+        let gpu = on_gpu(&golden, mesh, &request);
+        let error = relative(gpu.latents(), cpu.latents());
+        println!("{mesh}, {patches} patches: {error:.2e}");
+        assert!(error <= 1e-5, "{mesh}, {patches} patches: {error:e}");
+        let again = on_gpu(&golden, mesh, &request);
+        assert_eq!(again.latents().data, gpu.latents().data, "run to run, {mesh}");
+    }
+}
+
+#[test]
+fn a_mesh_on_a_gpu_over_quic_equals_one_over_memory_to_the_bit() {
+    let golden = Golden::load("sigma_8x8", "square");
+    let request = GenerateRequest { num_pipeline_patch: Some(4), ..golden.request(2) };
+    let mesh = degrees(2, 2, 2);
+    let memory = on_gpu(&golden, mesh, &request);
+    let quic = run_quic_on(&golden.dir, mesh, &request, gpu);
+    assert_eq!(quic.latents().data, memory.latents().data);
+}
