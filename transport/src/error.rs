@@ -163,6 +163,24 @@ pub enum TransportError {
     /// A key or certificate cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// UCX cannot do what was asked of it.
+    #[error("ucx cannot {what}: {cause}")]
+    Ucx {
+        /// What was attempted.
+        what: String,
+        /// Why not, in UCX's words or ours.
+        cause: String,
+    },
+    /// UCX would cross hosts, which nobody has allowed.
+    #[error(
+        "ucx to {peer} would cross hosts unencrypted; write `trusted_network = true` under \
+         [transport] if everybody on that network may read and forge what crosses it, or \
+         `other_host = \"quic\"`"
+    )]
+    UntrustedNetwork {
+        /// Who is at the other end.
+        peer: String,
+    },
     /// The system refused something that has nothing to do with the peer.
     #[error("cannot {what}: {source}")]
     System {

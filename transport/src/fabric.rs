@@ -9,7 +9,7 @@ pub(crate) mod epochs;
 
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -60,6 +60,16 @@ pub enum FabricAddress {
         /// Frames.
         bulk: SocketAddr,
     },
+}
+
+impl FabricAddress {
+    /// The host of the control port, where there is one.
+    pub fn control_ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::InProcess(_) => None,
+            Self::Quic { control, .. } => Some(control.ip()),
+        }
+    }
 }
 
 impl fmt::Display for FabricAddress {

@@ -12,11 +12,13 @@ mod header;
 pub(crate) mod hello;
 pub(crate) mod message;
 mod meta;
+mod offer;
 
 pub use dtype::Dtype;
 pub use header::{FrameHeader, HEADER_BYTES};
 pub use message::{Grant, LinkMessage, MESSAGE_BYTES_MAX, Refusal};
 pub use meta::{FrameMeta, META_BYTES_MAX, SHAPE_DIMS_MAX, TRACEPARENT_BYTES_MAX};
+pub use offer::{LaneOffer, Nonce};
 
 /// The oldest frame protocol this build speaks.
 pub const PROTOCOL_MIN: u16 = 1;
@@ -35,6 +37,7 @@ pub const SCHEMA_HASH: u64 = schema_hash(&[
     include_str!("frame/hello.rs"),
     include_str!("frame/message.rs"),
     include_str!("frame/meta.rs"),
+    include_str!("frame/offer.rs"),
 ]);
 
 /// 64-bit FNV-1a over all the texts; usable for the schemas of other layers too.

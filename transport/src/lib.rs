@@ -24,6 +24,8 @@ mod mesh;
 pub mod quic;
 pub mod region;
 pub mod sim;
+#[allow(unsafe_code)]
+pub mod ucx;
 
 pub use completion::{Awaited, Completer, Completion, completion};
 pub use control::{ControlChannel, ControlConfig, ControlEndpoint, ControlReceiver, ControlSender};
@@ -33,7 +35,8 @@ pub use frame::{Dtype, FrameMeta};
 pub use identity::{ClusterCa, Identity, IdentityError, PeerIdentity, Role};
 pub use ids::{Epoch, Incarnation, PeerId, RunId, Tag};
 pub use in_process::InProcessHub;
-pub use link::{Caps, Link, LinkStats, PostRecv, Received, SendFrame, Transport};
+pub use link::{Caps, Carrier, Link, LinkStats, PostRecv, Received, SendFrame, Transport};
 pub use quic::{QuicConfig, QuicFabric};
 pub use region::{MemKind, Memory, Ready, Region, RegionPool, Slice, Stager};
 pub use sim::{SimConfig, SimNetwork};
+pub use ucx::{LaneChoice, UcxConfig, UcxFabric};

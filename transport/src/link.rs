@@ -7,6 +7,7 @@
 //! [`TransportError::PeerLost`] when the link closes.
 
 mod ended;
+pub(crate) mod lane;
 pub(crate) mod table;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::ids::{PeerId, RunId, Tag};
 use crate::region::{Region, Slice};
 
 pub use ended::ABORTED_RUNS_MAX;
+pub use lane::Carrier;
 pub use table::{LINK_POSTS_MAX, LINK_SENDS_MAX};
 
 /// A place for one frame: the place and the credit at once.
@@ -103,6 +105,9 @@ pub trait Link: Send + Sync {
     /// Why the link is closed, if it is.
     fn closed(&self) -> Option<String>;
 
+    /// What carries the frames of this link, and why that.
+    fn carrier(&self) -> Carrier;
+
     /// Counters since the link was formed.
     fn stats(&self) -> LinkStats;
 }
@@ -120,7 +125,7 @@ pub struct Caps {
     pub max_frame_bytes: u64,
     /// Bulk connections per pair of peers.
     pub lanes: u32,
-    /// `in-process`, `quic`, `sim`.
+    /// What carries frames: `in-process`, `quic`, `ucx-shm`, `ucx-net`, `sim`, or `mixed`.
     pub name: &'static str,
 }
 

@@ -14,6 +14,7 @@ mod form;
 mod greeting;
 mod link;
 mod reader;
+mod upgrade;
 mod writer;
 
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +22,8 @@ use std::time::Duration;
 
 pub use admission::HELLOS_WAITING_MAX;
 pub use fabric::QuicFabric;
+pub(crate) use link::QuicLink;
+pub(crate) use upgrade::{Upgrade, UpgradeTo, Upgrading};
 
 use crate::frame::FRAME_BYTES_MAX;
 use crate::identity::Identity;

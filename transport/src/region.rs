@@ -49,6 +49,10 @@ pub trait Memory: Send + Sync {
     fn host(&self) -> Option<&[u8]>;
     /// The bytes for writing, where the host can address them.
     fn host_mut(&mut self) -> Option<&mut [u8]>;
+    /// Where the memory is for the device that has it; for transports that take such addresses.
+    fn device_address(&self) -> Option<u64> {
+        None
+    }
     /// For the [`Stager`] that knows the concrete type.
     fn as_any(&self) -> &dyn Any;
     /// For the [`Stager`] that knows the concrete type.

@@ -8,7 +8,7 @@ use ditmesh_transport::{
     Slice, Tag, TransportError,
 };
 
-use crate::support::{EPOCH, World};
+use crate::support::{EPOCH, Host, World};
 
 const RUN: RunId = RunId(1);
 
@@ -16,6 +16,8 @@ macro_rules! over_every_transport {
     ($($name:ident),* $(,)?) => {
         mod in_process { $(#[test] fn $name() { super::$name(&super::World::in_process(2)); })* }
         mod quic { $(#[test] fn $name() { super::$name(&super::World::quic(2)); })* }
+        mod ucx_shm { $(#[test] fn $name() { super::over_ucx(Host::Same, super::$name); })* use super::Host; }
+        mod ucx_net { $(#[test] fn $name() { super::over_ucx(Host::Other, super::$name); })* use super::Host; }
         mod sim { $(#[test] fn $name() { super::$name(&super::World::sim(2)); })* }
     };
 }
@@ -41,6 +43,14 @@ over_every_transport!(
     an_unknown_peer_has_no_link,
     one_link_survives_the_close_of_another_run,
 );
+
+fn over_ucx(host: Host, behaviour: fn(&World)) {
+    if let Some(world) = World::ucx(2, host) {
+        let (a, b) = ends(&world);
+        assert_eq!((a.carrier().name, b.carrier().name), (host.carrier(), host.carrier()));
+        behaviour(&world);
+    }
+}
 
 fn ends(world: &World) -> (Arc<dyn Link>, Arc<dyn Link>) {
     let link = |at: usize, to| world.members[at].link(PeerId(to)).unwrap();
@@ -337,7 +347,9 @@ impl ditmesh_transport::Ready for Event {
 
 #[test]
 fn a_payload_leaves_only_when_it_is_ready() {
-    for world in [World::in_process(2), World::quic(2)] {
+    let ucx = [Host::Same, Host::Other].map(|host| World::ucx(2, host));
+    let others = [World::in_process(2), World::quic(2)];
+    for world in others.into_iter().chain(ucx.into_iter().flatten()) {
         let (a, b) = ends(&world);
         let event = Arc::new(Event(std::sync::Mutex::new(false), std::sync::Condvar::new()));
         let mut waiting = post(&b, RUN, 1, 4);

@@ -7,3 +7,4 @@ mod forming;
 mod links;
 mod silence;
 mod support;
+mod ucx;

@@ -6,9 +6,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
-    ClusterCa, Completion, Epoch, Fabric, FabricAddress, Identity, InProcessHub, MeshForm,
-    PeerAddress, PeerId, QuicConfig, QuicFabric, Role, SimConfig, SimNetwork, Transport,
-    TransportError,
+    ClusterCa, Completion, Epoch, Fabric, FabricAddress, Identity, InProcessHub, LaneChoice,
+    MeshForm, PeerAddress, PeerId, QuicConfig, QuicFabric, Role, SimConfig, SimNetwork, Transport,
+    TransportError, UcxConfig, UcxFabric,
 };
 
 pub(crate) const EPOCH: Epoch = Epoch(1);
@@ -94,6 +94,64 @@ pub(crate) fn form_all(
     })
 }
 
+/// Where the members of a mesh over UCX take each other to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// On one host: shared memory.
+    Same,
+    /// On hosts of their own, by their addresses: TCP.
+    Other,
+}
+
+impl Host {
+    pub(crate) fn carrier(self) -> &'static str {
+        match self {
+            Self::Same => "ucx-shm",
+            Self::Other => "ucx-net",
+        }
+    }
+
+    fn address(self, rank: usize) -> SocketAddr {
+        match self {
+            Self::Same => loopback(),
+            Self::Other => SocketAddr::from(([127, 0, 0, 1 + rank as u8], 0)),
+        }
+    }
+
+    pub(crate) fn config(self, rank: usize) -> QuicConfig {
+        let mut config = quic_config(identity(Role::Node, &node_name(rank)));
+        config.control_bind = self.address(rank);
+        config.bulk_bind = self.address(rank);
+        config
+    }
+}
+
+/// Whether UCX can be opened here; CI installs it, elsewhere the tests say that they are skipped.
+pub(crate) fn ucx_is_here() -> bool {
+    match ditmesh_transport::ucx::version() {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(std::env::var_os("DITMESH_TEST_UCX").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            false
+        }
+    }
+}
+
+pub(crate) fn only_ucx() -> UcxConfig {
+    UcxConfig {
+        same_host: LaneChoice::Ucx,
+        other_host: LaneChoice::Ucx,
+        trusted_network: true,
+        devices: None,
+    }
+}
+
+pub(crate) fn ucx_fabrics(members: usize, host: Host) -> Option<Vec<Arc<dyn Fabric>>> {
+    let fabric = |rank| UcxFabric::bind(&host.config(rank), only_ucx()).unwrap();
+    ucx_is_here().then(|| (0..members).map(fabric).collect())
+}
+
 /// Members of one mesh, whatever carries it.
 pub(crate) struct World {
     pub(crate) name: &'static str,
@@ -109,6 +167,11 @@ impl World {
 
     pub(crate) fn quic(members: usize) -> Self {
         Self::of("quic", quic_fabrics(members))
+    }
+
+    /// None where there is no UCX.
+    pub(crate) fn ucx(members: usize, host: Host) -> Option<Self> {
+        Some(Self::of(host.carrier(), ucx_fabrics(members, host)?))
     }
 
     pub(crate) fn sim(members: usize) -> Self {

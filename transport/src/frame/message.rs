@@ -10,6 +10,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 use crate::error::TransportError;
 use crate::ids::{RunId, Tag};
 
+use super::LaneOffer;
+
 /// The largest link message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
@@ -64,6 +66,8 @@ pub enum LinkMessage {
         /// Why.
         cause: String,
     },
+    /// What else could carry the frames of this link.
+    Offer(LaneOffer),
 }
 
 impl LinkMessage {

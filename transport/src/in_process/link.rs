@@ -11,7 +11,7 @@ use crate::error::TransportError;
 use crate::frame::{FRAME_BYTES_MAX, FrameHeader};
 use crate::ids::{Epoch, PeerId, RunId};
 use crate::link::table::{Arrival, Departure, LinkTable, Step};
-use crate::link::{Link, LinkStats, PostRecv, Received, SendFrame};
+use crate::link::{Carrier, Link, LinkStats, PostRecv, Received, SendFrame};
 
 /// How long a payload that is not ready yet is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -93,6 +93,10 @@ impl Link for InProcessLink {
 
     fn closed(&self) -> Option<String> {
         self.pair.table(self.side).closed().map(str::to_owned)
+    }
+
+    fn carrier(&self) -> Carrier {
+        Carrier::only("in-process")
     }
 
     fn stats(&self) -> LinkStats {

@@ -3,21 +3,24 @@
 //! Owns its two endpoints and the meshes it has formed. Invariant: closing the fabric closes every
 //! mesh, tells the peers, and stops both threads.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
+use std::time::Instant;
 
 use tokio::task::AbortHandle;
 
 use super::admission::Admission;
-use super::form::Former;
+use super::form::{Former, Links};
 use super::greeting::Speaker;
-use super::{CAPS, QuicConfig};
+use super::{CAPS, QuicConfig, Upgrade, UpgradeTo, Upgrading};
 use crate::endpoint::{EndpointSettings, QuicEndpoint};
 use crate::error::TransportError;
-use crate::fabric::{Fabric, FabricAddress, Forming, MESH_PEERS_MAX, MeshForm};
+use crate::fabric::{Fabric, FabricAddress, Forming, MESH_PEERS_MAX, MeshForm, PeerAddress};
 use crate::frame::hello::Lane;
-use crate::ids::Epoch;
-use crate::link::Transport;
+use crate::ids::{Epoch, PeerId};
+use crate::link::{Caps, Link, Transport};
 use crate::mesh::Mesh;
 use crate::region::RegionPool;
 
@@ -34,6 +37,7 @@ pub struct QuicFabric {
     cluster: String,
     pool: RegionPool,
     meshes: Mutex<Vec<Weak<Mesh>>>,
+    upgrade: Option<Arc<dyn Upgrade>>,
 }
 
 impl QuicFabric {
@@ -42,6 +46,14 @@ impl QuicFabric {
     /// # Errors
     /// [`TransportError::Bind`] (a port is taken), [`TransportError::Identity`].
     pub fn bind(config: &QuicConfig) -> Result<Arc<dyn Fabric>, TransportError> {
+        Self::bind_with(config, None)
+    }
+
+    /// The same, with something else to carry the frames of links.
+    pub(crate) fn bind_with(
+        config: &QuicConfig,
+        upgrade: Option<Arc<dyn Upgrade>>,
+    ) -> Result<Arc<dyn Fabric>, TransportError> {
         let control = Arc::new(QuicEndpoint::bind(&config.identity, &control_settings(config))?);
         let bulk = Arc::new(QuicEndpoint::bind(&config.identity, &bulk_settings(config))?);
         let cluster = config.identity.subject().cluster.clone();
@@ -62,6 +74,7 @@ impl QuicFabric {
             cluster,
             pool: RegionPool::new(config.pool_bytes_max),
             meshes: Mutex::new(Vec::new()),
+            upgrade,
         }))
     }
 
@@ -73,15 +86,43 @@ impl QuicFabric {
         let admission = &self.former.admission;
         let knocking = admission.open(epoch, local, callers)?;
         let mut attempt = Attempt { admission, epoch, formed: false, task: None };
+        let (peers, deadline) = (form.peers.clone(), form.deadline);
         let task = self.former.control.spawn(self.former.clone().form(form, knocking));
         attempt.task = Some(task.abort_handle());
         let links = task.await.unwrap_or_else(|_| Err(TransportError::closed("the fabric")))?;
+        let mut links = Formed(links);
+        self.upgrade_all(&links, &peers, deadline).await?;
         attempt.formed = true;
-        let mesh = Arc::new(Mesh::new(local, CAPS, self.pool.clone(), links));
+        let (caps, links) = (links.caps(), links.keep());
+        let mesh = Arc::new(Mesh::new(local, caps, self.pool.clone(), links));
         let mut meshes = self.meshes.lock().unwrap_or_else(PoisonError::into_inner);
         meshes.retain(|mesh| mesh.strong_count() > 0);
         meshes.push(Arc::downgrade(&mesh));
         Ok(mesh)
+    }
+
+    /// Lets something else carry the frames where both ends want it; all links at a time.
+    async fn upgrade_all(
+        &self,
+        links: &Formed,
+        peers: &[PeerAddress],
+        deadline: Instant,
+    ) -> Result<(), TransportError> {
+        let (Some(upgrade), Some(ours)) = (&self.upgrade, self.address.control_ip()) else {
+            links.0.values().for_each(|link| link.decline());
+            return Ok(());
+        };
+        let mut upgrading: Vec<Upgrading<'_>> = Vec::new();
+        for peer in peers {
+            let (Some(link), Some(theirs)) = (links.0.get(&peer.id), peer.address.control_ip())
+            else {
+                continue;
+            };
+            let (id, name) = (peer.id, peer.name.clone());
+            let to = UpgradeTo { peer: id, name, ours, theirs, deadline };
+            upgrading.push(upgrade.upgrade(Arc::clone(link), to));
+        }
+        all(upgrading).await
     }
 
     fn check(&self, form: &MeshForm) -> Result<(), TransportError> {
@@ -119,6 +160,9 @@ impl Fabric for QuicFabric {
         }
         self.former.control.close(cause);
         self.former.bulk.close(cause);
+        if let Some(upgrade) = &self.upgrade {
+            upgrade.stop();
+        }
     }
 }
 
@@ -143,6 +187,53 @@ impl Drop for Attempt<'_> {
             task.abort();
         }
     }
+}
+
+/// The links of a mesh that is not formed yet: closed unless they are kept.
+struct Formed(Links);
+
+impl Formed {
+    fn keep(&mut self) -> BTreeMap<PeerId, Arc<dyn Link>> {
+        let links = std::mem::take(&mut self.0);
+        links.into_iter().map(|(peer, link)| (peer, link as Arc<dyn Link>)).collect()
+    }
+
+    fn caps(&self) -> Caps {
+        let mut names: Vec<_> = self.0.values().map(|link| link.carrier().name).collect();
+        names.sort_unstable();
+        names.dedup();
+        let name = match names.as_slice() {
+            [] => CAPS.name,
+            [one] => one,
+            _ => "mixed",
+        };
+        let encrypted = names.iter().all(|name| *name == CAPS.name);
+        Caps { name, encrypted, ..CAPS }
+    }
+}
+
+impl Drop for Formed {
+    fn drop(&mut self) {
+        for link in self.0.values() {
+            link.close("the mesh could not be formed");
+        }
+    }
+}
+
+/// Drives all upgrades at once; the first error ends the others.
+async fn all(mut upgrading: Vec<Upgrading<'_>>) -> Result<(), TransportError> {
+    std::future::poll_fn(move |context| {
+        let mut at = 0;
+        while let Some(upgrade) = upgrading.get_mut(at) {
+            match upgrade.as_mut().poll(context) {
+                Poll::Ready(Ok(())) => drop(upgrading.swap_remove(at)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => at += 1,
+            }
+        }
+        if upgrading.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
 }
 
 fn control_settings(config: &QuicConfig) -> EndpointSettings {

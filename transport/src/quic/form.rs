@@ -20,7 +20,6 @@ use crate::error::TransportError;
 use crate::fabric::{FabricAddress, MeshForm, PeerAddress};
 use crate::frame::hello::Lane;
 use crate::ids::PeerId;
-use crate::link::Link;
 
 /// What forming needs from its fabric.
 #[derive(Clone)]
@@ -30,7 +29,7 @@ pub(super) struct Former {
     pub(super) bulk: Arc<QuicEndpoint>,
 }
 
-type Links = BTreeMap<PeerId, Arc<dyn Link>>;
+pub(super) type Links = BTreeMap<PeerId, Arc<QuicLink>>;
 type Dialled = (PeerId, Lane, Result<LaneStream, TransportError>);
 
 impl Former {
@@ -53,7 +52,7 @@ impl Former {
             / u32::try_from(form.peers.len()).unwrap_or(u32::MAX).max(1);
         let links = lanes.complete.into_iter().map(|(peer, (control, bulk))| {
             let link = QuicLink::start(peer, form.epoch, control, bulk, &self.bulk, share);
-            (peer, link as Arc<dyn Link>)
+            (peer, link)
         });
         Ok(links.collect())
     }

@@ -8,23 +8,25 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::{Connection, VarInt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::greeting::LaneStream;
-use super::{reader, writer};
+use super::{CAPS, reader, writer};
 use crate::completion::{Awaited, Completion, completion};
 use crate::endpoint::{QuicEndpoint, close_cause, close_code};
 use crate::error::TransportError;
 use crate::frame::message::{GRANTS_PER_MESSAGE_MAX, bounded_cause};
-use crate::frame::{FRAME_BYTES_MAX, Grant, LinkMessage};
+use crate::frame::{FRAME_BYTES_MAX, FrameHeader, FrameMeta, Grant, LaneOffer, LinkMessage};
 use crate::ids::{Epoch, PeerId, RunId};
-use crate::link::table::{Departure, LinkTable, Step};
-use crate::link::{Link, LinkStats, PostRecv, Received, SendFrame};
+use crate::link::lane::{FrameLane, FrameSink};
+use crate::link::table::{Arrival, Departure, LinkTable, Step};
+use crate::link::{Carrier, Link, LinkStats, PostRecv, Received, SendFrame};
+use crate::region::Region;
 
 /// The least flow-control window of one bulk connection, in bytes.
 const WINDOW_BYTES_MIN: u32 = 128 << 10;
 
-pub(super) struct QuicLink {
+pub(crate) struct QuicLink {
     pub(super) peer: PeerId,
     pub(super) epoch: Epoch,
     core: Mutex<Core>,
@@ -32,6 +34,17 @@ pub(super) struct QuicLink {
     pub(super) frames_waiting: Notify,
     control: Connection,
     bulk: Connection,
+    choice: watch::Sender<Choice>,
+}
+
+/// What carries the frames.
+#[derive(Default)]
+struct Choice {
+    /// The peer's offer, not yet taken.
+    offered: Option<LaneOffer>,
+    /// This end has nothing else: whoever offers is told so.
+    declines: bool,
+    over: bool,
 }
 
 pub(super) struct Core {
@@ -40,6 +53,9 @@ pub(super) struct Core {
     messages: VecDeque<LinkMessage>,
     /// Granted frames, at most as many as the peer's grants.
     frames: VecDeque<Departure>,
+    /// What carries them instead of the bulk connection.
+    lane: Option<Arc<dyn FrameLane>>,
+    why_quic: Option<String>,
 }
 
 impl QuicLink {
@@ -60,11 +76,14 @@ impl QuicLink {
                 table: LinkTable::new(peer, epoch, FRAME_BYTES_MAX),
                 messages: VecDeque::new(),
                 frames: VecDeque::new(),
+                lane: None,
+                why_quic: None,
             }),
             messages_waiting: Notify::new(),
             frames_waiting: Notify::new(),
             control: control.connection,
             bulk: bulk.connection,
+            choice: watch::Sender::default(),
         });
         tokio::spawn(reader::read_messages(Arc::clone(&link), control.receiving));
         tokio::spawn(writer::write_messages(Arc::clone(&link), control.sending));
@@ -104,8 +123,61 @@ impl QuicLink {
             LinkMessage::Abort { run, cause } => {
                 self.core().abort(run, &cause);
             }
+            LinkMessage::Offer(offer) => {
+                self.choice.send_modify(|choice| choice.offered = Some(offer));
+                self.answer_offer();
+            }
         }
         Ok(())
+    }
+
+    /// Tells the peer what else could carry the frames.
+    pub(crate) fn offer(&self, offer: LaneOffer) {
+        self.core().messages.push_back(LinkMessage::Offer(offer));
+        self.messages_waiting.notify_one();
+    }
+
+    /// This end has nothing else that could carry the frames.
+    pub(crate) fn decline(&self) {
+        self.choice.send_modify(|choice| choice.declines = true);
+        self.answer_offer();
+    }
+
+    fn answer_offer(&self) {
+        let mut declined = false;
+        self.choice.send_if_modified(|choice| {
+            declined = choice.declines && choice.offered.take().is_some();
+            false
+        });
+        if declined {
+            let cause = "it is set up for nothing but QUIC".to_owned();
+            self.offer(LaneOffer { cause, ..LaneOffer::default() });
+        }
+    }
+
+    /// Waits for the peer's offer; the caller has a deadline.
+    pub(crate) async fn offered(&self) -> Result<LaneOffer, TransportError> {
+        let mut choice = self.choice.subscribe();
+        let heard = choice.wait_for(|choice| choice.offered.is_some() || choice.over).await;
+        let offer = heard.ok().and_then(|choice| choice.offered.clone());
+        offer.ok_or_else(|| TransportError::closed(format!("the link to peer {}", self.peer)))
+    }
+
+    /// Frames stay on QUIC.
+    pub(crate) fn stay(&self, why: String) {
+        self.core().why_quic = Some(why);
+    }
+
+    /// Frames ride on `lane` from now on, those that the peer has granted already too.
+    pub(crate) fn ride(&self, lane: Arc<dyn FrameLane>) {
+        let mut core = self.core();
+        if core.table.closed().is_some() {
+            return lane.close();
+        }
+        for departure in std::mem::take(&mut core.frames) {
+            lane.depart(departure);
+        }
+        core.lane = Some(lane);
     }
 
     /// The peer broke the protocol.
@@ -140,6 +212,9 @@ impl QuicLink {
             core.table.close(cause);
             core.messages.clear();
             core.frames.clear();
+            if let Some(lane) = core.lane.take() {
+                lane.close();
+            }
             // Under the lock: a writer that sees the link closed drops its stream, and the end of
             // a stream must not reach the peer before the reason does.
             self.control.close(code, reason.as_bytes());
@@ -147,6 +222,35 @@ impl QuicLink {
         }
         self.messages_waiting.notify_one();
         self.frames_waiting.notify_one();
+        self.choice.send_modify(|choice| choice.over = true);
+    }
+}
+
+impl FrameSink for QuicLink {
+    fn place(
+        &self,
+        header: &FrameHeader,
+        meta: &FrameMeta,
+    ) -> Result<Option<Region>, TransportError> {
+        let mut core = self.core();
+        let Arrival::Place(place) = core.table.arriving(header)? else { return Ok(None) };
+        Ok(core.table.agrees(header, meta).then_some(place.region))
+    }
+
+    fn arrived(&self, header: &FrameHeader, region: Region, meta: FrameMeta) {
+        self.core().table.arrived(header, region, meta);
+    }
+
+    fn departed(&self, departure: u64, payload_len: u64) {
+        self.core().table.departed(departure, payload_len);
+    }
+
+    fn broken(&self, error: &TransportError) {
+        self.fail(error);
+    }
+
+    fn lost(&self, cause: &str) {
+        self.shut(cause, close_code::DONE);
     }
 }
 
@@ -154,7 +258,10 @@ impl Core {
     fn queue(&mut self, step: Option<Step>) {
         match step {
             None => {}
-            Some(Step::Depart(departure)) => self.frames.push_back(departure),
+            Some(Step::Depart(departure)) => match &self.lane {
+                Some(lane) => lane.depart(departure),
+                None => self.frames.push_back(departure),
+            },
             Some(Step::Refuse(refusal)) => self.messages.push_back(LinkMessage::Refuse(refusal)),
         }
     }
@@ -220,6 +327,15 @@ impl Link for QuicLink {
 
     fn closed(&self) -> Option<String> {
         self.core().table.closed().map(str::to_owned)
+    }
+
+    fn carrier(&self) -> Carrier {
+        let core = self.core();
+        match (&core.lane, &core.why_quic) {
+            (Some(lane), _) => lane.carrier(),
+            (None, Some(why)) => Carrier { name: CAPS.name, why: why.clone() },
+            (None, None) => Carrier::only(CAPS.name),
+        }
     }
 
     fn stats(&self) -> LinkStats {

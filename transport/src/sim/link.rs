@@ -129,6 +129,10 @@ impl Link for SimLink {
         lock(&self.network).table(self.end).closed().map(str::to_owned)
     }
 
+    fn carrier(&self) -> crate::link::Carrier {
+        crate::link::Carrier::only("sim")
+    }
+
     fn stats(&self) -> LinkStats {
         lock(&self.network).table(self.end).stats()
     }

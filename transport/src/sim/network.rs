@@ -223,6 +223,8 @@ impl Network {
             LinkMessage::Abort { run, cause } => {
                 self.table(end).abort(run, &cause);
             }
+            // Nothing but the network carries frames here.
+            LinkMessage::Offer(_) => {}
         }
     }
 

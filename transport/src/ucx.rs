@@ -1,0 +1,60 @@
+//! Meshes whose frames ride on UCX where that is wanted and possible.
+//!
+//! Owns the fabric (QUIC's, with lanes of UCX), the choice between the two for each link, the one
+//! thread that UCX runs on, and the safe layer over `ucx_sys`. Control, grants, aborts and
+//! heartbeats stay on QUIC, which also authenticates: workers' addresses and nonces travel on the
+//! control connection of the link they are for. Invariants: frames ride on UCX only when both ends
+//! have heard each other over it; UCX encrypts and authenticates nothing, so it crosses hosts only
+//! with [`UcxConfig::trusted_network`]; a program without UCX runs, and says why it has none.
+
+mod choice;
+mod commands;
+mod context;
+mod engine;
+mod fabric;
+mod flights;
+mod front;
+mod host;
+mod inbox;
+mod lane;
+mod log;
+mod memory;
+mod upgrade;
+mod worker;
+
+pub use choice::LaneChoice;
+pub use fabric::UcxFabric;
+
+use crate::error::TransportError;
+
+/// What UCX may be used for, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UcxConfig {
+    /// Links whose ends are on one host.
+    pub same_host: LaneChoice,
+    /// Links between hosts.
+    pub other_host: LaneChoice,
+    /// Whether frames may cross hosts unencrypted: everybody who can send to or listen on the
+    /// network between them can read and forge them.
+    pub trusted_network: bool,
+    /// UCX's network devices (`UCX_NET_DEVICES`), as in `eth0` or `mlx5_0:1,eth0`; all by default.
+    pub devices: Option<String>,
+}
+
+/// The version of UCX on this machine.
+///
+/// # Errors
+/// [`TransportError::Ucx`] when it cannot be opened here.
+pub fn version() -> Result<String, TransportError> {
+    library().map(|library| library.version.to_string())
+}
+
+fn library() -> Result<&'static ucx_sys::Library, TransportError> {
+    let library = ucx_sys::library();
+    let library = library.map_err(|error| TransportError::Ucx {
+        what: "be used".to_owned(),
+        cause: error.to_string(),
+    })?;
+    log::install(library);
+    Ok(library)
+}

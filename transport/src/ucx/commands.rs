@@ -1,0 +1,124 @@
+//! What links and fabrics tell the engine, across threads.
+//!
+//! Owns the queue and the engine's sleep. Invariants: at most as many departures wait as the links'
+//! tables admit; a push wakes an engine that sleeps, and only such a one; after the engine has
+//! stopped commands are dropped, which resolves whoever waits for them.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::context::Path;
+use super::lane::LaneId;
+use crate::completion::Completer;
+use crate::error::TransportError;
+use crate::frame::Nonce;
+use crate::link::lane::FrameSink;
+use crate::link::table::Departure;
+
+pub(super) enum Command {
+    /// Make a place that a peer can reach; replies with its address.
+    Open {
+        lane: LaneId,
+        path: Path,
+        nonce: Nonce,
+        sink: Arc<dyn FrameSink>,
+        reply: Completer<Vec<u8>>,
+    },
+    /// Reach the peer; replies when both ends have heard each other.
+    Connect { lane: LaneId, address: Vec<u8>, nonce: Nonce, reached: Completer<()> },
+    /// Send a granted frame.
+    Depart { lane: LaneId, departure: Departure },
+    /// Give a lane up.
+    Fail { lane: LaneId, cause: String },
+    /// Forget a lane.
+    Close { lane: LaneId },
+}
+
+pub(super) struct Commands {
+    queue: Mutex<Queue>,
+    asleep: AtomicBool,
+    wake: EventFd,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Command>,
+    stopped: bool,
+}
+
+impl Commands {
+    pub(super) fn new() -> Result<Self, TransportError> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let wake =
+            wake.map_err(|error| TransportError::system("make an event descriptor", error.into()))?;
+        Ok(Self { queue: Mutex::default(), asleep: AtomicBool::new(false), wake })
+    }
+
+    pub(super) fn push(&self, command: Command) {
+        {
+            let mut queue = self.lock();
+            if queue.stopped {
+                return;
+            }
+            queue.waiting.push_back(command);
+        }
+        self.wake();
+    }
+
+    /// No command is taken any more; the engine ends.
+    pub(super) fn stop(&self) {
+        let dropped = {
+            let mut queue = self.lock();
+            queue.stopped = true;
+            std::mem::take(&mut queue.waiting)
+        };
+        // Outside the lock: completers wake others.
+        drop(dropped);
+        self.wake();
+    }
+
+    /// Moves what waits into `into`, which is empty; false when the engine is to end.
+    pub(super) fn take(&self, into: &mut VecDeque<Command>) -> bool {
+        let mut queue = self.lock();
+        std::mem::swap(&mut queue.waiting, into);
+        !queue.stopped
+    }
+
+    /// Announces that the engine sleeps; false when there is something to do first.
+    pub(super) fn fall_asleep(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        let queue = self.lock();
+        let may = queue.waiting.is_empty() && !queue.stopped;
+        drop(queue);
+        if !may {
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+        may
+    }
+
+    pub(super) fn awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+        // Nothing to read is as good as something.
+        let _ = self.wake.read();
+    }
+
+    /// Readable when a command came during the engine's sleep.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn wake(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            // Fails only when the counter is full, and then it is readable.
+            let _ = self.wake.write(1);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,402 @@
+//! The one thread that UCX runs on in a fabric.
+//!
+//! Owns every worker and lane: shared memory has a worker per link, because there UCX (1.13) cannot
+//! end what is under way towards one peer except with its worker; the network has one for all.
+//! Invariants: only this thread calls into UCX's workers; it spins for [`SPIN`] after the last
+//! event and then sleeps on the workers' event descriptors; a lane that ends leaves nothing behind.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use ucx_sys::bindings::ucp_ep_h;
+
+use super::UcxConfig;
+use super::commands::{Command, Commands};
+use super::context::{Context, Path};
+use super::flights::Operation;
+use super::front;
+use super::inbox::{Inbox, Rendezvous};
+use super::lane::LaneId;
+use super::memory::Place;
+use super::worker::{Started, Worker};
+use crate::completion::Completer;
+use crate::error::TransportError;
+use crate::frame::{FrameHeader, Nonce};
+use crate::link::lane::FrameSink;
+use crate::link::table::Departure;
+
+/// How long the engine looks again and again before it sleeps (a wake-up costs about 40 us).
+const SPIN: Duration = Duration::from_micros(30);
+
+/// The longest sleep without an event, in milliseconds.
+const SLEEP_MS: u16 = 500;
+
+/// How often an ending engine looks whether closed endpoints are gone.
+const LAST_TURNS: usize = 10_000;
+
+struct Station {
+    worker: Worker,
+    /// Ends with its only lane.
+    exclusive: bool,
+}
+
+struct Lane {
+    station: u64,
+    endpoint: Option<ucp_ep_h>,
+    ours: Nonce,
+    theirs: Nonce,
+    sink: Arc<dyn FrameSink>,
+    sequence: u32,
+    probe_left: bool,
+    probe_came: bool,
+    reached: Option<Completer<()>>,
+}
+
+pub(super) struct Engine {
+    config: UcxConfig,
+    commands: Arc<Commands>,
+    epoll: Epoll,
+    contexts: HashMap<Path, Arc<Context>>,
+    stations: BTreeMap<u64, Station>,
+    next_station: u64,
+    network: Option<u64>,
+    lanes: HashMap<LaneId, Lane>,
+    /// Emptied at every turn; kept for its memory.
+    taken: VecDeque<Command>,
+    turn: Inbox,
+}
+
+impl Engine {
+    pub(super) fn new(config: UcxConfig, commands: Arc<Commands>) -> Result<Self, TransportError> {
+        let failed =
+            |error: nix::Error| TransportError::system("watch event descriptors", error.into());
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        epoll.add(commands.descriptor(), readable()).map_err(failed)?;
+        Ok(Self {
+            config,
+            commands,
+            epoll,
+            contexts: HashMap::new(),
+            stations: BTreeMap::new(),
+            next_station: 0,
+            network: None,
+            lanes: HashMap::new(),
+            taken: VecDeque::new(),
+            turn: Inbox::default(),
+        })
+    }
+
+    /// Runs until the commands are stopped.
+    pub(super) fn run(mut self) {
+        let mut last_event = Instant::now();
+        loop {
+            let mut commands = std::mem::take(&mut self.taken);
+            let goes_on = self.commands.take(&mut commands);
+            let mut busy = !commands.is_empty();
+            for command in commands.drain(..) {
+                self.handle(command);
+            }
+            self.taken = commands;
+            if !goes_on {
+                break;
+            }
+            busy |= self.progress();
+            let now = Instant::now();
+            if busy {
+                last_event = now;
+            } else if now.duration_since(last_event) < SPIN {
+                // Whoever shares this core may be the one that is waited for.
+                std::thread::yield_now();
+            } else {
+                self.sleep();
+                last_event = Instant::now();
+            }
+        }
+        self.end();
+    }
+
+    fn sleep(&mut self) {
+        if !self.commands.fall_asleep() {
+            return;
+        }
+        if self.stations.values().all(|station| station.worker.arm()) {
+            let mut events = [EpollEvent::empty()];
+            // An interrupted sleep is a short one.
+            let _ = self.epoll.wait(&mut events, EpollTimeout::from(SLEEP_MS));
+        }
+        self.commands.awake();
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Open { lane, path, nonce, sink, reply } => {
+                reply.complete(self.open(lane, path, nonce, sink));
+            }
+            Command::Connect { lane, address, nonce, reached } => {
+                self.connect(lane, &address, nonce, reached);
+            }
+            Command::Depart { lane, departure } => self.depart(lane, departure),
+            Command::Fail { lane, cause } => self.lost(lane, &cause),
+            Command::Close { lane } => self.close(lane),
+        }
+    }
+
+    fn open(
+        &mut self,
+        id: LaneId,
+        path: Path,
+        nonce: Nonce,
+        sink: Arc<dyn FrameSink>,
+    ) -> Result<Vec<u8>, TransportError> {
+        let number = match (path, self.network) {
+            (Path::Network, Some(number)) => number,
+            _ => self.found(path)?,
+        };
+        let station = self.stations.get(&number).ok_or_else(|| TransportError::closed("ucx"))?;
+        let address = station.worker.address()?;
+        station.worker.inbox().borrow_mut().add(nonce, id, Arc::clone(&sink));
+        let lane = Lane {
+            station: number,
+            endpoint: None,
+            ours: nonce,
+            theirs: Nonce::default(),
+            sink,
+            sequence: 0,
+            probe_left: false,
+            probe_came: false,
+            reached: None,
+        };
+        self.lanes.insert(id, lane);
+        Ok(address)
+    }
+
+    fn found(&mut self, path: Path) -> Result<u64, TransportError> {
+        let context = match self.contexts.get(&path) {
+            Some(context) => Arc::clone(context),
+            None => {
+                let library = super::library()?;
+                let context = Arc::new(Context::open(library, path, &self.config)?);
+                self.contexts.insert(path, Arc::clone(&context));
+                context
+            }
+        };
+        let worker = Worker::open(context)?;
+        // SAFETY: the descriptor is the worker's and open as long as the worker lives; the kernel
+        // takes it out of the epoll when it closes.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(worker.descriptor()) };
+        self.epoll
+            .add(descriptor, readable())
+            .map_err(|error| TransportError::system("watch a worker of UCX", error.into()))?;
+        let number = self.next_station;
+        self.next_station += 1;
+        let exclusive = path == Path::SharedMemory;
+        self.stations.insert(number, Station { worker, exclusive });
+        if !exclusive {
+            self.network = Some(number);
+        }
+        Ok(number)
+    }
+
+    fn connect(&mut self, id: LaneId, address: &[u8], nonce: Nonce, reached: Completer<()>) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(station) = self.stations.get_mut(&lane.station) else { return };
+        let endpoint = match station.worker.connect(address, !station.exclusive) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return reached.complete(Err(error)),
+        };
+        lane.endpoint = Some(endpoint);
+        lane.theirs = nonce;
+        lane.reached = Some(reached);
+        let started = station.worker.probe(endpoint, &nonce, Operation::Probe { lane: id });
+        self.follow(started);
+        self.acquaint(id);
+    }
+
+    /// Both ends have heard each other.
+    fn acquaint(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        if lane.probe_left
+            && lane.probe_came
+            && let Some(reached) = lane.reached.take()
+        {
+            reached.complete(Ok(()));
+        }
+    }
+
+    fn depart(&mut self, id: LaneId, departure: Departure) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(station) = self.stations.get_mut(&lane.station) else { return };
+        let (Some(endpoint), Some(place)) = (lane.endpoint, Place::of_slice(&departure.payload))
+        else {
+            return self.lost(id, "a payload has no address that UCX could send from");
+        };
+        let Departure { id: number, slot, run, tag, meta, payload } = departure;
+        let header = FrameHeader {
+            epoch: meta.epoch,
+            run,
+            tag,
+            slot,
+            meta_len: 0,
+            payload_len: payload.len() as u64,
+            sequence: lane.sequence,
+        };
+        lane.sequence = lane.sequence.wrapping_add(1);
+        let theirs = lane.theirs;
+        let operation = Operation::Send { lane: id, departure: number, payload };
+        let write = |out: &mut Vec<u8>| front::write(out, &theirs, header, &meta);
+        match station.worker.send(endpoint, place, operation, write) {
+            Ok(started) => self.follow(started),
+            Err(error) => lane.sink.broken(&error),
+        }
+    }
+
+    fn progress(&mut self) -> bool {
+        let mut busy = false;
+        // Lanes may close, and stations end, while what happened is handled.
+        let mut next = 0;
+        while let Some((&number, station)) = self.stations.range(next..).next() {
+            next = number + 1;
+            busy |= station.worker.progress();
+            let mut turn = std::mem::take(&mut self.turn);
+            station.worker.inbox().borrow_mut().hand_over(&mut turn);
+            busy |= !turn.is_idle();
+            self.settle(number, &mut turn);
+            self.turn = turn;
+        }
+        busy
+    }
+
+    /// Handles what happened at one station.
+    fn settle(&mut self, number: u64, turn: &mut Inbox) {
+        for rendezvous in turn.rendezvous.drain(..) {
+            self.fetch(number, rendezvous);
+        }
+        for finished in turn.finished.drain(..) {
+            let Some(station) = self.stations.get_mut(&number) else { continue };
+            let operation = station.worker.finish(&finished);
+            let Some(operation) = operation else { continue };
+            if finished.status == ucx_sys::bindings::UCS_OK {
+                self.done(operation);
+            } else {
+                let words = station.worker.words(finished.status);
+                self.failed(&operation, &words);
+            }
+        }
+        for id in turn.probed.drain(..) {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.probe_came = true;
+            }
+            self.acquaint(id);
+        }
+        for (endpoint, status) in turn.failed.drain(..) {
+            let Some(station) = self.stations.get(&number) else { continue };
+            let words = station.worker.words(status);
+            let mut lanes = self.lanes.iter();
+            let lane = lanes.find(|(_, lane)| lane.endpoint == Some(endpoint)).map(|(id, _)| *id);
+            if let Some(id) = lane {
+                self.lost(id, &words);
+            }
+        }
+    }
+
+    fn fetch(&mut self, number: u64, mut rendezvous: Rendezvous) {
+        let Some(station) = self.stations.get_mut(&number) else { return };
+        // `deliver` has compared this with what came.
+        let len = usize::try_from(rendezvous.header.payload_len).unwrap_or(usize::MAX);
+        let place = Place::of_region(&mut rendezvous.region, len);
+        let (Some(place), true) = (place, self.lanes.contains_key(&rendezvous.lane)) else {
+            return station.worker.release(rendezvous);
+        };
+        let Rendezvous { lane, data, header, meta, region } = rendezvous;
+        let started =
+            station.worker.fetch(data, place, Operation::Receive { lane, header, meta, region });
+        self.follow(started);
+    }
+
+    fn follow(&mut self, started: Started) {
+        match started {
+            Started::UnderWay => {}
+            Started::Done(operation) => self.done(operation),
+            Started::Failed(operation, status) => {
+                let words = match super::library() {
+                    Ok(library) => ucx_sys::status_text(&library.ucp, status),
+                    Err(error) => error.to_string(),
+                };
+                self.failed(&operation, &words);
+            }
+        }
+    }
+
+    fn done(&mut self, operation: Operation) {
+        match operation {
+            Operation::Send { lane, departure, payload } => {
+                if let Some(lane) = self.lanes.get(&lane) {
+                    lane.sink.departed(departure, payload.len() as u64);
+                }
+            }
+            Operation::Receive { lane, header, meta, region } => {
+                if let Some(lane) = self.lanes.get(&lane) {
+                    lane.sink.arrived(&header, region, meta);
+                }
+            }
+            Operation::Probe { lane } => {
+                if let Some(found) = self.lanes.get_mut(&lane) {
+                    found.probe_left = true;
+                }
+                self.acquaint(lane);
+            }
+            Operation::Close => {}
+        }
+    }
+
+    fn failed(&mut self, operation: &Operation, words: &str) {
+        match operation {
+            Operation::Send { lane, .. }
+            | Operation::Receive { lane, .. }
+            | Operation::Probe { lane } => self.lost(*lane, words),
+            Operation::Close => {}
+        }
+    }
+
+    /// The link hears of it and closes its lane.
+    fn lost(&mut self, id: LaneId, cause: &str) {
+        if let Some(lane) = self.lanes.get(&id) {
+            lane.sink.lost(&format!("ucx: {cause}"));
+        }
+    }
+
+    fn close(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.remove(&id) else { return };
+        let Some(station) = self.stations.get_mut(&lane.station) else { return };
+        station.worker.inbox().borrow_mut().remove(&lane.ours);
+        if station.exclusive {
+            self.stations.remove(&lane.station);
+        } else if let Some(endpoint) = lane.endpoint {
+            station.worker.disconnect(endpoint);
+        }
+    }
+
+    fn end(mut self) {
+        for lane in self.lanes.values() {
+            lane.sink.lost("ucx was stopped");
+        }
+        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+        for lane in lanes {
+            self.close(lane);
+        }
+        // Lets closing endpoints say goodbye; the workers' end ends the rest.
+        for _ in 0..LAST_TURNS {
+            if self.stations.values().all(|station| station.worker.under_way() == 0) {
+                break;
+            }
+            self.progress();
+        }
+    }
+}
+
+fn readable() -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN, 0)
+}

@@ -1,0 +1,107 @@
+//! What travels in front of a payload over UCX: the link's nonce, the frame's header, its metadata.
+//!
+//! Owns the layout of the active message's header: 16 bytes of nonce, 64 of [`FrameHeader`], then
+//! exactly `meta_len` bytes of metadata. Pure. Invariants: lengths are checked before metadata is
+//! looked at; a buffer that is written again keeps its memory.
+
+use crate::error::TransportError;
+use crate::frame::{FRAME_BYTES_MAX, FrameHeader, FrameMeta, HEADER_BYTES, Nonce};
+
+/// Bytes of a nonce.
+pub(super) const NONCE_BYTES: usize = size_of::<Nonce>();
+
+/// Writes a front into `out`, whatever was there before.
+pub(super) fn write(
+    out: &mut Vec<u8>,
+    nonce: &Nonce,
+    mut header: FrameHeader,
+    meta: &FrameMeta,
+) -> Result<(), TransportError> {
+    let archive = meta.encode()?;
+    // `encode` bounds the archive far below u32::MAX.
+    header.meta_len = u32::try_from(archive.len()).unwrap_or(u32::MAX);
+    out.clear();
+    out.extend_from_slice(nonce);
+    out.extend_from_slice(&header.encode());
+    out.extend_from_slice(&archive);
+    Ok(())
+}
+
+/// The link that a front names; `None` when it is too short to name one.
+pub(super) fn nonce(front: &[u8]) -> Option<&Nonce> {
+    front.first_chunk()
+}
+
+/// Reads what follows the nonce.
+pub(super) fn read(front: &[u8]) -> Result<(FrameHeader, FrameMeta), TransportError> {
+    let rest = front.get(NONCE_BYTES..).unwrap_or_default();
+    let header = FrameHeader::decode(rest, FRAME_BYTES_MAX)?;
+    let meta = rest.get(HEADER_BYTES..).unwrap_or_default();
+    if meta.len() != header.meta_len as usize {
+        return Err(TransportError::malformed(format!(
+            "frame front: {} bytes of metadata, its header says {}",
+            meta.len(),
+            header.meta_len
+        )));
+    }
+    Ok((header, FrameMeta::decode(meta)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::{Epoch, RunId, Tag};
+
+    /// Bytes before the metadata.
+    const FRONT_BYTES_MIN: usize = NONCE_BYTES + HEADER_BYTES;
+
+    fn header(slot: u32, payload_len: u64) -> FrameHeader {
+        let (epoch, run, tag) = (Epoch(3), RunId(7), Tag(9));
+        FrameHeader { epoch, run, tag, slot, meta_len: 0, payload_len, sequence: 5 }
+    }
+
+    fn front(nonce: Nonce, slot: u32, len: u32) -> Vec<u8> {
+        let mut out = vec![1, 2, 3];
+        let meta = FrameMeta::raw(Epoch(3), len);
+        write(&mut out, &nonce, header(slot, len.into()), &meta).unwrap();
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn a_front_is_read_as_it_was_written(name: Nonce, slot: u32, len in 0_u32..1 << 20) {
+            let bytes = front(name, slot, len);
+            prop_assert_eq!(nonce(&bytes), Some(&name));
+            let (read, meta) = read(&bytes).unwrap();
+            prop_assert_eq!((read.slot, read.payload_len), (slot, u64::from(len)));
+            prop_assert_eq!(meta, FrameMeta::raw(Epoch(3), len));
+            prop_assert_eq!(bytes.len(), FRONT_BYTES_MIN + read.meta_len as usize);
+        }
+
+        #[test]
+        fn no_front_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = nonce(&bytes);
+            let _ = read(&bytes);
+        }
+
+        #[test]
+        fn a_cut_or_longer_front_is_refused(at in 0_usize..200, more in 1_usize..64) {
+            let bytes = front([7; 16], 1, 64);
+            let cut = &bytes[..at.min(bytes.len() - 1)];
+            prop_assert!(read(cut).is_err());
+            let mut longer = bytes.clone();
+            longer.resize(bytes.len() + more, 0);
+            prop_assert!(read(&longer).is_err());
+        }
+
+        #[test]
+        fn a_changed_header_is_refused(at in NONCE_BYTES..FRONT_BYTES_MIN, flip in 1_u8..) {
+            let mut bytes = front([7; 16], 1, 64);
+            bytes[at] ^= flip;
+            prop_assert!(read(&bytes).is_err());
+        }
+    }
+}
