@@ -60,14 +60,14 @@ pub(super) fn choose(ours: &LaneOffer, theirs: &LaneOffer) -> Result<Chosen, Tra
         (Auto, _) | (_, Auto) | (Ucx, Ucx) => {}
     }
     let demanded = wants.0 == Ucx || wants.1 == Ucx;
+    if !demanded && !ours.same_host && !theirs.same_host {
+        return Ok(Chosen::Quic("auto encrypts what crosses hosts".to_owned()));
+    }
     match obstacle(ours, theirs) {
         Some(cause) if demanded => {
             Err(TransportError::Ucx { what: "carry the frames of a link".to_owned(), cause })
         }
         Some(cause) => Ok(Chosen::Quic(cause)),
-        None if !ours.same_host && !demanded => {
-            Ok(Chosen::Quic("auto encrypts what crosses hosts".to_owned()))
-        }
         None if demanded => Ok(Chosen::Ucx("the manifest says so".to_owned())),
         None => Ok(Chosen::Ucx("both ends are on one host and have UCX".to_owned())),
     }
