@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
-use std::time::Instant;
 
 use tokio::task::AbortHandle;
 
@@ -17,7 +16,7 @@ use super::greeting::Speaker;
 use super::{CAPS, QuicConfig, Upgrade, UpgradeTo, Upgrading};
 use crate::endpoint::{EndpointSettings, QuicEndpoint};
 use crate::error::TransportError;
-use crate::fabric::{Fabric, FabricAddress, Forming, MESH_PEERS_MAX, MeshForm, PeerAddress};
+use crate::fabric::{Fabric, FabricAddress, Forming, MESH_PEERS_MAX, MeshForm};
 use crate::frame::hello::Lane;
 use crate::ids::{Epoch, PeerId};
 use crate::link::{Caps, Link, Transport};
@@ -80,18 +79,18 @@ impl QuicFabric {
 
     async fn form_mesh(&self, form: MeshForm) -> Result<Arc<dyn Transport>, TransportError> {
         self.check(&form)?;
+        let upgrades = self.upgrades(&form)?;
         let (epoch, local) = (form.epoch, form.local);
         let callers = form.peers.iter().filter(|peer| peer.id < local);
         let callers = callers.map(|peer| (peer.id, peer.name.clone())).collect();
         let admission = &self.former.admission;
         let knocking = admission.open(epoch, local, callers)?;
         let mut attempt = Attempt { admission, epoch, formed: false, task: None };
-        let (peers, deadline) = (form.peers.clone(), form.deadline);
         let task = self.former.control.spawn(self.former.clone().form(form, knocking));
         attempt.task = Some(task.abort_handle());
         let links = task.await.unwrap_or_else(|_| Err(TransportError::closed("the fabric")))?;
         let mut links = Formed(links);
-        self.upgrade_all(&links, &peers, deadline).await?;
+        self.upgrade_all(&links, upgrades).await?;
         attempt.formed = true;
         let (caps, links) = (links.caps(), links.keep());
         let mesh = Arc::new(Mesh::new(local, caps, self.pool.clone(), links));
@@ -101,28 +100,37 @@ impl QuicFabric {
         Ok(mesh)
     }
 
+    /// Whom links are upgraded towards, where there is something to upgrade to.
+    fn upgrades(&self, form: &MeshForm) -> Result<Vec<UpgradeTo>, TransportError> {
+        let (Some(upgrade), Some(ours)) = (&self.upgrade, self.address.control_ip()) else {
+            return Ok(Vec::new());
+        };
+        let mut upgrades = Vec::new();
+        for peer in &form.peers {
+            let Some(theirs) = peer.address.control_ip() else { continue };
+            let (name, deadline) = (peer.name.clone(), form.deadline);
+            let to = UpgradeTo { peer: peer.id, name, ours, theirs, deadline };
+            upgrade.admit(&to)?;
+            upgrades.push(to);
+        }
+        Ok(upgrades)
+    }
+
     /// Lets something else carry the frames where both ends want it; all links at a time.
     async fn upgrade_all(
         &self,
         links: &Formed,
-        peers: &[PeerAddress],
-        deadline: Instant,
+        upgrades: Vec<UpgradeTo>,
     ) -> Result<(), TransportError> {
-        let (Some(upgrade), Some(ours)) = (&self.upgrade, self.address.control_ip()) else {
+        let Some(upgrade) = &self.upgrade else {
             links.0.values().for_each(|link| link.decline());
             return Ok(());
         };
-        let mut upgrading: Vec<Upgrading<'_>> = Vec::new();
-        for peer in peers {
-            let (Some(link), Some(theirs)) = (links.0.get(&peer.id), peer.address.control_ip())
-            else {
-                continue;
-            };
-            let (id, name) = (peer.id, peer.name.clone());
-            let to = UpgradeTo { peer: id, name, ours, theirs, deadline };
-            upgrading.push(upgrade.upgrade(Arc::clone(link), to));
-        }
-        all(upgrading).await
+        let upgrading = upgrades.into_iter().filter_map(|to| {
+            let link = links.0.get(&to.peer)?;
+            Some(upgrade.upgrade(Arc::clone(link), to))
+        });
+        all(upgrading.collect()).await
     }
 
     fn check(&self, form: &MeshForm) -> Result<(), TransportError> {
