@@ -24,6 +24,7 @@ pub(crate) fn meta(message: &Message, epoch: Epoch) -> FrameMeta {
         step: u32::from(message.step),
         patch: u32::from(message.patch),
         epoch,
+        priority: message.kind.priority(),
         ..FrameMeta::default()
     }
 }
