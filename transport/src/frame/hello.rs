@@ -5,7 +5,6 @@
 //! Does not own the decision; see `quic/admission.rs`.
 
 use crate::error::TransportError;
-use crate::fabric::BULK_LANES_MAX;
 use crate::ids::{Epoch, Incarnation, PeerId};
 
 use super::message::bounded_cause;
@@ -15,13 +14,13 @@ pub(crate) const HELLO_BYTES_MAX: usize = 4096;
 
 const MAGIC: &[u8; 4] = b"DMH1";
 
-/// Which of the connections of a link this is.
+/// Which of the two connections of a link this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Lane {
     /// Grants, refusals, aborts.
     Control,
-    /// Frames, on one of `of` connections.
-    Bulk { index: u8, of: u8 },
+    /// Frames.
+    Bulk,
 }
 
 /// Who dials whom, for which mesh, with which protocol.
@@ -62,9 +61,9 @@ impl Hello {
         out.extend_from_slice(&self.incarnation.0.to_le_bytes());
         out.extend_from_slice(&self.from.0.to_le_bytes());
         out.extend_from_slice(&self.to.0.to_le_bytes());
-        out.extend_from_slice(&match self.lane {
-            Lane::Control => [0, 0],
-            Lane::Bulk { index, of } => [of, index],
+        out.push(match self.lane {
+            Lane::Control => 0,
+            Lane::Bulk => 1,
         });
         put_text(&mut out, &self.cluster);
         out
@@ -81,12 +80,10 @@ impl Hello {
             incarnation: Incarnation(u64::from_le_bytes(from.take()?)),
             from: PeerId(u32::from_le_bytes(from.take()?)),
             to: PeerId(u32::from_le_bytes(from.take()?)),
-            lane: match from.take::<2>()? {
-                [0, 0] => Lane::Control,
-                [of, index] if index < of && usize::from(of) <= BULK_LANES_MAX => {
-                    Lane::Bulk { index, of }
-                }
-                [of, index] => return Err(from.malformed(&format!("lane {index} of {of}"))),
+            lane: match from.take::<1>()? {
+                [0] => Lane::Control,
+                [1] => Lane::Bulk,
+                [other] => return Err(from.malformed(&format!("lane {other}"))),
             },
             cluster: from.text()?,
         })

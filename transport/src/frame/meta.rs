@@ -10,7 +10,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use crate::error::TransportError;
 use crate::ids::Epoch;
 
-use super::{Dtype, Priority};
+use super::Dtype;
 
 /// The most metadata a frame can carry, in bytes.
 pub const META_BYTES_MAX: usize = 64 * 1024;
@@ -27,8 +27,8 @@ pub const TRACEPARENT_BYTES_MAX: usize = 128;
 pub struct FrameMeta {
     /// Element type: a [`Dtype`] code.
     pub dtype: u8,
-    /// Dimensions, outermost first, at most [`SHAPE_DIMS_MAX`]; the product times the element's
-    /// width is the payload's length.
+    /// Dimensions, outermost first, at most [`SHAPE_DIMS_MAX`]; with the element type they give the
+    /// payload's length ([`Dtype::payload_bytes`]).
     pub shape: Vec<u32>,
     /// Denoising step.
     pub step: u32,
@@ -38,10 +38,10 @@ pub struct FrameMeta {
     pub epoch: Epoch,
     /// A cached forward: the receiver reuses what it has, and no payload follows.
     pub reuse: bool,
+    /// The payload is a change: the receiver adds it to what it holds of these rows.
+    pub residual: bool,
     /// A decision that one rank took for all.
     pub decision: Option<u32>,
-    /// What the frame overtakes on its way.
-    pub priority: Priority,
     /// W3C trace context.
     pub traceparent: Option<String>,
     /// Milliseconds since the Unix epoch after which nobody wants the payload any more.
@@ -96,10 +96,7 @@ impl FrameMeta {
                 self.shape.len()
             )));
         }
-        let bytes = self
-            .shape
-            .iter()
-            .try_fold(dtype.size_bytes(), |bytes, dim| bytes.checked_mul(u64::from(*dim)));
+        let bytes = dtype.payload_bytes(self.shape.iter().map(|&dim| u64::from(dim)));
         bytes.ok_or_else(|| {
             TransportError::malformed(format!("frame metadata: shape {:?} overflows", self.shape))
         })
