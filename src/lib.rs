@@ -30,8 +30,9 @@ pub use ditmesh_actors::engine::{Engine, EngineError};
 pub use ditmesh_actors::generation::{GenerateError, GenerationHandle};
 pub use ditmesh_actors::manifest::{self, Manifest, ManifestError};
 pub use ditmesh_actors::request::{
-    Degrees, Dtype, Event, FloatTensor, GenerateRequest, Generation, IMAGES_PER_PROMPT_MAX,
-    ModelSource, OpTime, Output, OutputKind, PromptEmbeds, RankReport, Report, RgbImage, RunTime,
-    STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache, StepDecision,
+    Axis, AxisTraffic, Degrees, Dtype, Event, FloatTensor, GenerateRequest, Generation,
+    IMAGES_PER_PROMPT_MAX, ModelSource, OpTime, Output, OutputKind, PromptEmbeds, RankReport,
+    Report, RgbImage, RunTime, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache,
+    StepDecision, WIRE_REFRESH_EVERY, Wire, WireDtype, WireDtypeError,
 };
 pub use ditmesh_actors::status::ClusterStatus;

@@ -3,7 +3,7 @@
 //! Owns the values and their two texts: JSON with everything, and the `parameters` line that web
 //! UIs read and write. Does not own the files they are kept in.
 
-use ditmesh_actors::request::{Degrees, Dtype, GenerateRequest, Report, StepCache};
+use ditmesh_actors::request::{Degrees, Dtype, GenerateRequest, Report, StepCache, Wire};
 use serde::{Deserialize, Serialize};
 
 /// Keyword of the text chunk (or metadata entry) with the JSON recipe.
@@ -63,6 +63,9 @@ pub struct Recipe {
     /// The step cache, if there was one.
     #[serde(default)]
     pub step_cache: Option<StepCache>,
+    /// What travelled in fewer bytes.
+    #[serde(default)]
+    pub wire: Wire,
     /// Whether the initial latents were given rather than drawn from the seed.
     pub latents_given: bool,
     /// Whether embeddings were given in place of a prompt.
@@ -97,6 +100,7 @@ impl Recipe {
             sync_steps: report.sync_steps,
             sync_every: report.sync_every,
             step_cache: request.step_cache.clone(),
+            wire: report.wire,
             latents_given: request.latents.is_some(),
             prompt_embeds_given: request.prompt_embeds.is_some(),
             seconds: report.seconds,

@@ -11,7 +11,9 @@ pub mod error;
 mod group;
 mod latents;
 pub mod mailbag;
+mod packing;
 mod port;
+mod reconstruction;
 mod resident;
 mod spans;
 mod staleness;
@@ -47,6 +49,9 @@ use error::ExecuteError;
 use group::Group;
 use latents::Latents;
 use mailbag::{Mailbag, Place};
+use packing::Packing;
+use port::Port;
+use reconstruction::Reconstructions;
 use spans::Spans;
 use staleness::Staleness;
 use step_cache::{CacheRun, Pass};
@@ -140,7 +145,7 @@ impl Executor {
             transport: assignment.transport,
             run: assignment.run,
             epoch: assignment.epoch,
-            device: device.clone(),
+            packing: Packing::new(Port::new(device.clone())?, Reconstructions::new(&plan, at)),
             wait_limit,
             abort: assignment.abort,
             clock,
@@ -362,7 +367,7 @@ impl Executor {
         let partition =
             partition.ok_or(ExecuteError::Order { op: "forward", missing: "the text" })?;
         self.staleness.begin(step, partition);
-        let mut group = Group::new(&mut self.bag, ranks, step, patch.strip());
+        let mut group = Group::new(&mut self.bag, ranks, step, patch.strip(), self.plan.run.wire);
         let output = match &mut self.step_cache {
             Some(cache) => {
                 let pass = Pass { plan: &self.plan, step, patch, shape: &shape, timestep };
@@ -404,12 +409,14 @@ impl Executor {
         Ok(ForwardInput::Latents(Tensor::cat(&branches, 0)?.to_device(&self.device)?))
     }
 
-    /// Swaps predicted noise with the other branch; the unconditional one comes first.
+    /// Swaps predicted noise with the other branch; the unconditional one comes first. Both go on
+    /// with what travelled, so that their latents stay the same.
     fn exchange(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
         let own = self.predictions.pop();
         let missing = ExecuteError::Order { op: "exchange", missing: "the prediction" };
         let own = own.ok_or(missing)?;
         self.bag.send(peer, message, &own)?;
+        let own = self.bag.as_received(&own, message)?;
         let other = self.bag.receive(peer, message, self.bag.deadline())?;
         self.predictions = if self.at.cfg == 0 { vec![own, other] } else { vec![other, own] };
         Ok(())
@@ -513,6 +520,7 @@ impl Executor {
             kv_cache_bytes: self.partition.as_ref().map_or(0, PartitionRun::cache_bytes),
             bytes_sent: traffic.bytes_sent,
             frames_sent: traffic.frames_sent,
+            traffic: traffic.by_axis(),
             foreign_units: 0,
             kv_change: kv_change.unwrap_or_default(),
             decisions: self.step_cache.map(CacheRun::decisions).unwrap_or_default(),

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy};
+use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
 /// A whole cluster, as written in `cluster.toml` or built by an embedding program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,6 +174,10 @@ pub struct GroupSection {
     /// Requests of one shape that may be computed as one batch when they wait together.
     #[serde(default = "default_max_batch")]
     pub max_batch: u32,
+    /// What travels in fewer bytes for requests that do not say: `wire_dtype` (one for all axes, or
+    /// a table of axes), `wire_residual` and `wire_refresh_every`.
+    #[serde(default)]
+    pub wire: Wire,
 }
 
 /// A batch gives each picture only up to the order of float additions what it is alone: by default
@@ -273,33 +277,11 @@ pub struct TransportSection {
     pub kind: TransportKind,
     /// Largest UDP payload tried, in bytes.
     pub mtu_bytes: u16,
-    /// Bulk connections per pair of peers, each on a port and a thread of its own.
-    pub bulk_connections: u8,
-    /// How bulk connections find their rate.
-    pub congestion: CongestionKind,
-}
-
-/// `transport.congestion`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CongestionKind {
-    /// For switched networks, where a loss means a full queue.
-    #[default]
-    Cubic,
-    /// The older rule.
-    NewReno,
-    /// Where packets are lost at random.
-    Bbr,
 }
 
 impl Default for TransportSection {
     fn default() -> Self {
-        Self {
-            kind: TransportKind::Quic,
-            mtu_bytes: 8952,
-            bulk_connections: 2,
-            congestion: CongestionKind::Cubic,
-        }
+        Self { kind: TransportKind::Quic, mtu_bytes: 8952 }
     }
 }
 

@@ -393,7 +393,7 @@ impl Plan {
             let messages = |transfer: Transfer| {
                 let peers = transfer.pieces.into_iter().filter_map(|(member, shape)| {
                     let message = Message::of_exchange(transfer.id, step, patch.strip(), shape);
-                    Some((*group.get(member)?, message))
+                    Some((*group.get(member)?, message.on_wire(&self.run.wire)))
                 });
                 peers.collect::<Vec<_>>()
             };

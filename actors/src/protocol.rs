@@ -12,7 +12,7 @@ use rkyv::rancor;
 
 use crate::request::{
     Degrees, Dtype, Event, FloatTensor, GenerateRequest, PromptEmbeds, RankReport, Report,
-    StepCache, TextEncoderPolicy,
+    StepCache, TextEncoderPolicy, Wire,
 };
 use crate::status::ClusterStatus;
 
@@ -27,6 +27,7 @@ pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("request/op_time.rs"),
     include_str!("request/step_cache.rs"),
     include_str!("request/timeline.rs"),
+    include_str!("request/wire.rs"),
     include_str!("status.rs"),
 ]);
 
@@ -181,7 +182,7 @@ pub enum FormFault {
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum RankOutcome {
     /// The whole program ran.
-    Done(RankReport),
+    Done(Box<RankReport>),
     /// It was aborted from outside (cancelled, or another rank failed).
     Aborted,
     /// This rank failed.
@@ -337,6 +338,8 @@ pub struct RunSpec {
     pub sync_every: u32,
     /// Whether and when blocks are skipped.
     pub step_cache: Option<StepCache>,
+    /// What travels in fewer bytes.
+    pub wire: Wire,
     /// Steps between checkpoints; 0 keeps none.
     pub checkpoint_every: u32,
     /// Whether latents are returned instead of a picture.

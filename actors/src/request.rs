@@ -7,6 +7,7 @@ mod images;
 mod op_time;
 mod step_cache;
 mod timeline;
+pub mod wire;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub use images::IMAGES_PER_PROMPT_MAX;
 pub use op_time::{OpTime, RunTime};
 pub use step_cache::{STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache, StepDecision};
 pub use timeline::{CHUNK_SPANS_MAX, NOWHERE, SpanKind, TimelineChunk, TimelineSpan};
+pub use wire::{Axis, AxisTraffic, WIRE_REFRESH_EVERY, Wire, WireDtype, WireDtypeError};
 
 /// The degrees of each parallel method; their product is the number of ranks.
 #[derive(
@@ -243,6 +245,9 @@ pub struct GenerateRequest {
     pub sync_every: u32,
     /// Skips blocks where little changes from step to step; `None` computes all.
     pub step_cache: Option<StepCache>,
+    /// What travels in fewer bytes; `None` takes the group's setting, which is nothing unless the
+    /// manifest says otherwise.
+    pub wire: Option<Wire>,
     /// Steps between checkpoints of the latents at the controller; 0 keeps none. Nothing resumes
     /// from them yet.
     pub checkpoint_every: u32,
@@ -279,6 +284,7 @@ impl Default for GenerateRequest {
             sync_steps: 1,
             sync_every: 0,
             step_cache: None,
+            wire: None,
             checkpoint_every: 0,
             output: OutputKind::Image,
             vae_parallel: None,
@@ -392,6 +398,10 @@ pub struct Report {
     pub sync_steps: u32,
     /// Every how many steps after those one was synchronous; 0 for none.
     pub sync_every: u32,
+    /// What travelled in fewer bytes.
+    pub wire: Wire,
+    /// Payload bytes between ranks, axis by axis, and how many more f32 would have been.
+    pub traffic: Vec<AxisTraffic>,
     /// Whether the picture was decoded in bands of rows, one on each rank.
     pub vae_parallel: bool,
     /// Seconds from the start of the run to its result.
@@ -436,6 +446,8 @@ pub struct RankReport {
     pub bytes_sent: u64,
     /// Frames sent to other ranks.
     pub frames_sent: u64,
+    /// `bytes_sent` axis by axis, and how many more f32 would have been.
+    pub traffic: Vec<AxisTraffic>,
     /// Relative change of keys and values per step, mean over this rank's blocks, for the heads it
     /// attends with; see [`Report::kv_change`].
     pub kv_change: Vec<Option<f64>>,

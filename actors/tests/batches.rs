@@ -3,7 +3,9 @@
 use ditmesh_actors::engine::Engine;
 use ditmesh_actors::generation::{GenerateError, GenerationHandle};
 use ditmesh_actors::manifest::{DegreesSetting, GroupSection, Manifest};
-use ditmesh_actors::request::{Degrees, Event, GenerateRequest, Generation, Output, OutputKind};
+use ditmesh_actors::request::{
+    Degrees, Event, GenerateRequest, Generation, Output, OutputKind, Wire,
+};
 
 use crate::engine::{draw, latents, manifest, request};
 use crate::harness::{degrees, relative};
@@ -17,6 +19,7 @@ fn batching(devices: usize, degrees: Degrees) -> Manifest {
         nodes: Vec::new(),
         degrees: DegreesSetting::Fixed(degrees.into()),
         max_batch: 4,
+        wire: Wire::default(),
     }];
     manifest
 }

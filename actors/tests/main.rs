@@ -22,3 +22,4 @@ mod sync_every;
 mod text_once;
 mod timeline;
 mod tracking;
+mod wire;

@@ -3,13 +3,14 @@
 //! after it one step old; the noise scheduler runs once per step over the whole latent.
 
 use candle_core::{Device, Tensor};
-use ditmesh_actors::request::{FloatTensor, GenerateRequest, StepCache};
+use ditmesh_actors::request::{FloatTensor, GenerateRequest, StepCache, Wire, WireDtype};
 use ditmesh_model::attention::attention;
 use ditmesh_model::conditioning::{Conditioning, LatentGrid};
 use ditmesh_model::guidance;
 use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
 use ditmesh_model::rows::RowSet;
 use ditmesh_model::transformer::ForwardPass;
+use ditmesh_transport::codec;
 
 use crate::harness::Golden;
 
@@ -28,6 +29,9 @@ pub struct Case<'a> {
     pub sync_steps: usize,
     pub sync_every: usize,
     pub step_cache: Option<StepCache>,
+    pub wire: Wire,
+    /// The block before which hidden states cross from one stage to the next.
+    pub cut: Option<usize>,
 }
 
 /// What the oracle found.
@@ -44,8 +48,18 @@ pub fn expected(golden: &Golden, request: &GenerateRequest) -> FloatTensor {
     watched(golden, request).latents
 }
 
+/// As [`expected`], with hidden states that travel before block `cut`, and guidance branches apart,
+/// in the bytes of `request`.
+pub fn on_wire(golden: &Golden, request: &GenerateRequest, cut: usize) -> FloatTensor {
+    find(golden, request, Some(cut)).latents
+}
+
 /// As [`expected`], with all the oracle knows.
 pub fn watched(golden: &Golden, request: &GenerateRequest) -> Found {
+    find(golden, request, None)
+}
+
+fn find(golden: &Golden, request: &GenerateRequest, cut: Option<usize>) -> Found {
     let tensor = |x: &FloatTensor| {
         Tensor::from_vec(x.data.clone(), x.shape.as_slice(), &Device::Cpu).unwrap()
     };
@@ -65,6 +79,8 @@ pub fn watched(golden: &Golden, request: &GenerateRequest) -> Found {
         sync_steps: request.sync_steps as usize,
         sync_every: request.sync_every as usize,
         step_cache: request.step_cache.clone(),
+        wire: request.wire.unwrap_or_default(),
+        cut,
     });
     let data = x.flatten_all().unwrap().to_vec1().unwrap();
     Found { latents: FloatTensor { shape: latents.shape, data }, kv_change, reused }
@@ -86,7 +102,8 @@ fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>, Vec<(u32, u32)>) {
     let mut x = (case.latents * scheduler.init_noise_sigma()).unwrap();
     let rows = grid.token_rows();
     let strip = rows.div_ceil(case.patches);
-    let mut memory = Memory { kv: vec![None; spec.blocks], ..Memory::default() };
+    let mut memory =
+        Memory { kv: vec![None; spec.blocks], wire: (case.wire, case.cut), ..Memory::default() };
     let mut kv_change = Vec::new();
     for step in 0..case.steps {
         let before = memory.kv.clone();
@@ -105,6 +122,7 @@ fn run(case: &Case<'_>) -> (Tensor, Vec<Option<f64>>, Vec<(u32, u32)>) {
             predictions.push(patch(pass.as_ref(), &input, start, len, grid, &mut memory, reusing));
         }
         let prediction = Tensor::cat(&predictions, 3).unwrap();
+        let prediction = coded(&prediction, case.wire.cfg);
         let uncond = prediction.narrow(0, 0, 1).unwrap();
         let cond = prediction.narrow(0, 1, 1).unwrap();
         let guided = guidance::combine(&uncond, &cond, case.guidance_scale).unwrap();
@@ -130,9 +148,33 @@ struct Memory {
     /// Step and patch under way.
     at: (u32, u32),
     reused: Vec<(u32, u32)>,
+    wire: (Wire, Option<usize>),
+    /// What the second stage holds of the first one's hidden states.
+    held: Option<Tensor>,
 }
 
 impl Memory {
+    /// Hidden states of `count` tokens as the second stage gets them.
+    fn cross(&mut self, image: &Tensor, first: usize, count: usize) -> Tensor {
+        let wire = self.wire.0;
+        if !wire.residual {
+            return coded(image, wire.pipefusion);
+        }
+        let refreshed = self.at.0 == 0 || self.at.0.is_multiple_of(wire.refresh_every);
+        let there = match &self.held {
+            Some(held) if !refreshed => {
+                let old = held.narrow(1, first, count).unwrap();
+                (&old + coded(&(image - &old).unwrap(), wire.pipefusion)).unwrap()
+            }
+            _ => image.clone(),
+        };
+        self.held = Some(match self.held.take() {
+            None => there.clone(),
+            Some(held) => splice(&held, &there, first, count),
+        });
+        there
+    }
+
     /// Whether the blocks after the first are left out, which added `fresh` to `count` tokens.
     fn reuses(&self, rule: &StepCache, fresh: &Tensor, first: usize, count: usize) -> bool {
         if let Some(replay) = &rule.replay {
@@ -148,6 +190,16 @@ impl Memory {
         let change = l1(&(fresh - &old).unwrap()) / l1(&old);
         change < f64::from(rule.threshold) && in_a_row.count() < rule.reuses_max as usize
     }
+}
+
+/// What comes out of `dtype` again.
+fn coded(x: &Tensor, dtype: WireDtype) -> Tensor {
+    let (row, dtype) = (*x.dims().last().unwrap(), dtype.payload());
+    let mut floats: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    let mut payload = vec![0; floats.len() / row * dtype.row_bytes(row)];
+    codec::encode(dtype, row, &floats, &mut payload).unwrap();
+    codec::decode(dtype, row, &payload, &mut floats).unwrap();
+    Tensor::from_vec(floats, x.dims(), &Device::Cpu).unwrap()
 }
 
 /// `||new - old|| / ||old||` of keys and values together.
@@ -192,6 +244,9 @@ fn patch(
                 return pass.project_noise(&hidden, &rows).unwrap();
             }
             residual = Some((fresh, hidden.image.clone()));
+        }
+        if memory.wire.1 == Some(block) {
+            hidden.image = memory.cross(&hidden.image, first, count);
         }
         let held = &mut memory.kv[block];
         let qkv = pass.project_qkv(block, &hidden).unwrap();

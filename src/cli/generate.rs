@@ -124,6 +124,9 @@ impl Work<'_> {
         let (bytes, recipe) = output::encode(request, &generation, &self.model)?;
         ditmesh::atomic_file::write(file, &bytes).map_err(|error| Failure::write(file, &error))?;
         let Generation { report, .. } = generation;
+        if let Some(saved) = output::saved(&report) {
+            self.terminal.note(&saved);
+        }
         self.entries.push(json!({ "file": file, "recipe": recipe, "report": report }));
         self.terminal.result(&file.display().to_string())
     }

@@ -85,6 +85,7 @@ fn describe(recipe: &Recipe) -> String {
         ("sync steps", recipe.sync_steps.to_string()),
         ("sync every", nonzero(recipe.sync_every)),
         ("step cache", recipe.step_cache.as_ref().map_or(String::new(), cached)),
+        ("wire", if recipe.wire.is_exact() { String::new() } else { recipe.wire.to_string() }),
         ("seconds", format!("{:.3}", recipe.seconds)),
         ("made by", recipe.version.clone()),
     ];

@@ -12,7 +12,7 @@ use crate::generation::GenerateError;
 use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection};
 use crate::plan::resolve::{auto_degrees, check_degrees};
 use crate::protocol::DeviceId;
-use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy};
+use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
 /// A model and who serves it.
 pub(crate) struct Model {
@@ -22,6 +22,8 @@ pub(crate) struct Model {
     pub(crate) dtype: Dtype,
     pub(crate) text_encoder: TextEncoderPolicy,
     pub(crate) spec: ModelSpec,
+    /// What travels in fewer bytes for requests that do not say.
+    pub(crate) wire: Wire,
     /// The devices of its group, in rank order.
     pub(crate) devices: Vec<DeviceId>,
     fixed: Option<Degrees>,
@@ -57,7 +59,8 @@ impl Model {
                 .map_err(|error| GenerateError::Refused(error.to_string()))?;
         }
         let text_encoder = policy.unwrap_or_default();
-        Ok(Self { folder, name, dtype, text_encoder, spec, devices, fixed })
+        let wire = group.map_or(Wire::default(), |group| group.wire);
+        Ok(Self { folder, name, dtype, text_encoder, spec, wire, devices, fixed })
     }
 
     /// Degrees of the mesh for a request that leaves them open.

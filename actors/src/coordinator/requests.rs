@@ -242,5 +242,6 @@ fn plan_request(model: &Model, request: &GenerateRequest) -> Result<(RunSpec, De
     let degrees = request.degrees.unwrap_or_else(|| model.degrees(request.is_guided()));
     check_degrees(&model.spec, degrees, model.devices.len()).map_err(|error| error.to_string())?;
     let spec = resolve(request, &model.spec, degrees).map_err(|error| error.to_string())?;
-    Ok((spec, degrees))
+    let wire = request.wire.unwrap_or(model.wire);
+    Ok((RunSpec { wire, ..spec }, degrees))
 }

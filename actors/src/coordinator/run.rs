@@ -15,7 +15,8 @@ use crate::dispatcher::RequestId;
 use crate::generation::{GenerateError, UpdateSink};
 use crate::plan::Plan;
 use crate::protocol::{DeviceId, RankOutcome};
-use crate::request::{Degrees, Generation, Report};
+use crate::request::wire::traffic_of;
+use crate::request::{Degrees, Generation, RankReport, Report};
 use crate::staleness::mean_kv_change;
 
 /// Longest run; what bounds it in practice is the deadline of each wait in it.
@@ -146,7 +147,7 @@ impl Run {
         let mut ranks = Vec::new();
         for (rank, outcome) in self.outcomes.iter().flatten() {
             match outcome {
-                RankOutcome::Done(report) => ranks.push(report.clone()),
+                RankOutcome::Done(report) => ranks.push(RankReport::clone(report)),
                 _ => {
                     let who = self.who(*rank);
                     return Err(GenerateError::Failed(format!("{who} was stopped")));
@@ -162,6 +163,8 @@ impl Run {
             num_pipeline_patch: self.plan.strips.len() as u32,
             sync_steps: self.plan.run.sync_steps,
             sync_every: self.plan.run.sync_every,
+            wire: self.plan.run.wire,
+            traffic: traffic_of(ranks.iter().map(|rank| rank.traffic.as_slice())),
             vae_parallel: self.plan.run.vae_parallel,
             seconds: self.started.elapsed().as_secs_f64(),
             warnings: self.plan.warnings.clone(),

@@ -10,6 +10,7 @@ use ditmesh_model::phase::{Phase, Transfer};
 use super::error::ExecuteError;
 use super::mailbag::Mailbag;
 use crate::plan::message::Message;
+use crate::request::Wire;
 
 /// One forward pass's view of the sequence group.
 pub(super) struct Group<'a> {
@@ -18,6 +19,7 @@ pub(super) struct Group<'a> {
     pub(super) ranks: Vec<usize>,
     pub(super) step: usize,
     pub(super) patch: Option<usize>,
+    wire: Wire,
     /// The error behind a [`ModelError::Exchange`], with its type kept.
     pub(super) error: Option<ExecuteError>,
 }
@@ -28,8 +30,9 @@ impl<'a> Group<'a> {
         ranks: Vec<usize>,
         step: usize,
         patch: Option<usize>,
+        wire: Wire,
     ) -> Self {
-        Self { bag, ranks, step, patch, error: None }
+        Self { bag, ranks, step, patch, wire, error: None }
     }
 
     fn keep(&mut self, error: ExecuteError) -> ModelError {
@@ -46,7 +49,8 @@ impl<'a> Group<'a> {
                 let members = self.ranks.len();
                 ModelError::Exchange(format!("member {member} is not in a group of {members}"))
             })?;
-            Ok((rank, Message::of_exchange(transfer.id, self.step, self.patch, shape)))
+            let message = Message::of_exchange(transfer.id, self.step, self.patch, shape);
+            Ok((rank, message.on_wire(&self.wire)))
         };
         transfer.pieces.iter().map(frame).collect()
     }

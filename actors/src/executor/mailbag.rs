@@ -8,12 +8,12 @@
 
 mod reuse;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::iter::Peekable;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use ditmesh_transport::Transport;
 use ditmesh_transport::completion::Completion;
 use ditmesh_transport::error::TransportError;
@@ -24,10 +24,11 @@ use ditmesh_transport::region::Slice;
 
 use super::abort::AbortFlag;
 use super::error::ExecuteError;
-use super::port::Port;
+use super::packing::Packing;
 use super::wire_tensor;
 use crate::plan::message::Message;
-use crate::request::RunTime;
+use crate::request::wire::Axis;
+use crate::request::{AxisTraffic, RunTime};
 use crate::timeline::{Activity, Stopwatch};
 use crate::trace_context;
 
@@ -46,7 +47,7 @@ pub(super) struct Mailbag {
     links: HashMap<usize, Arc<dyn Link>>,
     run: RunId,
     epoch: Epoch,
-    port: Port,
+    packing: Packing,
     wait_limit: Duration,
     abort: Arc<AbortFlag>,
     expected: Peekable<Expected>,
@@ -64,7 +65,31 @@ pub(super) struct Mailbag {
 pub(super) struct Traffic {
     pub(super) bytes_sent: u64,
     pub(super) frames_sent: u64,
+    /// Bytes sent and saved.
+    axes: BTreeMap<Axis, (u64, u64)>,
     pub(super) time: RunTime,
+}
+
+impl Traffic {
+    fn count(&mut self, message: &Message, payload_bytes: usize) {
+        self.bytes_sent += payload_bytes as u64;
+        self.frames_sent += 1;
+        // A frame without payload saves by not computing, which is another matter.
+        let saved = if payload_bytes == 0 { 0 } else { message.bytes_saved() };
+        let axis = self.axes.entry(message.kind.axis()).or_default();
+        *axis = (axis.0 + payload_bytes as u64, axis.1 + saved as u64);
+    }
+
+    /// Axis by axis.
+    pub(super) fn by_axis(&self) -> Vec<AxisTraffic> {
+        let axes = self.axes.iter();
+        axes.map(|(&axis, &(bytes_sent, bytes_saved))| AxisTraffic {
+            axis,
+            bytes_sent,
+            bytes_saved,
+        })
+        .collect()
+    }
 }
 
 /// Where a run takes place.
@@ -72,7 +97,7 @@ pub(super) struct Place {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) run: RunId,
     pub(super) epoch: Epoch,
-    pub(super) device: Device,
+    pub(super) packing: Packing,
     pub(super) wait_limit: Duration,
     pub(super) abort: Arc<AbortFlag>,
     /// Running since the start of the run.
@@ -81,13 +106,13 @@ pub(super) struct Place {
 
 impl Mailbag {
     pub(super) fn new(place: Place, expected: Expected) -> Result<Self, ExecuteError> {
-        let Place { transport, run, epoch, device, wait_limit, abort, clock } = place;
+        let Place { transport, run, epoch, packing, wait_limit, abort, clock } = place;
         let mut bag = Self {
             transport,
             links: HashMap::new(),
             run,
             epoch,
-            port: Port::new(device)?,
+            packing,
             wait_limit,
             abort,
             expected: expected.peekable(),
@@ -159,7 +184,8 @@ impl Mailbag {
     ) -> Result<Tensor, ExecuteError> {
         let received = self.take(peer, message, deadline)?;
         let before = self.clock.turn_to(Activity::Serialise, peer, message);
-        let tensor = wire_tensor::to_tensor(&received, message, peer, self.epoch, &mut self.port)?;
+        wire_tensor::check(&received, message, peer, self.epoch)?;
+        let tensor = self.packing.unpack(&received, message)?;
         drop(received);
         self.clock.turn(before);
         Ok(tensor)
@@ -205,10 +231,19 @@ impl Mailbag {
             });
         }
         let before = self.clock.turn_to(Activity::Serialise, peer, message);
-        let payload = wire_tensor::to_slice(tensor, self.transport.as_ref(), &mut self.port)?;
+        let payload = self.packing.pack(tensor, message, self.transport.as_ref())?;
         self.clock.turn(before);
         let meta = wire_tensor::meta(message, self.epoch);
         self.transmit(peer, message, meta, payload)
+    }
+
+    /// What the receiver of `message` makes of `tensor`.
+    pub(super) fn as_received(
+        &mut self,
+        tensor: &Tensor,
+        message: &Message,
+    ) -> Result<Tensor, ExecuteError> {
+        self.packing.as_received(tensor, message)
     }
 
     /// Hands a frame to the transport.
@@ -225,8 +260,7 @@ impl Mailbag {
             meta.traceparent = self.traceparent.as_deref().map(str::to_owned);
         }
         let link = self.link(peer).map_err(|source| to(peer, &message.to_string(), source))?;
-        self.traffic.bytes_sent += payload.len() as u64;
-        self.traffic.frames_sent += 1;
+        self.traffic.count(message, payload.len());
         let frame = SendFrame { run: self.run, tag: message.tag(), meta, payload };
         self.sends.push((peer, message.to_string(), link.send(frame)));
         self.clock.turn(before);

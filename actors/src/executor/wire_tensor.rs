@@ -23,8 +23,8 @@ pub(crate) fn meta(message: &Message, epoch: Epoch) -> FrameMeta {
         shape: message.shape.iter().map(|&dim| dim as u32).collect(),
         step: u32::from(message.step),
         patch: u32::from(message.patch),
+        residual: message.residual,
         epoch,
-        priority: message.kind.priority(),
         ..FrameMeta::default()
     }
 }
@@ -67,16 +67,12 @@ pub(super) fn to_slice(
     Ok(region.freeze(len))
 }
 
-/// The received frame as a tensor, once it proves to be `message`.
+/// A payload that travelled as it is, as a tensor.
 pub(super) fn to_tensor(
-    received: &Received,
+    bytes: &[u8],
     message: &Message,
-    peer: usize,
-    epoch: Epoch,
     port: &mut Port,
 ) -> Result<Tensor, ExecuteError> {
-    check(received, message, peer, epoch)?;
-    let bytes = received.region.bytes().get(..received.len).unwrap_or_default();
     let shape = message.shape.as_slice();
     Ok(match message.dtype {
         Dtype::F32 => port.put(message.kind, floats(bytes)?, shape)?,
@@ -131,6 +127,7 @@ fn check_frame(
         && found.patch == expected.patch
         && found.epoch == expected.epoch
         && found.reuse == reuse
+        && found.residual == expected.residual
         && received.len == if reuse { 0 } else { message.bytes() };
     if same {
         return Ok(());
@@ -139,14 +136,15 @@ fn check_frame(
         peer,
         expected: format!("{message} in epoch {epoch}, reuse {reuse}"),
         found: format!(
-            "step {}, patch {}, shape {:?}, dtype {}, {} bytes in epoch {}, reuse {}",
+            "step {}, patch {}, shape {:?}, dtype {}, {} bytes in epoch {}, reuse {}, residual {}",
             found.step,
             found.patch,
             found.shape,
             found.dtype,
             received.len,
             found.epoch,
-            found.reuse
+            found.reuse,
+            found.residual
         ),
     })
 }

@@ -184,7 +184,7 @@ impl Fixture {
 }
 
 fn done(rank: u32) -> RankOutcome {
-    RankOutcome::Done(RankReport { rank, ..RankReport::default() })
+    RankOutcome::Done(Box::new(RankReport { rank, ..RankReport::default() }))
 }
 
 #[tokio::test]

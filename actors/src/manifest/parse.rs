@@ -22,6 +22,7 @@ use super::{
     HealthSection, LauncherSection, Manifest, ModelSection, NodeSection, SecuritySection,
     TelemetrySection, TransportSection, default_address, default_state_dir, validate,
 };
+use crate::request::wire::{Axis, Wire, WireDtype};
 
 /// Bytes of a manifest beyond which it is refused.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
@@ -169,13 +170,42 @@ fn model(section: &Section<'_, '_>) -> Result<ModelSection, Fault> {
 }
 
 fn group(section: &Section<'_, '_>) -> Result<GroupSection, Fault> {
-    section.keys(&["model", "nodes", "degrees", "max_batch"])?;
+    section.keys(&[
+        "model",
+        "nodes",
+        "degrees",
+        "max_batch",
+        "wire_dtype",
+        "wire_residual",
+        "wire_refresh_every",
+    ])?;
     Ok(GroupSection {
         model: section.required("model")?,
         nodes: section.or("nodes", Vec::new())?,
         degrees: degrees(section)?,
         max_batch: section.or("max_batch", super::default_max_batch())?,
+        wire: wire(section)?,
     })
+}
+
+/// What travels in fewer bytes: one element type for all axes, or a table of axes.
+fn wire(group: &Section<'_, '_>) -> Result<Wire, Fault> {
+    let mut wire = Wire::default();
+    if group.is_table("wire_dtype") {
+        let names = Axis::CHOOSABLE.map(Axis::name);
+        if let Some(section) = group.section("wire_dtype")? {
+            section.keys(&names)?;
+            for axis in Axis::CHOOSABLE {
+                wire.set(axis, section.or(axis.name(), WireDtype::F32)?);
+            }
+        }
+    } else {
+        let dtype = group.or("wire_dtype", WireDtype::F32)?;
+        Axis::CHOOSABLE.into_iter().for_each(|axis| wire.set(axis, dtype));
+    }
+    wire.residual = group.or("wire_residual", wire.residual)?;
+    wire.refresh_every = group.or("wire_refresh_every", wire.refresh_every)?;
+    Ok(wire)
 }
 
 /// By hand, because an untagged enum would hide which degree is misspelt.
@@ -201,13 +231,11 @@ fn degrees(group: &Section<'_, '_>) -> Result<DegreesSetting, Fault> {
 }
 
 fn transport(section: &Section<'_, '_>) -> Result<TransportSection, Fault> {
-    section.keys(&["kind", "mtu_bytes", "bulk_connections", "congestion"])?;
+    section.keys(&["kind", "mtu_bytes"])?;
     let default = TransportSection::default();
     Ok(TransportSection {
         kind: section.or("kind", default.kind)?,
         mtu_bytes: section.or("mtu_bytes", default.mtu_bytes)?,
-        bulk_connections: section.or("bulk_connections", default.bulk_connections)?,
-        congestion: section.or("congestion", default.congestion)?,
     })
 }
 

@@ -17,5 +17,6 @@ pub(crate) fn exchange(plan: &Plan, at: Coordinates, step: usize, patch: Patch, 
     let peer = plan.mesh.rank(Coordinates { cfg: 1 - at.cfg, ..at });
     let shape = plan.latent_shape(plan.images(), plan.rows(at.sp, patch).len());
     let message = Message::of_patch(MessageKind::Prediction, step, patch.strip(), shape);
+    let message = message.on_wire(&plan.run.wire);
     ops.push(Op::Exchange { peer, message });
 }

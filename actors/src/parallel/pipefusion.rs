@@ -58,7 +58,7 @@ fn activation(plan: &Plan, at: Coordinates, step: usize, patch: Patch) -> Option
     let tokens = plan.rows(at.sp, patch).len() * plan.grid.tokens_per_row();
     let shape = vec![plan.batch(), tokens, plan.model.hidden()];
     let message = Message::of_patch(MessageKind::Activation, step, patch.strip(), shape);
-    (tokens > 0).then_some(message)
+    (tokens > 0).then(|| message.on_wire(&plan.run.wire))
 }
 
 fn sample(plan: &Plan, at: Coordinates, step: usize, patch: Patch) -> Option<Message> {

@@ -8,8 +8,9 @@ use super::mesh::Coordinates;
 use super::program::Patch;
 use crate::executor::mailbag::POSTED_BYTES_MAX;
 
-/// Bytes on the rank where they are most: patch K,V cache, residuals of a step cache, text and its
-/// keys and values in every block, latents with two steps of solver history, and places for frames.
+/// Bytes on the rank where they are most: patch K,V cache, residuals of a step cache, what both ends
+/// of a pipeline edge hold, text and its keys and values in every block, latents with two steps of
+/// solver history, and places for frames.
 pub fn run_bytes(plan: &Plan) -> u64 {
     (0..plan.mesh.world_size()).map(|rank| rank_bytes(plan, rank)).max().unwrap_or(0)
 }
@@ -24,6 +25,7 @@ fn rank_bytes(plan: &Plan, rank: usize) -> u64 {
     let expected: u64 = plan.receives(rank).map(|(_, message)| message.bytes() as u64).sum();
     cache_bytes(plan, at)
         + residual_bytes(plan, at)
+        + held_bytes(plan, at)
         + text
         + text_kv * float
         + latents
@@ -49,4 +51,15 @@ pub fn residual_bytes(plan: &Plan, at: Coordinates) -> u64 {
     };
     let tokens = plan.rows(at.sp, Patch::All).len() * plan.grid.tokens_per_row();
     (residuals * plan.batch() * tokens * plan.model.hidden() * size_of::<f32>()) as u64
+}
+
+/// Bytes of what the rank at `at` holds of the hidden states that came over its pipeline edges and
+/// left over them, where those travel as changes.
+pub fn held_bytes(plan: &Plan, at: Coordinates) -> u64 {
+    if !plan.run.wire.residual {
+        return 0;
+    }
+    let edges = usize::from(at.stage > 0) + usize::from(at.stage + 1 < plan.mesh.stages());
+    let tokens = plan.rows(at.sp, Patch::All).len() * plan.grid.tokens_per_row();
+    (edges * plan.batch() * tokens * plan.model.hidden() * size_of::<f32>()) as u64
 }

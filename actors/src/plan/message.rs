@@ -5,10 +5,12 @@
 
 use ditmesh_model::exchange::{ExchangeId, ExchangeKind};
 use ditmesh_model::vae::phase::{BandExchangeId, BandExchangeKind};
-use ditmesh_transport::frame::{Dtype, Priority};
+use ditmesh_transport::frame::Dtype;
 use ditmesh_transport::ids::Tag;
 
 use super::program::Patch;
+use crate::request::Wire;
+use crate::request::wire::Axis;
 
 /// Patch number of a message that covers all strips.
 pub const PATCH_ALL: u16 = u16::MAX;
@@ -110,18 +112,6 @@ impl MessageKind {
 }
 
 impl MessageKind {
-    /// What it overtakes on a link: what a peer's compute waits for next goes before what it needs
-    /// inside a block, and that before what nobody computes with.
-    pub fn priority(self) -> Priority {
-        match self {
-            Self::UlyssesQkv | Self::UlyssesOut | Self::RingKv | Self::RingFresh => {
-                Priority::Exchange
-            }
-            Self::Result | Self::Checkpoint | Self::PixelRows => Priority::Bulk,
-            _ => Priority::Next,
-        }
-    }
-
     /// Whether it starts a piece of work that has a span of its own, so that its frame carries the
     /// trace context. Exchanges inside a forward pass do not: there are hundreds in a second.
     pub fn starts_work(self) -> bool {
@@ -135,6 +125,19 @@ impl MessageKind {
                 | Self::FinalRows
                 | Self::Result
         )
+    }
+}
+
+impl MessageKind {
+    /// Which axis of the mesh it serves.
+    pub fn axis(self) -> Axis {
+        match self {
+            Self::Prediction => Axis::Cfg,
+            Self::UlyssesQkv | Self::UlyssesOut => Axis::Ulysses,
+            Self::RingKv | Self::RingFresh => Axis::Ring,
+            Self::Activation => Axis::Pipefusion,
+            _ => Axis::Other,
+        }
     }
 }
 
@@ -176,12 +179,14 @@ pub struct Message {
     pub shape: Vec<usize>,
     /// Element type of the payload.
     pub dtype: Dtype,
+    /// Whether the payload is the change to what the receiver holds of these rows.
+    pub residual: bool,
 }
 
 impl Message {
     /// A message outside the denoising loop.
     pub fn once(kind: MessageKind, shape: Vec<usize>) -> Self {
-        Self { kind, step: 0, patch: PATCH_ALL, block: 0, round: 0, shape, dtype: Dtype::F32 }
+        Self::of_patch(kind, 0, None, shape)
     }
 
     /// A message of one step and patch.
@@ -192,7 +197,8 @@ impl Message {
         shape: Vec<usize>,
     ) -> Self {
         let patch = patch.map_or(PATCH_ALL, |index| index as u16);
-        Self { kind, step: step as u16, patch, block: 0, round: 0, shape, dtype: Dtype::F32 }
+        let (step, dtype) = (step as u16, Dtype::F32);
+        Self { kind, step, patch, block: 0, round: 0, shape, dtype, residual: false }
     }
 
     /// A message of an exchange inside a forward pass.
@@ -215,6 +221,18 @@ impl Message {
         Self { block: id.layer as u16, dtype, ..Self::once(id.kind.into(), shape) }
     }
 
+    /// The same in the bytes that `wire` asks for.
+    pub fn on_wire(self, wire: &Wire) -> Self {
+        let dtype = wire.dtype(self.kind.axis()).payload();
+        if self.kind != MessageKind::Activation || !wire.residual {
+            return Self { dtype, ..self };
+        }
+        match wire.is_refresh(usize::from(self.step)) {
+            true => self,
+            false => Self { dtype, residual: true, ..self },
+        }
+    }
+
     /// The rows it covers.
     pub fn patch(&self) -> Patch {
         if self.patch == PATCH_ALL { Patch::All } else { Patch::Strip(usize::from(self.patch)) }
@@ -227,7 +245,17 @@ impl Message {
 
     /// Payload bytes.
     pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size_bytes() as usize
+        let bytes = self.dtype.payload_bytes(self.shape.iter().map(|&dim| dim as u64));
+        bytes.map_or(usize::MAX, |bytes| bytes as usize)
+    }
+
+    /// Payload bytes that a choice of element type has saved.
+    pub fn bytes_saved(&self) -> usize {
+        if self.kind.axis() == Axis::Other {
+            return 0;
+        }
+        let whole = self.shape.iter().product::<usize>() * size_of::<f32>();
+        whole.saturating_sub(self.bytes())
     }
 
     /// Its name on the wire, unique per run, sender and receiver.
@@ -254,6 +282,10 @@ impl std::fmt::Display for Message {
         if self.kind == RingKv {
             write!(f, ", round {}", self.round)?;
         }
-        write!(f, ", shape {:?}", self.shape)
+        write!(f, ", shape {:?}", self.shape)?;
+        if self.dtype != Dtype::F32 {
+            write!(f, ", {:?}", self.dtype)?;
+        }
+        if self.residual { write!(f, ", a change") } else { Ok(()) }
     }
 }

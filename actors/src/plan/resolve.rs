@@ -112,6 +112,7 @@ pub fn resolve(
         sync_steps: request.sync_steps,
         sync_every: request.sync_every,
         step_cache: request.step_cache.clone(),
+        wire: request.wire.unwrap_or_default(),
         timeline: request.timeline,
         checkpoint_every: request.checkpoint_every,
         latent_output: request.output == OutputKind::Latent,
@@ -185,6 +186,7 @@ pub fn check_run(run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> Result<(
     let token_rows = latent_grid(model, run.height, run.width).token_rows();
     let patches = strips(token_rows, run.num_pipeline_patch as usize).len();
     step_cache::check(run, model.blocks, patches)?;
+    run.wire.check().map_err(|why| PlanError::Value(why.into()))?;
     check_degrees(model, degrees, degrees.world_size())?;
     if degrees.cfg_degree == 2 && !run.is_guided() {
         return Err(PlanError::Degree {

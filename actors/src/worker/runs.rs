@@ -140,7 +140,7 @@ impl Runs<'_> {
                 let device = std::mem::take(&mut ending.device);
                 let report = RankReport { device, foreign_units, ..report };
                 if self.agenda.finish(run) {
-                    ending.report(RankOutcome::Done(report));
+                    ending.report(RankOutcome::Done(Box::new(report)));
                 }
             }
             failed => self.end(ending, failed.map(|finished| finished.map(drop))),

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum, ValueHint};
-use ditmesh::{Dtype, OutputKind, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD};
+use ditmesh::{
+    Dtype, OutputKind, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, WIRE_REFRESH_EVERY, Wire,
+    WireDtypeError,
+};
 
 /// Pictures of one call, at most.
 const PICTURES_MAX: u64 = ditmesh::IMAGES_PER_PROMPT_MAX as u64;
@@ -136,6 +139,20 @@ pub(crate) struct GenerateArgs {
     #[arg(value_parser = counted(1000), requires = "step_cache", help_heading = "How")]
     pub(crate) step_cache_reuses_max: u32,
 
+    /// Send activations in fewer bytes: f32, bf16, f16 or int8 for all axes, or AXIS=TYPE with cfg,
+    /// ulysses, ring or pipefusion, several with commas [default: the cluster's, or f32]
+    #[arg(long, value_name = "TYPES", value_parser = wire_dtype, help_heading = "How")]
+    pub(crate) wire_dtype: Option<Wire>,
+
+    /// Send hidden states between stages as the change since the step before
+    #[arg(long, requires = "wire_dtype", help_heading = "How")]
+    pub(crate) wire_residual: bool,
+
+    /// Steps between those in which they are sent whole nevertheless; 0 for the first only
+    #[arg(long, value_name = "K", default_value_t = WIRE_REFRESH_EVERY, requires = "wire_residual")]
+    #[arg(help_heading = "How")]
+    pub(crate) wire_refresh_every: u32,
+
     /// Whether all ranks decode the picture, each a band of rows [default: where it is faster]
     #[arg(long, value_name = "WHEN", value_enum, num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "on", help_heading = "How")]
@@ -161,6 +178,10 @@ pub(crate) struct GenerateArgs {
 
 fn counted(max: u64) -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(1..=max)
+}
+
+fn wire_dtype(text: &str) -> Result<Wire, String> {
+    text.parse().map_err(|error: WireDtypeError| error.to_string())
 }
 
 fn scale(text: &str) -> Result<f32, String> {

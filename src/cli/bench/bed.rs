@@ -11,7 +11,7 @@ use ditmesh::manifest::{
     TransportSection,
 };
 use ditmesh::{ClusterClient, Degrees, Engine, GenerateRequest, GenerationHandle};
-use ditmesh::{Manifest, ModelSource};
+use ditmesh::{Manifest, ModelSource, Wire};
 use ditmesh_actors::launcher::{self, UpMode};
 
 use crate::cli::args::TransportArg;
@@ -114,7 +114,8 @@ fn manifest(
         .collect();
     let model = manifest.models.first().map_or(String::new(), |model| model.name.clone());
     let degrees = DegreesSetting::Fixed(degrees.into());
-    manifest.groups = vec![GroupSection { model, nodes: Vec::new(), degrees, max_batch: 1 }];
+    let (nodes, wire) = (Vec::new(), Wire::default());
+    manifest.groups = vec![GroupSection { model, nodes, degrees, max_batch: 1, wire }];
     if transport == TransportArg::Quic {
         manifest.transport = TransportSection::default();
         manifest.launcher = LauncherSection::default();

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use ditmesh::recipe::{ModelFacts, Recipe};
-use ditmesh::{GenerateRequest, Generation, Output, picture, tensor_file};
+use ditmesh::{AxisTraffic, GenerateRequest, Generation, Output, Report, picture, tensor_file};
 
 use crate::cli::args::{GenerateArgs, OutputTypeArg};
 use crate::cli::failure::Failure;
@@ -74,6 +74,19 @@ pub(crate) fn encode(
     }
 }
 
+/// What travelled in fewer bytes, for people; nothing when all travelled as it is.
+pub(crate) fn saved(report: &Report) -> Option<String> {
+    let axes = report.traffic.iter().filter(|axis| axis.bytes_saved > 0);
+    let parts: Vec<String> = axes
+        .map(|AxisTraffic { axis, bytes_sent, bytes_saved }| {
+            let megabytes = |bytes: &u64| *bytes as f64 / 1e6;
+            let (sent, saved) = (megabytes(bytes_sent), megabytes(bytes_saved));
+            format!("{} sent {sent:.3} MB and saved {saved:.3} MB", axis.name())
+        })
+        .collect();
+    (!parts.is_empty()).then(|| format!("wire {}: {}", report.wire, parts.join(", ")))
+}
+
 /// `apple.png` becomes `apple-0.png`.
 fn numbered(path: &Path, index: u32) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
@@ -89,7 +102,20 @@ fn numbered(path: &Path, index: u32) -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use ditmesh::Axis;
+
     use super::*;
+
+    #[test]
+    fn what_was_saved_is_said_and_nothing_else() {
+        let axis = |axis, bytes_sent, bytes_saved| AxisTraffic { axis, bytes_sent, bytes_saved };
+        let traffic = vec![axis(Axis::Ulysses, 1_500_000, 4_000_000), axis(Axis::Other, 9, 0)];
+        let wire = "ulysses=int8".parse().unwrap();
+        let report = Report { wire, traffic, ..Report::default() };
+        let text = "wire ulysses=int8: ulysses sent 1.500 MB and saved 4.000 MB";
+        assert_eq!(saved(&report).unwrap(), text);
+        assert_eq!(saved(&Report::default()), None);
+    }
 
     #[test]
     fn several_pictures_are_numbered() {

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use ditmesh::manifest::{self, DegreesSetting, GroupSection, Manifest};
-use ditmesh::{Degrees, GenerateRequest, ModelSource, StepCache, tensor_file};
+use ditmesh::{Degrees, GenerateRequest, ModelSource, StepCache, Wire, tensor_file};
 
 use crate::cli::args::{GenerateArgs, StepCacheArg, SwitchArg};
 use crate::cli::failure::Failure;
@@ -32,6 +32,11 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
             threshold: args.step_cache_threshold,
             reuses_max: args.step_cache_reuses_max,
             replay: None,
+        }),
+        wire: args.wire_dtype.map(|wire| Wire {
+            residual: args.wire_residual,
+            refresh_every: args.wire_refresh_every,
+            ..wire
         }),
         checkpoint_every: 0,
         output: args.output_type.into(),
@@ -67,6 +72,7 @@ pub(crate) fn manifest(args: &GenerateArgs) -> Result<Manifest, Failure> {
             nodes: Vec::new(),
             degrees: DegreesSetting::Fixed(degrees.into()),
             max_batch: 1,
+            wire: Wire::default(),
         }];
     }
     Ok(manifest)
@@ -159,6 +165,18 @@ mod tests {
         assert_eq!((request.num_inference_steps, request.sync_steps), (5, 2));
         let request = &requests(&args("--num-inference-steps 5 --sync-steps 2")).unwrap()[0];
         assert_eq!((request.num_inference_steps, request.sync_steps), (5, 2));
+    }
+
+    #[test]
+    fn activations_travel_as_the_cluster_says_or_as_the_call_does() {
+        let wire = |line: &str| requests(&args(line)).unwrap()[0].wire;
+        assert_eq!(wire(""), None);
+        let int8 = wire("--wire-dtype ulysses=int8,pipefusion=int8 --wire-residual").unwrap();
+        assert_eq!(int8.to_string(), "ulysses=int8,pipefusion=int8, residual, refreshed every 8");
+        assert!(wire("--wire-dtype f32").unwrap().is_exact());
+        let misspelt = ["ditmesh", "generate", "-p", "apple", "--wire-dtype", "int9"];
+        let error = Cli::try_parse_from(misspelt).unwrap_err().to_string();
+        assert!(error.contains("AXIS=TYPE"), "{error}");
     }
 
     #[test]

@@ -78,6 +78,11 @@ impl<'t, 'i> Section<'t, 'i> {
         }
     }
 
+    /// Whether `key` is a table.
+    pub(super) fn is_table(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(|value| matches!(value.get_ref(), DeValue::Table(_)))
+    }
+
     /// The table `key`, if it is there.
     pub(super) fn section(&self, key: &str) -> Result<Option<Self>, Fault> {
         self.table.get(key).map(|value| open(value, key, format!("[{key}]"))).transpose()

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::request::TextEncoderPolicy;
+use crate::request::wire::{Wire, WireDtype};
 
 const GOOD: &str = r#"schema = 1
 
@@ -218,5 +219,32 @@ proptest::proptest! {
             let shown = error.to_string();
             proptest::prop_assert!(shown.contains("cluster.toml:"), "{shown}");
         }
+    }
+}
+
+#[test]
+fn what_travels_in_fewer_bytes_is_written_for_all_axes_or_axis_by_axis() {
+    let wire = |lines: &str| {
+        let text = GOOD.replace("degrees = {", &format!("{lines}\ndegrees = {{"));
+        from_str(&text, "x").map(|manifest| manifest.groups[0].wire)
+    };
+    assert_eq!(wire("").unwrap(), Wire::default());
+    let all = wire("wire_dtype = \"bf16\"").unwrap();
+    assert_eq!((all.cfg, all.pipefusion), (WireDtype::Bf16, WireDtype::Bf16));
+    let some = wire(
+        "wire_dtype = { ulysses = \"int8\", pipefusion = \"f16\" }\nwire_residual = true\n\
+         wire_refresh_every = 4",
+    );
+    let some = some.unwrap();
+    assert_eq!((some.ulysses, some.pipefusion), (WireDtype::Int8, WireDtype::F16));
+    assert_eq!((some.ring, some.residual, some.refresh_every), (WireDtype::F32, true, 4));
+    for (lines, part) in [
+        ("wire_dtype = \"int4\"", "int8"),
+        ("wire_dtype = { data = \"int8\" }", "data"),
+        ("wire_residual = 1", "true or false"),
+        ("wire_residual = true", "saves nothing"),
+    ] {
+        let error = wire(lines).unwrap_err().to_string();
+        assert!(error.contains(part), "{lines}: {error}");
     }
 }

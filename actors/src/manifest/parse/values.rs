@@ -9,9 +9,9 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::error::nearest;
-use super::super::{CongestionKind, DeviceKind, Isolation, LauncherKind, TransportKind};
+use super::super::{DeviceKind, Isolation, LauncherKind, TransportKind};
 use super::section::Fault;
-use crate::request::{Dtype, TextEncoderPolicy};
+use crate::request::{Dtype, TextEncoderPolicy, WireDtype};
 
 /// A type that a value of a manifest can have.
 pub(super) trait FromToml: Sized {
@@ -46,6 +46,15 @@ impl FromToml for String {
     }
 }
 
+impl FromToml for bool {
+    fn from_toml(value: &Spanned<DeValue<'_>>) -> Result<Self, Fault> {
+        match value.get_ref() {
+            DeValue::Boolean(value) => Ok(*value),
+            other => Err(expected(value.span(), other, "true or false")),
+        }
+    }
+}
+
 impl FromToml for PathBuf {
     fn from_toml(value: &Spanned<DeValue<'_>>) -> Result<Self, Fault> {
         match value.get_ref() {
@@ -76,7 +85,7 @@ macro_rules! whole_number {
         }
     )*};
 }
-whole_number!(u8, u16, u32, u64);
+whole_number!(u16, u32, u64);
 
 impl FromToml for usize {
     fn from_toml(value: &Spanned<DeValue<'_>>) -> Result<Self, Fault> {
@@ -151,7 +160,7 @@ words! {
     LauncherKind: "local" => LauncherKind::Local;
     TextEncoderPolicy: "release" => TextEncoderPolicy::Release,
         "resident" => TextEncoderPolicy::Resident;
-    CongestionKind: "cubic" => CongestionKind::Cubic, "new-reno" => CongestionKind::NewReno,
-        "bbr" => CongestionKind::Bbr;
+    WireDtype: "f32" => WireDtype::F32, "bf16" => WireDtype::Bf16, "f16" => WireDtype::F16,
+        "int8" => WireDtype::Int8;
     TransportKind: "quic" => TransportKind::Quic, "in-process" => TransportKind::InProcess;
 }

@@ -26,6 +26,8 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), Violation> {
             return Err(Violation::new(format!("{at}.max_batch"), message)
                 .advise("1 computes every request alone"));
         }
+        let wire = group.wire.check();
+        wire.map_err(|why| Violation::new(format!("{at}.wire_residual"), why))?;
         if let DegreesSetting::Fixed(table) = group.degrees {
             let degrees = Degrees::from(table);
             degree_values(&format!("{at}.degrees"), degrees)?;
