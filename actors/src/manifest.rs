@@ -277,11 +277,33 @@ pub struct TransportSection {
     pub kind: TransportKind,
     /// Largest UDP payload tried, in bytes.
     pub mtu_bytes: u16,
+    /// Bulk connections per pair of peers, each on a port and a thread of its own.
+    pub bulk_connections: u8,
+    /// How bulk connections find their rate.
+    pub congestion: CongestionKind,
+}
+
+/// `transport.congestion`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CongestionKind {
+    /// For switched networks, where a loss means a full queue.
+    #[default]
+    Cubic,
+    /// The older rule.
+    NewReno,
+    /// Where packets are lost at random.
+    Bbr,
 }
 
 impl Default for TransportSection {
     fn default() -> Self {
-        Self { kind: TransportKind::Quic, mtu_bytes: 8952 }
+        Self {
+            kind: TransportKind::Quic,
+            mtu_bytes: 8952,
+            bulk_connections: 2,
+            congestion: CongestionKind::Cubic,
+        }
     }
 }
 

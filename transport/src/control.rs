@@ -44,12 +44,12 @@ pub struct ControlConfig {
 }
 
 impl ControlConfig {
-    /// Idle timeout 1.8 s, keep-alive 300 ms.
+    /// Idle timeout 1.5 s, keep-alive 300 ms: silence is noticed after 1.5 to 1.8 s.
     pub fn new(identity: Identity, bind: SocketAddr) -> Self {
         Self {
             identity,
             bind,
-            idle_timeout: Duration::from_millis(1800),
+            idle_timeout: Duration::from_millis(1500),
             keep_alive: Duration::from_millis(300),
         }
     }

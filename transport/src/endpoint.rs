@@ -1,41 +1,45 @@
 //! One UDP port with one thread: where QUIC connections of this crate live.
 //!
-//! Owns the socket, the one-thread runtime on its own OS thread, and the tuning of quinn: segment
-//! cap, packet size on both ends, buffers, windows. Does not know what is said on a connection.
+//! Owns the socket, the one-thread runtime on its own OS thread, the tuning of quinn, and the gate
+//! for strangers. Does not know what is said on a connection.
 //! Invariants: nothing of one endpoint runs on another's thread unless it is
 //! moved there; closing tells the peers, and waits at most [`FLUSH_TIMEOUT`] for that.
 
 mod cause;
+mod gate;
 mod socket;
 mod thread;
+mod tuning;
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
-    ServerConfig, TokioRuntime, TransportConfig, VarInt,
-};
+use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TokioRuntime, VarInt};
 
 pub(crate) use cause::{close_cause, close_code, connect_error};
+pub(crate) use gate::{Gate, GatePass};
+pub use gate::{HANDSHAKES_MAX, HANDSHAKES_PER_HOST_MAX, HANDSHAKES_UNPROVEN_MAX};
 use thread::EndpointThread;
+pub use tuning::Congestion;
+pub(crate) use tuning::{WINDOW_BYTES_MIN, window_bytes};
+use tuning::{endpoint_config, transport_config};
 
 use crate::error::TransportError;
 use crate::identity::{Identity, client_crypto, server_crypto};
 
-/// The most handshakes that one endpoint keeps open at a time.
+/// The most callers that wait to be looked at.
 const INCOMING_MAX: usize = 1024;
 
 /// How long closing may take until the peers have been told.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Bytes of a connection's send buffer.
-const SEND_WINDOW_BYTES: u64 = 8 << 20;
+/// What packets of strangers may take until their handshake is looked at, in bytes.
+const INCOMING_BYTES_MAX: u64 = 8 << 20;
 
-/// The smallest flow-control window, in bytes.
-const RECEIVE_WINDOW_BYTES_MIN: u32 = 128 << 10;
+/// The same of one stranger: a client's first flight.
+const INCOMING_ONE_BYTES_MAX: u64 = 64 << 10;
 
 /// How one endpoint is set up.
 #[derive(Clone, Debug)]
@@ -50,6 +54,7 @@ pub(crate) struct EndpointSettings {
     /// Flow-control window; never above what the socket's buffer holds.
     pub(crate) receive_window_bytes: u32,
     pub(crate) socket_buffer_bytes: usize,
+    pub(crate) congestion: Congestion,
 }
 
 /// A bound endpoint that dials and accepts.
@@ -69,13 +74,18 @@ impl QuicEndpoint {
     ) -> Result<Self, TransportError> {
         let udp = socket::bind(settings)?;
         let receive_window_bytes =
-            settings.receive_window_bytes.min(udp.receive_bytes).max(RECEIVE_WINDOW_BYTES_MIN);
+            settings.receive_window_bytes.min(udp.receive_bytes).max(WINDOW_BYTES_MIN);
         let transport = Arc::new(transport_config(settings, receive_window_bytes)?);
         let (crypto, tls_name) = client_crypto(identity)?;
         let mut client = ClientConfig::new(crypto);
         client.transport_config(Arc::clone(&transport));
         let mut server = ServerConfig::with_crypto(server_crypto(identity)?);
-        server.transport_config(transport).max_incoming(INCOMING_MAX).migration(false);
+        server
+            .transport_config(transport)
+            .max_incoming(INCOMING_MAX)
+            .incoming_buffer_size(INCOMING_ONE_BYTES_MAX)
+            .incoming_buffer_size_total(INCOMING_BYTES_MAX)
+            .migration(false);
         let thread = EndpointThread::start(settings.name)?;
         let endpoint = {
             let _in_runtime = thread.handle().enter();
@@ -169,36 +179,4 @@ impl Dialer {
             }
         }
     }
-}
-
-fn endpoint_config(settings: &EndpointSettings) -> Result<EndpointConfig, TransportError> {
-    let mut config = EndpointConfig::default();
-    config.max_udp_payload_size(settings.mtu_bytes).map_err(|_| {
-        TransportError::malformed(format!("mtu of {} bytes: 1200 to 65527", settings.mtu_bytes))
-    })?;
-    Ok(config)
-}
-
-fn transport_config(
-    settings: &EndpointSettings,
-    receive_window_bytes: u32,
-) -> Result<TransportConfig, TransportError> {
-    let window = VarInt::from_u32(receive_window_bytes);
-    let idle = IdleTimeout::try_from(settings.idle_timeout)
-        .map_err(|_| TransportError::malformed("idle timeout: too long"))?;
-    let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(settings.mtu_bytes);
-    let mut config = TransportConfig::default();
-    config
-        .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(settings.keep_alive))
-        .stream_receive_window(window)
-        .receive_window(window)
-        .send_window(SEND_WINDOW_BYTES)
-        .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
-        .mtu_discovery_config(Some(discovery))
-        .enable_segmentation_offload(true);
-    Ok(config)
 }

@@ -6,6 +6,7 @@
 //! under way.
 
 pub(crate) mod epochs;
+mod lanes;
 
 use std::fmt;
 use std::future::Future;
@@ -18,6 +19,8 @@ use std::time::Instant;
 use crate::error::TransportError;
 use crate::ids::{Epoch, PeerId};
 use crate::link::Transport;
+
+pub use lanes::{BULK_LANES_MAX, LaneAddresses};
 
 /// The most peers one member can have in one mesh.
 pub const MESH_PEERS_MAX: usize = 4096;
@@ -48,7 +51,8 @@ pub struct PeerAddress {
     pub address: FabricAddress,
 }
 
-/// Where a fabric can be reached; prints as `in-process:7` or `quic:host:port,host:port`.
+/// Where a fabric can be reached; prints as `in-process:7` or `quic:` and the
+/// addresses, control first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FabricAddress {
     /// The member's number in its hub.
@@ -57,8 +61,8 @@ pub enum FabricAddress {
     Quic {
         /// Grants and aborts.
         control: SocketAddr,
-        /// Frames.
-        bulk: SocketAddr,
+        /// Frames, one address per bulk connection.
+        bulk: LaneAddresses,
     },
 }
 
@@ -95,7 +99,7 @@ impl FromStr for FabricAddress {
         };
         parsed.ok_or_else(|| {
             TransportError::malformed(format!(
-                "fabric address {text:?}: expected in-process:NUMBER or quic:IP:PORT,IP:PORT"
+                "fabric address {text:?}: expected in-process:NUMBER or quic:IP:PORT,IP:PORT[,IP:PORT...]"
             ))
         })
     }
@@ -132,12 +136,14 @@ mod tests {
     fn addresses_survive_their_text_form() {
         let quic = FabricAddress::Quic {
             control: "127.0.0.1:4001".parse().unwrap(),
-            bulk: "[::1]:4002".parse().unwrap(),
+            bulk: "[::1]:4002,[::1]:4003".parse().unwrap(),
         };
         for address in [FabricAddress::InProcess(7), quic] {
             assert_eq!(address.to_string().parse::<FabricAddress>().unwrap(), address);
         }
-        for wrong in ["", "quic:1,2", "in-process:x", "ucx:1", "quic:127.0.0.1:1"] {
+        for wrong in
+            ["", "quic:1,2", "in-process:x", "ucx:1", "quic:127.0.0.1:1", "quic:127.0.0.1:1,"]
+        {
             assert!(wrong.parse::<FabricAddress>().is_err(), "{wrong}");
         }
     }

@@ -194,6 +194,7 @@ fn a_taken_port_is_named() {
     let taken = quic_fabrics(1);
     let ditmesh_transport::FabricAddress::Quic { bulk, .. } = taken[0].address() else { panic!() };
     let mut config = quic_config(identity(Role::Node, "n1"));
+    let bulk = bulk.as_slice()[1];
     config.bulk_bind = bulk;
     let error = QuicFabric::bind(&config).map(|_| ()).unwrap_err();
     let TransportError::Bind { address, .. } = &error else { panic!("{error}") };

@@ -1,10 +1,15 @@
 //! Behaviour of the transport crate, in one binary.
 #![allow(clippy::unwrap_used)]
 
+mod alone;
 mod collectives;
 mod control;
+mod endurance;
 mod forming;
+mod hostile;
+mod lanes;
 mod links;
 mod silence;
 mod support;
+mod tracking;
 mod ucx;

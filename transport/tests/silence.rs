@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
-    ControlConfig, ControlEndpoint, FabricAddress, FrameMeta, PeerId, PostRecv, QuicFabric, Region,
-    Role, RunId, SendFrame, SimConfig, SimNetwork, Slice, Tag, TransportError,
+    ControlConfig, ControlEndpoint, FabricAddress, FrameMeta, LaneAddresses, PeerId, PostRecv,
+    QuicFabric, Region, Role, RunId, SendFrame, SimConfig, SimNetwork, Slice, Tag, TransportError,
 };
 
 use crate::support::{EPOCH, Relay, block_on, form_of, identity, loopback, quic_config, soon};
@@ -21,8 +21,11 @@ fn a_silent_peer_of_a_mesh_is_lost_on_both_sides() {
     };
     let fabrics = [fabric("n0"), fabric("n1")];
     let FabricAddress::Quic { control, bulk } = fabrics[1].address() else { panic!() };
-    let (control, bulk) = (Relay::to(control), Relay::to(bulk));
-    let relayed = FabricAddress::Quic { control: control.address, bulk: bulk.address };
+    let control = Relay::to(control);
+    let bulk: Vec<_> = bulk.as_slice().iter().map(|lane| Relay::to(*lane)).collect();
+    let lanes: Vec<_> = bulk.iter().map(|relay| relay.address).collect();
+    let lanes = LaneAddresses::new(&lanes).unwrap();
+    let relayed = FabricAddress::Quic { control: control.address, bulk: lanes };
     let places = [fabrics[0].address(), relayed];
     let forms = (form_of(&places, 0, EPOCH), form_of(&places, 1, EPOCH));
     let (a, b) =
@@ -42,7 +45,7 @@ fn a_silent_peer_of_a_mesh_is_lost_on_both_sides() {
     assert!(matches!(early, Err(TransportError::Deadline { .. })), "{early:?}");
     let cut = Instant::now();
     control.cut();
-    bulk.cut();
+    bulk.iter().for_each(Relay::cut);
     let lost = receiving.wait_until(soon()).map(|_| ());
     assert!(
         matches!(&lost, Err(TransportError::PeerLost { peer: PeerId(0), cause })

@@ -12,13 +12,10 @@ use ditmesh_transport::fabric::Fabric;
 use ditmesh_transport::identity::Identity;
 use ditmesh_transport::ids::Incarnation;
 use ditmesh_transport::in_process::InProcessHub;
-use ditmesh_transport::quic::{QuicConfig, QuicFabric};
+use ditmesh_transport::quic::{Congestion, QuicConfig, QuicFabric};
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{Manifest, NodeSection};
-
-/// UDP ports that one fabric listens on.
-const PORTS_PER_FABRIC: usize = 2;
+use crate::manifest::{CongestionKind, Manifest, NodeSection};
 
 /// Settings of a node's data plane over QUIC.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,6 +24,8 @@ pub(crate) struct DataPlaneConfig {
     /// First and last port; the system chooses when absent.
     ports: Option<(u16, u16)>,
     mtu_bytes: u16,
+    bulk_connections: u8,
+    congestion: CongestionKind,
     heartbeat_ms: u32,
     dead_ms: u32,
     form_deadline_ms: u32,
@@ -42,6 +41,8 @@ impl DataPlaneConfig {
             address: resolve(&node.address)?,
             ports: node.bulk_ports,
             mtu_bytes: manifest.transport.mtu_bytes,
+            bulk_connections: manifest.transport.bulk_connections,
+            congestion: manifest.transport.congestion,
             heartbeat_ms: manifest.health.heartbeat_ms,
             dead_ms: manifest.health.dead_ms,
             form_deadline_ms: manifest.health.form_deadline_ms,
@@ -93,6 +94,8 @@ impl DataPlane {
         let quic = QuicConfig {
             incarnation: Incarnation(incarnation),
             mtu_bytes: config.mtu_bytes,
+            bulk_lanes: config.bulk_connections,
+            congestion: congestion(config.congestion),
             idle_timeout,
             keep_alive,
             // Whoever has loaded its weights waits for those who have not.
@@ -104,17 +107,27 @@ impl DataPlane {
 }
 
 impl DataPlaneConfig {
-    /// The ports of the process at `place`.
+    /// The control port and the first bulk port of the process at `place`; the other bulk ports
+    /// follow.
     ///
     /// # Errors
     /// When the range is too small.
-    pub(crate) fn ports_of(&self, place: usize) -> Result<[u16; PORTS_PER_FABRIC], DataPlaneError> {
+    pub(crate) fn ports_of(&self, place: usize) -> Result<[u16; 2], DataPlaneError> {
         let Some((first, last)) = self.ports else { return Ok([0, 0]) };
-        let control = usize::from(first) + place * PORTS_PER_FABRIC;
-        match (u16::try_from(control), u16::try_from(control + 1)) {
-            (Ok(control), Ok(bulk)) if bulk <= last => Ok([control, bulk]),
-            _ => Err(DataPlaneError::Ports { first, last, place, needed: control + 1 }),
+        let lanes = usize::from(self.bulk_connections);
+        let control = usize::from(first) + place * (1 + lanes);
+        match (u16::try_from(control), u16::try_from(control + lanes)) {
+            (Ok(control), Ok(highest)) if highest <= last => Ok([control, control + 1]),
+            _ => Err(DataPlaneError::Ports { first, last, place, needed: control + lanes }),
         }
+    }
+}
+
+fn congestion(kind: CongestionKind) -> Congestion {
+    match kind {
+        CongestionKind::Cubic => Congestion::Cubic,
+        CongestionKind::NewReno => Congestion::NewReno,
+        CongestionKind::Bbr => Congestion::Bbr,
     }
 }
 
@@ -129,9 +142,10 @@ pub(crate) fn control_config(
     ControlConfig { idle_timeout, keep_alive, ..ControlConfig::new(identity, bind) }
 }
 
-/// The transport is a little more patient than the heartbeats, which know more.
+/// The transport is no less patient than the heartbeats, which know more, and a little more so in
+/// most cases: the first keep-alive that is not answered starts its idle timeout again.
 fn timeouts(heartbeat_ms: u32, dead_ms: u32) -> (Duration, Duration) {
-    let idle = Duration::from_millis(u64::from(dead_ms) * 6 / 5);
+    let idle = Duration::from_millis(dead_ms.into());
     let keep_alive = Duration::from_millis(u64::from(heartbeat_ms) * 3 / 2).min(idle / 3);
     (idle, keep_alive)
 }
@@ -156,6 +170,8 @@ mod tests {
             address,
             ports,
             mtu_bytes: 1452,
+            bulk_connections: 2,
+            congestion: CongestionKind::Cubic,
             heartbeat_ms: 200,
             dead_ms: 1500,
             form_deadline_ms: 1000,
@@ -163,18 +179,18 @@ mod tests {
     }
 
     #[test]
-    fn each_place_has_two_ports_of_the_range() {
+    fn each_place_has_a_port_for_control_and_one_per_bulk_connection() {
         assert_eq!(config(None).ports_of(3).expect("any port"), [0, 0]);
-        let ranged = config(Some((7000, 7003)));
-        assert_eq!(ranged.ports_of(1).expect("in range"), [7002, 7003]);
+        let ranged = config(Some((7000, 7005)));
+        assert_eq!(ranged.ports_of(1).expect("in range"), [7003, 7004]);
         let error = ranged.ports_of(2).expect_err("out of range").to_string();
-        assert!(error.contains("7003") && error.contains("7005"), "{error}");
+        assert!(error.contains("7005") && error.contains("7008"), "{error}");
     }
 
     #[test]
-    fn the_transport_waits_longer_than_the_heartbeats() {
+    fn the_transport_waits_no_less_than_the_heartbeats() {
         let (idle, keep_alive) = timeouts(200, 1500);
-        assert_eq!(idle, Duration::from_millis(1800));
+        assert_eq!(idle, Duration::from_millis(1500));
         assert_eq!(keep_alive, Duration::from_millis(300));
     }
 }

@@ -25,6 +25,7 @@ pub(crate) fn meta(message: &Message, epoch: Epoch) -> FrameMeta {
         patch: u32::from(message.patch),
         residual: message.residual,
         epoch,
+        priority: message.kind.priority(),
         ..FrameMeta::default()
     }
 }

@@ -231,11 +231,13 @@ fn degrees(group: &Section<'_, '_>) -> Result<DegreesSetting, Fault> {
 }
 
 fn transport(section: &Section<'_, '_>) -> Result<TransportSection, Fault> {
-    section.keys(&["kind", "mtu_bytes"])?;
+    section.keys(&["kind", "mtu_bytes", "bulk_connections", "congestion"])?;
     let default = TransportSection::default();
     Ok(TransportSection {
         kind: section.or("kind", default.kind)?,
         mtu_bytes: section.or("mtu_bytes", default.mtu_bytes)?,
+        bulk_connections: section.or("bulk_connections", default.bulk_connections)?,
+        congestion: section.or("congestion", default.congestion)?,
     })
 }
 

@@ -10,6 +10,8 @@ mod nodes;
 
 use std::collections::HashMap;
 
+use ditmesh_transport::fabric::BULK_LANES_MAX;
+
 use super::error::{ManifestError, Problem};
 use super::{
     HealthSection, Isolation, Manifest, TelemetrySection, TransportKind, TransportSection,
@@ -105,6 +107,11 @@ fn transport(transport: &TransportSection, isolation: Isolation) -> Result<(), V
         let (least, most) = (MTU_BYTES.start(), MTU_BYTES.end());
         let message = format!("mtu_bytes is {}, expected {least} to {most}", transport.mtu_bytes);
         return Err(Violation::new("transport.mtu_bytes", message));
+    }
+    let lanes = usize::from(transport.bulk_connections);
+    if !(1..=BULK_LANES_MAX).contains(&lanes) {
+        let message = format!("bulk_connections is {lanes}, expected 1 to {BULK_LANES_MAX}");
+        return Err(Violation::new("transport.bulk_connections", message));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 
 use ditmesh_model::exchange::{ExchangeId, ExchangeKind};
 use ditmesh_model::vae::phase::{BandExchangeId, BandExchangeKind};
-use ditmesh_transport::frame::Dtype;
+use ditmesh_transport::frame::{Dtype, Priority};
 use ditmesh_transport::ids::Tag;
 
 use super::program::Patch;
@@ -112,6 +112,18 @@ impl MessageKind {
 }
 
 impl MessageKind {
+    /// What it overtakes on a link: what a peer's compute waits for next goes before what it needs
+    /// inside a block, and that before what nobody computes with.
+    pub fn priority(self) -> Priority {
+        match self {
+            Self::UlyssesQkv | Self::UlyssesOut | Self::RingKv | Self::RingFresh => {
+                Priority::Exchange
+            }
+            Self::Result | Self::Checkpoint | Self::PixelRows => Priority::Bulk,
+            _ => Priority::Next,
+        }
+    }
+
     /// Whether it starts a piece of work that has a span of its own, so that its frame carries the
     /// trace context. Exchanges inside a forward pass do not: there are hundreds in a second.
     pub fn starts_work(self) -> bool {

@@ -14,7 +14,9 @@ use tokio::time::timeout;
 use super::channel::ControlChannel;
 use super::wire::{ReadFailure, greet, read_greeting};
 use super::{ControlConfig, pump};
-use crate::endpoint::{EndpointSettings, QuicEndpoint, close_code, connect_error};
+use crate::endpoint::{
+    Congestion, EndpointSettings, Gate, GatePass, QuicEndpoint, close_code, connect_error,
+};
 use crate::error::TransportError;
 use crate::identity::{PeerIdentity, verified_identity};
 
@@ -51,6 +53,7 @@ impl ControlEndpoint {
             keep_alive: config.keep_alive,
             receive_window_bytes: CONTROL_WINDOW_BYTES,
             socket_buffer_bytes: CONTROL_SOCKET_BUFFER_BYTES,
+            congestion: Congestion::default(),
         };
         let endpoint = QuicEndpoint::bind(&config.identity, &settings)?;
         let cluster = config.identity.subject().cluster.clone();
@@ -128,15 +131,16 @@ async fn accept_all(
     cluster: String,
     accepting: mpsc::Sender<ControlChannel>,
 ) {
-    while let Some(incoming) = endpoint.accept().await {
-        let (cluster, accepting) = (cluster.clone(), accepting.clone());
+    let gate = Gate::default();
+    while let Some((incoming, pass)) = gate.next(&endpoint).await {
+        let (cluster, accepting, gate) = (cluster.clone(), accepting.clone(), gate.clone());
         tokio::spawn(async move {
             let from = incoming.remote_address();
-            match timeout(HANDSHAKE_TIMEOUT, greet_second(incoming, &cluster)).await {
+            match timeout(HANDSHAKE_TIMEOUT, greet_second(incoming, pass, &cluster)).await {
                 // Without a receiver the endpoint is gone and the channel with it.
                 Ok(Ok(channel)) => drop(accepting.send(channel).await),
-                Ok(Err(error)) => tracing::warn!(%from, %error, "refused a control channel"),
-                Err(_) => tracing::warn!(%from, "a control handshake took too long"),
+                Ok(Err(error)) => gate.refused(from, &error),
+                Err(_) => gate.refused(from, &TransportError::deadline("a caller's handshake")),
             }
         });
     }
@@ -173,10 +177,15 @@ async fn greet_first(
     Ok(pump::start(connection.clone(), sending, receiving, found))
 }
 
-async fn greet_second(incoming: Incoming, cluster: &str) -> Result<ControlChannel, TransportError> {
+async fn greet_second(
+    incoming: Incoming,
+    pass: GatePass,
+    cluster: &str,
+) -> Result<ControlChannel, TransportError> {
     let from = incoming.remote_address();
     let lost = |error: &quinn::ConnectionError| connect_error("the caller", from, error);
     let connection = incoming.await.map_err(|error| lost(&error))?;
+    drop(pass);
     let peer = verified_identity(&connection).map_err(TransportError::malformed)?;
     if peer.cluster != cluster {
         connection.close(close_code::REFUSED, b"wrong cluster");

@@ -5,6 +5,7 @@
 //! Does not own the decision; see `quic/admission.rs`.
 
 use crate::error::TransportError;
+use crate::fabric::BULK_LANES_MAX;
 use crate::ids::{Epoch, Incarnation, PeerId};
 
 use super::message::bounded_cause;
@@ -14,13 +15,13 @@ pub(crate) const HELLO_BYTES_MAX: usize = 4096;
 
 const MAGIC: &[u8; 4] = b"DMH1";
 
-/// Which of the two connections of a link this is.
+/// Which of the connections of a link this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Lane {
     /// Grants, refusals, aborts.
     Control,
-    /// Frames.
-    Bulk,
+    /// Frames, on one of `of` connections.
+    Bulk { index: u8, of: u8 },
 }
 
 /// Who dials whom, for which mesh, with which protocol.
@@ -61,9 +62,9 @@ impl Hello {
         out.extend_from_slice(&self.incarnation.0.to_le_bytes());
         out.extend_from_slice(&self.from.0.to_le_bytes());
         out.extend_from_slice(&self.to.0.to_le_bytes());
-        out.push(match self.lane {
-            Lane::Control => 0,
-            Lane::Bulk => 1,
+        out.extend_from_slice(&match self.lane {
+            Lane::Control => [0, 0],
+            Lane::Bulk { index, of } => [of, index],
         });
         put_text(&mut out, &self.cluster);
         out
@@ -80,10 +81,12 @@ impl Hello {
             incarnation: Incarnation(u64::from_le_bytes(from.take()?)),
             from: PeerId(u32::from_le_bytes(from.take()?)),
             to: PeerId(u32::from_le_bytes(from.take()?)),
-            lane: match from.take::<1>()? {
-                [0] => Lane::Control,
-                [1] => Lane::Bulk,
-                [other] => return Err(from.malformed(&format!("lane {other}"))),
+            lane: match from.take::<2>()? {
+                [0, 0] => Lane::Control,
+                [of, index] if index < of && usize::from(of) <= BULK_LANES_MAX => {
+                    Lane::Bulk { index, of }
+                }
+                [of, index] => return Err(from.malformed(&format!("lane {index} of {of}"))),
             },
             cluster: from.text()?,
         })

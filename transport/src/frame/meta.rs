@@ -10,7 +10,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use crate::error::TransportError;
 use crate::ids::Epoch;
 
-use super::Dtype;
+use super::{Dtype, Priority};
 
 /// The most metadata a frame can carry, in bytes.
 pub const META_BYTES_MAX: usize = 64 * 1024;
@@ -42,6 +42,8 @@ pub struct FrameMeta {
     pub residual: bool,
     /// A decision that one rank took for all.
     pub decision: Option<u32>,
+    /// What the frame overtakes on its way.
+    pub priority: Priority,
     /// W3C trace context.
     pub traceparent: Option<String>,
     /// Milliseconds since the Unix epoch after which nobody wants the payload any more.

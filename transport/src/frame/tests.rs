@@ -29,9 +29,9 @@ fn any_meta() -> impl Strategy<Value = FrameMeta> {
     let shape = prop::collection::vec(any::<u32>(), 0..=SHAPE_DIMS_MAX);
     let optional =
         (any::<Option<u32>>(), prop::option::of("[0-9a-f-]{0,55}"), any::<Option<u64>>());
-    (any::<(u8, u32, u32, u64, bool, bool)>(), shape, optional).prop_map(
+    (any::<(u8, u32, u32, u64, (bool, bool), usize)>(), shape, optional).prop_map(
         |(
-            (dtype, step, patch, epoch, reuse, residual),
+            (dtype, step, patch, epoch, (reuse, residual), class),
             shape,
             (decision, traceparent, deadline_ms),
         )| {
@@ -44,6 +44,7 @@ fn any_meta() -> impl Strategy<Value = FrameMeta> {
                 reuse,
                 residual,
                 decision,
+                priority: Priority::ALL[class % Priority::ALL.len()],
                 traceparent,
                 deadline_ms,
             }
@@ -78,7 +79,7 @@ fn hello() -> Hello {
         incarnation: Incarnation(8),
         from: PeerId(0),
         to: PeerId(1),
-        lane: Lane::Bulk,
+        lane: Lane::Bulk { index: 1, of: 2 },
         build: "0.1.0".to_owned(),
         cluster: "emoji".to_owned(),
     }

@@ -12,9 +12,10 @@ use quinn::{Connection, Incoming};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::greeting::{LaneStream, Speaker, read_confirmation, read_hello, write_hello};
-use crate::endpoint::close_code;
+use super::greeting::{LaneStream, Port, Speaker, read_confirmation, read_hello, write_hello};
+use crate::endpoint::{Gate, GatePass, close_code};
 use crate::error::TransportError;
+use crate::fabric::BULK_LANES_MAX;
 use crate::fabric::epochs::Epochs;
 use crate::frame::hello::{Answer, Hello, Lane};
 use crate::identity::{PeerIdentity, Role, verified_identity};
@@ -83,7 +84,7 @@ impl Admission {
         local: PeerId,
         callers: HashMap<PeerId, String>,
     ) -> Result<mpsc::Receiver<Knock>, TransportError> {
-        let (knocks, knocking) = mpsc::channel(callers.len().max(1) * 2);
+        let (knocks, knocking) = mpsc::channel(callers.len().max(1) * (1 + BULK_LANES_MAX));
         {
             let mut book = self.book();
             book.epochs.begin(epoch)?;
@@ -107,25 +108,31 @@ impl Admission {
     }
 
     /// Serves one endpoint until it closes; runs on that endpoint's thread.
-    pub(super) async fn serve(self: Arc<Self>, endpoint: quinn::Endpoint, lane: Lane) {
-        while let Some(incoming) = endpoint.accept().await {
-            let admission = Arc::clone(&self);
+    pub(super) async fn serve(self: Arc<Self>, endpoint: quinn::Endpoint, port: Port) {
+        let gate = Gate::default();
+        while let Some((incoming, pass)) = gate.next(&endpoint).await {
+            let (admission, gate) = (Arc::clone(&self), gate.clone());
             tokio::spawn(async move {
                 let from = incoming.remote_address();
-                if let Err(error) = admission.receive(incoming, lane).await {
-                    tracing::warn!(%from, %error, "refused a caller");
+                if let Err(error) = admission.receive(incoming, pass, port).await {
+                    gate.refused(from, &error);
                     admission.book().last_refusal = Some(format!("{from}: {error}"));
                 }
             });
         }
     }
 
-    async fn receive(&self, incoming: Incoming, lane: Lane) -> Result<(), TransportError> {
-        let opened = timeout(HANDSHAKE_TIMEOUT, open_stream(incoming));
+    async fn receive(
+        &self,
+        incoming: Incoming,
+        pass: GatePass,
+        port: Port,
+    ) -> Result<(), TransportError> {
+        let opened = timeout(HANDSHAKE_TIMEOUT, open_stream(incoming, pass));
         let late =
             |_: tokio::time::error::Elapsed| TransportError::deadline("a caller's handshake");
         let (mut stream, peer, hello) = opened.await.map_err(late)??;
-        let verdict = match self.speaker.check(&hello, &peer, lane) {
+        let verdict = match self.speaker.check(&hello, &peer, port) {
             Some(answer) => Err(answer),
             None => tokio::select! {
                 admitted = self.admit(&hello, &peer) => admitted,
@@ -144,7 +151,7 @@ impl Admission {
             Ok(door) => {
                 let confirmed = read_confirmation(&mut stream.receiving);
                 timeout(HANDSHAKE_TIMEOUT, confirmed).await.map_err(late)??;
-                let knock = Knock { from: hello.from, lane, stream };
+                let knock = Knock { from: hello.from, lane: hello.lane, stream };
                 // Nobody behind the door any more: dropping the lane closes it.
                 door.send(knock).await.map_err(|_| TransportError::closed("the mesh"))
             }
@@ -231,10 +238,12 @@ pub(super) fn member(name: &str) -> String {
 
 async fn open_stream(
     incoming: Incoming,
+    pass: GatePass,
 ) -> Result<(LaneStream, PeerIdentity, Hello), TransportError> {
     let from = incoming.remote_address();
     let failed = |error| crate::endpoint::connect_error("the caller", from, &error);
     let connection: Connection = incoming.await.map_err(failed)?;
+    drop(pass);
     let peer = verified_identity(&connection).map_err(TransportError::malformed)?;
     let (sending, mut receiving) = connection.accept_bi().await.map_err(failed)?;
     let hello = Hello::decode(&read_hello(&mut receiving).await?).inspect_err(|error| {

@@ -1,24 +1,24 @@
 //! The QUIC fabric of one process.
 //!
-//! Owns its two endpoints and the meshes it has formed. Invariant: closing the fabric closes every
-//! mesh, tells the peers, and stops both threads.
+//! Owns its endpoints and the meshes it has formed. Invariant: closing the fabric closes every
+//! mesh, tells the peers, and stops the threads.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
-use std::time::Instant;
 
 use tokio::task::AbortHandle;
 
 use super::admission::Admission;
 use super::form::{Former, Links};
-use super::greeting::Speaker;
+use super::greeting::{Port, Speaker};
 use super::{CAPS, QuicConfig, Upgrade, UpgradeTo, Upgrading};
-use crate::endpoint::{EndpointSettings, QuicEndpoint};
+use crate::endpoint::{Congestion, EndpointSettings, QuicEndpoint};
 use crate::error::TransportError;
-use crate::fabric::{Fabric, FabricAddress, Forming, MESH_PEERS_MAX, MeshForm, PeerAddress};
-use crate::frame::hello::Lane;
+use crate::fabric::{
+    BULK_LANES_MAX, Fabric, FabricAddress, Forming, LaneAddresses, MESH_PEERS_MAX, MeshForm,
+};
 use crate::ids::{Epoch, PeerId};
 use crate::link::{Caps, Link, Transport};
 use crate::mesh::Mesh;
@@ -41,7 +41,7 @@ pub struct QuicFabric {
 }
 
 impl QuicFabric {
-    /// Listens on both ports. Needs no runtime: each endpoint has its own, on its own thread.
+    /// Listens on all ports. Needs no runtime: each endpoint has its own, on its own thread.
     ///
     /// # Errors
     /// [`TransportError::Bind`] (a port is taken), [`TransportError::Identity`].
@@ -55,19 +55,21 @@ impl QuicFabric {
         upgrade: Option<Arc<dyn Upgrade>>,
     ) -> Result<Arc<dyn Fabric>, TransportError> {
         let control = Arc::new(QuicEndpoint::bind(&config.identity, &control_settings(config))?);
-        let bulk = Arc::new(QuicEndpoint::bind(&config.identity, &bulk_settings(config))?);
+        let bulk = bulk_endpoints(config)?;
         let cluster = config.identity.subject().cluster.clone();
         let speaker = Speaker { cluster: cluster.clone(), incarnation: config.incarnation };
         let admission = Admission::new(speaker, config.hello_wait);
-        for (endpoint, lane) in [(&control, Lane::Control), (&bulk, Lane::Bulk)] {
-            endpoint.spawn(Arc::clone(&admission).serve(endpoint.quinn().clone(), lane));
+        let ports = std::iter::once(Port::Control).chain((0..=u8::MAX).map(Port::Bulk));
+        for (endpoint, port) in std::iter::once(&control).chain(&bulk).zip(ports) {
+            endpoint.spawn(Arc::clone(&admission).serve(endpoint.quinn().clone(), port));
         }
-        let seen = |local: SocketAddr| match config.advertise {
-            Some(ip) => SocketAddr::new(ip, local.port()),
-            None => local,
-        };
-        let address =
-            FabricAddress::Quic { control: seen(control.local()), bulk: seen(bulk.local()) };
+        let lanes: Vec<_> = bulk.iter().map(|endpoint| endpoint.local()).collect();
+        let (mut at, mut lanes) = (control.local(), LaneAddresses::new(&lanes)?);
+        if let Some(ip) = config.advertise {
+            at.set_ip(ip);
+            lanes = lanes.on(ip);
+        }
+        let address = FabricAddress::Quic { control: at, bulk: lanes };
         Ok(Arc::new(Self {
             former: Former { admission, control, bulk },
             address,
@@ -80,20 +82,21 @@ impl QuicFabric {
 
     async fn form_mesh(&self, form: MeshForm) -> Result<Arc<dyn Transport>, TransportError> {
         self.check(&form)?;
+        let upgrades = self.upgrades(&form)?;
         let (epoch, local) = (form.epoch, form.local);
         let callers = form.peers.iter().filter(|peer| peer.id < local);
         let callers = callers.map(|peer| (peer.id, peer.name.clone())).collect();
         let admission = &self.former.admission;
         let knocking = admission.open(epoch, local, callers)?;
         let mut attempt = Attempt { admission, epoch, formed: false, task: None };
-        let (peers, deadline) = (form.peers.clone(), form.deadline);
         let task = self.former.control.spawn(self.former.clone().form(form, knocking));
         attempt.task = Some(task.abort_handle());
         let links = task.await.unwrap_or_else(|_| Err(TransportError::closed("the fabric")))?;
         let mut links = Formed(links);
-        self.upgrade_all(&links, &peers, deadline).await?;
+        self.upgrade_all(&links, upgrades).await?;
         attempt.formed = true;
-        let (caps, links) = (links.caps(), links.keep());
+        let caps = Caps { lanes: self.former.lanes(), ..links.caps() };
+        let links = links.keep();
         let mesh = Arc::new(Mesh::new(local, caps, self.pool.clone(), links));
         let mut meshes = self.meshes.lock().unwrap_or_else(PoisonError::into_inner);
         meshes.retain(|mesh| mesh.strong_count() > 0);
@@ -101,28 +104,37 @@ impl QuicFabric {
         Ok(mesh)
     }
 
+    /// Whom links are upgraded towards, where there is something to upgrade to.
+    fn upgrades(&self, form: &MeshForm) -> Result<Vec<UpgradeTo>, TransportError> {
+        let (Some(upgrade), Some(ours)) = (&self.upgrade, self.address.control_ip()) else {
+            return Ok(Vec::new());
+        };
+        let mut upgrades = Vec::new();
+        for peer in &form.peers {
+            let Some(theirs) = peer.address.control_ip() else { continue };
+            let (name, deadline) = (peer.name.clone(), form.deadline);
+            let to = UpgradeTo { peer: peer.id, name, ours, theirs, deadline };
+            upgrade.admit(&to)?;
+            upgrades.push(to);
+        }
+        Ok(upgrades)
+    }
+
     /// Lets something else carry the frames where both ends want it; all links at a time.
     async fn upgrade_all(
         &self,
         links: &Formed,
-        peers: &[PeerAddress],
-        deadline: Instant,
+        upgrades: Vec<UpgradeTo>,
     ) -> Result<(), TransportError> {
-        let (Some(upgrade), Some(ours)) = (&self.upgrade, self.address.control_ip()) else {
+        let Some(upgrade) = &self.upgrade else {
             links.0.values().for_each(|link| link.decline());
             return Ok(());
         };
-        let mut upgrading: Vec<Upgrading<'_>> = Vec::new();
-        for peer in peers {
-            let (Some(link), Some(theirs)) = (links.0.get(&peer.id), peer.address.control_ip())
-            else {
-                continue;
-            };
-            let (id, name) = (peer.id, peer.name.clone());
-            let to = UpgradeTo { peer: id, name, ours, theirs, deadline };
-            upgrading.push(upgrade.upgrade(Arc::clone(link), to));
-        }
-        all(upgrading).await
+        let upgrading = upgrades.into_iter().filter_map(|to| {
+            let link = links.0.get(&to.peer)?;
+            Some(upgrade.upgrade(Arc::clone(link), to))
+        });
+        all(upgrading.collect()).await
     }
 
     fn check(&self, form: &MeshForm) -> Result<(), TransportError> {
@@ -159,7 +171,9 @@ impl Fabric for QuicFabric {
             mesh.close(cause);
         }
         self.former.control.close(cause);
-        self.former.bulk.close(cause);
+        for endpoint in &self.former.bulk {
+            endpoint.close(cause);
+        }
         if let Some(upgrade) = &self.upgrade {
             upgrade.stop();
         }
@@ -236,6 +250,28 @@ async fn all(mut upgrading: Vec<Upgrading<'_>>) -> Result<(), TransportError> {
     .await
 }
 
+fn bulk_endpoints(config: &QuicConfig) -> Result<Vec<Arc<QuicEndpoint>>, TransportError> {
+    let lanes = config.bulk_lanes;
+    if lanes == 0 || usize::from(lanes) > BULK_LANES_MAX {
+        return Err(TransportError::malformed(format!(
+            "bulk connections per pair of peers: {lanes}, 1 to {BULK_LANES_MAX} expected"
+        )));
+    }
+    let first = config.bulk_bind.port();
+    let bind = |lane: u8| {
+        let port = match first {
+            0 => Some(0),
+            first => first.checked_add(u16::from(lane)),
+        };
+        let port = port.ok_or_else(|| {
+            TransportError::malformed(format!("bulk port {first} + {lane}: above 65535"))
+        })?;
+        let at = SocketAddr::new(config.bulk_bind.ip(), port);
+        Ok(Arc::new(QuicEndpoint::bind(&config.identity, &bulk_settings(config, at))?))
+    };
+    (0..lanes).map(bind).collect()
+}
+
 fn control_settings(config: &QuicConfig) -> EndpointSettings {
     EndpointSettings {
         name: "ditmesh-grants",
@@ -245,18 +281,20 @@ fn control_settings(config: &QuicConfig) -> EndpointSettings {
         keep_alive: config.keep_alive,
         receive_window_bytes: CONTROL_WINDOW_BYTES,
         socket_buffer_bytes: CONTROL_SOCKET_BUFFER_BYTES,
+        congestion: Congestion::default(),
     }
 }
 
 /// Silence on the control connection decides; the bulk thread may be busy for longer.
-fn bulk_settings(config: &QuicConfig) -> EndpointSettings {
+fn bulk_settings(config: &QuicConfig, bind: SocketAddr) -> EndpointSettings {
     EndpointSettings {
         name: "ditmesh-bulk",
-        bind: config.bulk_bind,
+        bind,
         mtu_bytes: config.mtu_bytes,
         idle_timeout: config.idle_timeout * 4,
         keep_alive: config.keep_alive * 2,
         receive_window_bytes: config.receive_window_bytes,
         socket_buffer_bytes: config.socket_buffer_bytes,
+        congestion: config.congestion,
     }
 }

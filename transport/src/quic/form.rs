@@ -1,4 +1,4 @@
-//! Forming one mesh: both lanes to every peer.
+//! Forming one mesh: all lanes to every peer.
 //!
 //! Owns the collecting of lanes, dialled to higher peers and admitted from lower ones. Invariant:
 //! either every link is there, or every lane is dropped and the error says who is missing.
@@ -17,7 +17,7 @@ use super::greeting::LaneStream;
 use super::link::QuicLink;
 use crate::endpoint::{QuicEndpoint, close_code};
 use crate::error::TransportError;
-use crate::fabric::{FabricAddress, MeshForm, PeerAddress};
+use crate::fabric::{FabricAddress, LaneAddresses, MeshForm, PeerAddress};
 use crate::frame::hello::Lane;
 use crate::ids::PeerId;
 
@@ -26,13 +26,19 @@ use crate::ids::PeerId;
 pub(super) struct Former {
     pub(super) admission: Arc<Admission>,
     pub(super) control: Arc<QuicEndpoint>,
-    pub(super) bulk: Arc<QuicEndpoint>,
+    /// One per lane.
+    pub(super) bulk: Vec<Arc<QuicEndpoint>>,
 }
 
 pub(super) type Links = BTreeMap<PeerId, Arc<QuicLink>>;
 type Dialled = (PeerId, Lane, Result<LaneStream, TransportError>);
 
 impl Former {
+    /// Bulk connections per pair of peers, where the peer has as many.
+    pub(super) fn lanes(&self) -> u32 {
+        u32::try_from(self.bulk.len()).unwrap_or(u32::MAX)
+    }
+
     /// Runs on the control endpoint's thread.
     pub(super) async fn form(
         self,
@@ -48,10 +54,10 @@ impl Former {
             lanes.close("the mesh could not be formed");
             return Err(error);
         }
-        let share = self.bulk.receive_window_bytes()
-            / u32::try_from(form.peers.len()).unwrap_or(u32::MAX).max(1);
+        let peers = u32::try_from(form.peers.len()).unwrap_or(u32::MAX).max(1);
         let links = lanes.complete.into_iter().map(|(peer, (control, bulk))| {
-            let link = QuicLink::start(peer, form.epoch, control, bulk, &self.bulk, share);
+            let lanes = bulk.into_iter().zip(self.bulk.iter().map(Arc::as_ref)).collect();
+            let link = QuicLink::start(peer, form.epoch, control, lanes, peers);
             (peer, link)
         });
         Ok(links.collect())
@@ -61,9 +67,12 @@ impl Former {
         let mut dialling = Dialling::default();
         for peer in form.peers.iter().filter(|peer| peer.id > form.local) {
             let (control, bulk) = addresses(peer)?;
-            for (lane, endpoint, address) in
-                [(Lane::Control, &self.control, control), (Lane::Bulk, &self.bulk, bulk)]
-            {
+            let of = u8::try_from(bulk.as_slice().len().min(self.bulk.len())).unwrap_or(1);
+            let lanes = (0..of).map(|index| Lane::Bulk { index, of });
+            let bulk = lanes.zip(&self.bulk).zip(bulk.as_slice());
+            let bulk = bulk.map(|((lane, endpoint), address)| (lane, endpoint, *address));
+            let control = (Lane::Control, &self.control, control);
+            for (lane, endpoint, address) in std::iter::once(control).chain(bulk) {
                 let hello = self.admission.speaker().hello(form.epoch, form.local, peer.id, lane);
                 let (dialer, name, id) = (endpoint.dialer(), peer.name.clone(), peer.id);
                 let lane_dial = dial(dialer, address, name, hello, form.deadline);
@@ -114,39 +123,45 @@ async fn collect(
 }
 
 struct Lanes {
-    open: HashMap<PeerId, (Option<LaneStream>, Option<LaneStream>)>,
-    complete: BTreeMap<PeerId, (LaneStream, LaneStream)>,
+    open: HashMap<PeerId, OpenLink>,
+    complete: BTreeMap<PeerId, (LaneStream, Vec<LaneStream>)>,
+}
+
+/// The lanes of one link, as they come.
+#[derive(Default)]
+struct OpenLink {
+    control: Option<LaneStream>,
+    /// As many places as the dialling side has lanes; none before its first bulk lane is here.
+    bulk: Vec<Option<LaneStream>>,
 }
 
 impl Lanes {
     fn of(peers: &[PeerAddress]) -> Self {
-        let open = peers.iter().map(|peer| (peer.id, (None, None))).collect();
+        let open = peers.iter().map(|peer| (peer.id, OpenLink::default())).collect();
         Self { open, complete: BTreeMap::new() }
     }
 
     /// A live lane stays, and the new one is dropped and thereby closed; a dead one is replaced
     /// (its caller gave up and dialled again).
     fn add(&mut self, peer: PeerId, lane: Lane, stream: LaneStream) {
-        let Some((control, bulk)) = self.open.get_mut(&peer) else { return };
-        let place = match lane {
-            Lane::Control => &mut *control,
-            Lane::Bulk => &mut *bulk,
-        };
+        let Some(link) = self.open.get_mut(&peer) else { return };
+        let Some(place) = link.place(lane) else { return };
         if place.as_ref().is_none_or(|held| held.connection.close_reason().is_some()) {
             *place = Some(stream);
         }
-        if control.is_some()
-            && bulk.is_some()
-            && let Some((Some(control), Some(bulk))) = self.open.remove(&peer)
+        if link.is_complete()
+            && let Some(OpenLink { control: Some(control), bulk }) = self.open.remove(&peer)
         {
-            self.complete.insert(peer, (control, bulk));
+            self.complete.insert(peer, (control, bulk.into_iter().flatten().collect()));
         }
     }
 
     fn close(self, cause: &str) {
-        let open = self.open.into_values().flat_map(|(control, bulk)| [control, bulk]);
-        let complete = self.complete.into_values().flat_map(|(a, b)| [Some(a), Some(b)]);
-        for lane in open.chain(complete).flatten() {
+        let open = self.open.into_values();
+        let open = open.flat_map(|link| link.bulk.into_iter().chain([link.control]).flatten());
+        let complete = self.complete.into_values();
+        let complete = complete.flat_map(|(control, bulk)| bulk.into_iter().chain([control]));
+        for lane in open.chain(complete) {
             lane.connection.close(close_code::DONE, cause.as_bytes());
         }
     }
@@ -170,7 +185,27 @@ impl Lanes {
     }
 }
 
-fn addresses(peer: &PeerAddress) -> Result<(SocketAddr, SocketAddr), TransportError> {
+impl OpenLink {
+    /// Where a lane belongs; a caller that comes back with another number of lanes starts anew.
+    fn place(&mut self, lane: Lane) -> Option<&mut Option<LaneStream>> {
+        match lane {
+            Lane::Control => Some(&mut self.control),
+            Lane::Bulk { index, of } => {
+                if self.bulk.len() != usize::from(of) {
+                    self.bulk.clear();
+                    self.bulk.resize_with(usize::from(of), || None);
+                }
+                self.bulk.get_mut(usize::from(index))
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.control.is_some() && !self.bulk.is_empty() && self.bulk.iter().all(Option::is_some)
+    }
+}
+
+fn addresses(peer: &PeerAddress) -> Result<(SocketAddr, LaneAddresses), TransportError> {
     match peer.address {
         FabricAddress::Quic { control, bulk } => Ok((control, bulk)),
         other @ FabricAddress::InProcess(_) => Err(TransportError::Connect {

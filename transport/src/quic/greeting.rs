@@ -19,6 +19,14 @@ pub(super) struct LaneStream {
     pub(super) receiving: RecvStream,
 }
 
+/// One listening endpoint of a fabric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    Control,
+    /// That of one bulk lane.
+    Bulk(u8),
+}
+
 /// Who this side is, for hellos and answers.
 #[derive(Clone, Debug)]
 pub(super) struct Speaker {
@@ -43,7 +51,7 @@ impl Speaker {
     }
 
     /// The checks that come first, in the order of what a stranger could get wrong.
-    pub(super) fn check(&self, hello: &Hello, peer: &PeerIdentity, lane: Lane) -> Option<Answer> {
+    pub(super) fn check(&self, hello: &Hello, peer: &PeerIdentity, port: Port) -> Option<Answer> {
         let speaks = hello.protocol_min <= PROTOCOL_MAX
             && hello.protocol_max >= PROTOCOL_MIN
             && hello.schema == SCHEMA_HASH;
@@ -53,8 +61,13 @@ impl Speaker {
         if hello.cluster != self.cluster || peer.cluster != self.cluster {
             return Some(Answer::Cluster { theirs: self.cluster.clone() });
         }
-        if hello.lane != lane {
-            return Some(Answer::Refused { cause: format!("this is not the {lane:?} endpoint") });
+        let heard = match hello.lane {
+            Lane::Control => Port::Control,
+            Lane::Bulk { index, .. } => Port::Bulk(index),
+        };
+        if heard != port {
+            let cause = format!("this is endpoint {port:?}, not {heard:?}");
+            return Some(Answer::Refused { cause });
         }
         None
     }
@@ -146,10 +159,11 @@ mod tests {
     }
 
     fn refused(change: impl Fn(&mut Hello)) -> Option<TransportError> {
-        let mut hello = speaker("emoji").hello(Epoch(1), PeerId(0), PeerId(1), Lane::Bulk);
+        let mut hello =
+            speaker("emoji").hello(Epoch(1), PeerId(0), PeerId(1), Lane::Bulk { index: 0, of: 2 });
         change(&mut hello);
         let peer = PeerIdentity::new(Role::Node, "n1", "emoji").unwrap();
-        let answer = speaker("emoji").check(&hello, &peer, Lane::Bulk)?;
+        let answer = speaker("emoji").check(&hello, &peer, Port::Bulk(0))?;
         Some(refusal(answer, &hello, "127.0.0.1:1"))
     }
 

@@ -1,6 +1,6 @@
 //! One end of a QUIC link.
 //!
-//! Owns the table, the queues towards the two writers, and closing. Does not read or write; see
+//! Owns the table, the queues towards the writers, and closing. Does not read or write; see
 //! `reader.rs` and `writer.rs`. Invariants: one lock guards table and queues, and is never held
 //! across an await; after closing the queues are empty and stay so.
 
@@ -11,29 +11,32 @@ use quinn::{Connection, VarInt};
 use tokio::sync::{Notify, watch};
 
 use super::greeting::LaneStream;
-use super::{CAPS, reader, writer};
+use super::{CAPS, lane, reader, writer};
 use crate::completion::{Awaited, Completion, completion};
-use crate::endpoint::{QuicEndpoint, close_cause, close_code};
+use crate::endpoint::{QuicEndpoint, close_cause, close_code, window_bytes};
 use crate::error::TransportError;
 use crate::frame::message::{GRANTS_PER_MESSAGE_MAX, bounded_cause};
-use crate::frame::{FRAME_BYTES_MAX, FrameHeader, FrameMeta, Grant, LaneOffer, LinkMessage};
+use crate::frame::{
+    FRAME_BYTES_MAX, FrameHeader, FrameMeta, Grant, LaneOffer, LinkMessage, Priority,
+};
 use crate::ids::{Epoch, PeerId, RunId};
 use crate::link::lane::{FrameLane, FrameSink};
 use crate::link::table::{Arrival, Departure, LinkTable, Step};
 use crate::link::{Carrier, Link, LinkStats, PostRecv, Received, SendFrame};
 use crate::region::Region;
 
-/// The least flow-control window of one bulk connection, in bytes.
-const WINDOW_BYTES_MIN: u32 = 128 << 10;
+/// Streams that a welcomed peer may open on a bulk lane: one per class but the usual one.
+const CLASS_STREAMS: VarInt = VarInt::from_u32(Priority::ALL.len() as u32 - 1);
 
 pub(crate) struct QuicLink {
     pub(super) peer: PeerId,
     pub(super) epoch: Epoch,
     core: Mutex<Core>,
     pub(super) messages_waiting: Notify,
-    pub(super) frames_waiting: Notify,
+    /// By class.
+    pub(super) frames_waiting: [Notify; Priority::ALL.len()],
     control: Connection,
-    bulk: Connection,
+    bulk: Vec<Connection>,
     choice: watch::Sender<Choice>,
 }
 
@@ -51,45 +54,50 @@ pub(super) struct Core {
     pub(super) table: LinkTable,
     /// At most one entry per grant, refusal and abort, which the table bounds.
     messages: VecDeque<LinkMessage>,
-    /// Granted frames, at most as many as the peer's grants.
-    frames: VecDeque<Departure>,
-    /// What carries them instead of the bulk connection.
+    /// Granted frames by class, at most as many as the peer's grants.
+    frames: [VecDeque<Departure>; Priority::ALL.len()],
+    /// What carries them instead of the bulk connections.
     lane: Option<Arc<dyn FrameLane>>,
     why_quic: Option<String>,
 }
 
 impl QuicLink {
-    /// Starts the tasks of a link; runs on the control endpoint's thread.
+    /// Starts the tasks of a link that shares the receive buffers with those of `peers - 1` others;
+    /// runs on the control endpoint's thread, the tasks of a lane run on that of its endpoint.
     pub(super) fn start(
         peer: PeerId,
         epoch: Epoch,
         control: LaneStream,
-        bulk: LaneStream,
-        bulk_endpoint: &QuicEndpoint,
-        window_bytes: u32,
+        lanes: Vec<(LaneStream, &QuicEndpoint)>,
+        peers: u32,
     ) -> Arc<Self> {
-        bulk.connection.set_receive_window(VarInt::from_u32(window_bytes.max(WINDOW_BYTES_MIN)));
         let link = Arc::new(Self {
             peer,
             epoch,
             core: Mutex::new(Core {
                 table: LinkTable::new(peer, epoch, FRAME_BYTES_MAX),
                 messages: VecDeque::new(),
-                frames: VecDeque::new(),
+                frames: Default::default(),
                 lane: None,
                 why_quic: None,
             }),
             messages_waiting: Notify::new(),
-            frames_waiting: Notify::new(),
+            frames_waiting: Default::default(),
             control: control.connection,
-            bulk: bulk.connection,
+            bulk: lanes.iter().map(|(lane, _)| lane.connection.clone()).collect(),
             choice: watch::Sender::default(),
         });
         tokio::spawn(reader::read_messages(Arc::clone(&link), control.receiving));
         tokio::spawn(writer::write_messages(Arc::clone(&link), control.sending));
-        tokio::spawn(watch(Arc::clone(&link)));
-        bulk_endpoint.spawn(reader::read_frames(Arc::clone(&link), bulk.receiving));
-        bulk_endpoint.spawn(writer::write_frames(Arc::clone(&link), bulk.sending));
+        tokio::spawn(watch_connection(Arc::clone(&link), link.control.clone()));
+        for (lane, endpoint) in lanes {
+            let share = endpoint.receive_window_bytes() / peers.max(1);
+            let window = window_bytes(lane.connection.rtt(), share);
+            lane.connection.set_receive_window(VarInt::from_u32(window));
+            lane.connection.set_max_concurrent_uni_streams(CLASS_STREAMS);
+            endpoint.spawn(watch_connection(Arc::clone(&link), lane.connection.clone()));
+            lane::start(&link, lane, endpoint);
+        }
         link
     }
 
@@ -106,13 +114,18 @@ impl QuicLink {
         }
     }
 
-    /// The next frame to write; the outer `None` when the link is closed.
-    pub(super) fn take_frame(&self) -> Option<Option<Departure>> {
+    /// The next frame of a class to write; the outer `None` when the link is closed.
+    pub(super) fn take_frame(&self, class: Priority) -> Option<Option<Departure>> {
         let mut core = self.core();
-        match core.table.closed() {
-            Some(_) => None,
-            None => Some(core.frames.pop_front()),
+        if core.table.closed().is_some() {
+            return None;
         }
+        Some(core.frames.get_mut(class.index()).and_then(VecDeque::pop_front))
+    }
+
+    pub(super) fn frames_of(&self, class: Priority) -> &Notify {
+        let [lowest, ..] = &self.frames_waiting;
+        self.frames_waiting.get(class.index()).unwrap_or(lowest)
     }
 
     /// Applies what the peer said.
@@ -174,7 +187,8 @@ impl QuicLink {
         if core.table.closed().is_some() {
             return lane.close();
         }
-        for departure in std::mem::take(&mut core.frames) {
+        let granted = std::mem::take(&mut core.frames);
+        for departure in granted.into_iter().rev().flatten() {
             lane.depart(departure);
         }
         core.lane = Some(lane);
@@ -200,8 +214,10 @@ impl QuicLink {
         if !core.messages.is_empty() {
             self.messages_waiting.notify_one();
         }
-        if !core.frames.is_empty() {
-            self.frames_waiting.notify_one();
+        for (frames, waiting) in core.frames.iter().zip(&self.frames_waiting) {
+            if !frames.is_empty() {
+                waiting.notify_one();
+            }
         }
     }
 
@@ -211,17 +227,19 @@ impl QuicLink {
             let mut core = self.core();
             core.table.close(cause);
             core.messages.clear();
-            core.frames.clear();
+            core.frames.iter_mut().for_each(VecDeque::clear);
             if let Some(lane) = core.lane.take() {
                 lane.close();
             }
             // Under the lock: a writer that sees the link closed drops its stream, and the end of
             // a stream must not reach the peer before the reason does.
             self.control.close(code, reason.as_bytes());
-            self.bulk.close(code, reason.as_bytes());
+            for lane in &self.bulk {
+                lane.close(code, reason.as_bytes());
+            }
         }
         self.messages_waiting.notify_one();
-        self.frames_waiting.notify_one();
+        self.frames_waiting.iter().for_each(Notify::notify_waiters);
         self.choice.send_modify(|choice| choice.over = true);
     }
 }
@@ -260,7 +278,11 @@ impl Core {
             None => {}
             Some(Step::Depart(departure)) => match &self.lane {
                 Some(lane) => lane.depart(departure),
-                None => self.frames.push_back(departure),
+                None => {
+                    if let Some(frames) = self.frames.get_mut(departure.meta.priority.index()) {
+                        frames.push_back(departure);
+                    }
+                }
             },
             Some(Step::Refuse(refusal)) => self.messages.push_back(LinkMessage::Refuse(refusal)),
         }
@@ -277,7 +299,9 @@ impl Core {
     }
 
     fn abort(&mut self, run: RunId, cause: &str) -> bool {
-        self.frames.retain(|departure| departure.run != run);
+        for frames in &mut self.frames {
+            frames.retain(|departure| departure.run != run);
+        }
         self.table.abort(run, cause)
     }
 }
@@ -340,16 +364,13 @@ impl Link for QuicLink {
 
     fn stats(&self) -> LinkStats {
         let mut stats = self.core().table.stats();
-        stats.rtt = Some(self.bulk.rtt());
+        stats.rtt = self.bulk.iter().map(Connection::rtt).min();
         stats
     }
 }
 
-/// The end of either connection is the end of the link.
-async fn watch(link: Arc<QuicLink>) {
-    let error = tokio::select! {
-        error = link.control.closed() => error,
-        error = link.bulk.closed() => error,
-    };
+/// The end of any connection is the end of the link.
+async fn watch_connection(link: Arc<QuicLink>, connection: Connection) {
+    let error = connection.closed().await;
     link.shut(&close_cause(&error), close_code::DONE);
 }

@@ -1,4 +1,4 @@
-//! The two readers of a link.
+//! The readers of a link: one of messages, one per stream of frames.
 //!
 //! Own the receiving streams. Invariants: every length is checked before anything is allocated; a
 //! payload goes straight into the region that was posted for it; late frames are read and dropped;

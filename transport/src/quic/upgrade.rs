@@ -37,6 +37,9 @@ impl fmt::Display for UpgradeTo {
 
 /// Makes lanes for links.
 pub(crate) trait Upgrade: Send + Sync {
+    /// Whether such a link may be made at all; asked before anybody is dialled.
+    fn admit(&self, to: &UpgradeTo) -> Result<(), TransportError>;
+
     /// Agrees with the peer on what carries the frames.
     fn upgrade<'a>(&'a self, link: Arc<QuicLink>, to: UpgradeTo) -> Upgrading<'a>;
 

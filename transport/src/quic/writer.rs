@@ -1,4 +1,4 @@
-//! The two writers of a link.
+//! The writers of a link: one of messages, one of frames per lane and class.
 //!
 //! Own the sending streams. Invariants: a frame is written whole or the link is closed; payload
 //! bytes are handed to quinn by reference, never copied here.
@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use quinn::SendStream;
+use quinn::{Connection, SendStream};
 
 use super::link::QuicLink;
 use crate::error::TransportError;
-use crate::frame::{FrameHeader, HEADER_BYTES, LinkMessage};
+use crate::frame::{FrameHeader, HEADER_BYTES, LinkMessage, Priority};
 use crate::link::table::Departure;
 use crate::region::Slice;
 
@@ -34,21 +34,54 @@ pub(super) async fn write_messages(link: Arc<QuicLink>, mut stream: SendStream) 
     }
 }
 
-pub(super) async fn write_frames(link: Arc<QuicLink>, mut stream: SendStream) {
+/// Where a writer's frames go.
+pub(super) enum ClassStream {
+    /// The stream of the greeting, for the usual class.
+    Open(SendStream),
+    /// Opened when the first frame of the class comes.
+    Later(Connection),
+}
+
+pub(super) async fn write_frames(link: Arc<QuicLink>, class: Priority, mut stream: ClassStream) {
     let mut sequence = 0_u32;
-    while let Some(frame) = link.take_frame() {
+    loop {
+        let mut waiting = std::pin::pin!(link.frames_of(class).notified());
+        // From here on a frame or the end of the link wakes this writer, even before it waits.
+        waiting.as_mut().enable();
+        let Some(frame) = link.take_frame(class) else { return };
         let Some(departure) = frame else {
-            link.frames_waiting.notified().await;
+            waiting.await;
             continue;
         };
         let (id, payload_len) = (departure.id, departure.payload.len() as u64);
-        match write_frame(&link, &mut stream, departure, sequence).await {
+        let written = match stream.opened(class).await {
+            Ok(stream) => write_frame(&link, stream, departure, sequence).await,
+            Err(lost) => Err(lost),
+        };
+        match written {
             Ok(()) => link.core().table.departed(id, payload_len),
             // The watcher of the connections knows why and closes the link.
             Err(WriteFailure::Lost) => return,
             Err(WriteFailure::Protocol(error)) => return link.fail(&error),
         }
         sequence = sequence.wrapping_add(1);
+    }
+}
+
+impl ClassStream {
+    async fn opened(&mut self, class: Priority) -> Result<&mut SendStream, WriteFailure> {
+        if let Self::Later(connection) = self {
+            let stream = connection.open_uni().await.map_err(|_| WriteFailure::Lost)?;
+            *self = Self::Open(stream);
+            if let Self::Open(stream) = self {
+                // An error means that the stream is gone, which the next write finds out.
+                let _ = stream.set_priority(class as i32);
+            }
+        }
+        match self {
+            Self::Open(stream) => Ok(stream),
+            Self::Later(_) => Err(WriteFailure::Lost),
+        }
     }
 }
 

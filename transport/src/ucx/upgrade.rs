@@ -23,6 +23,15 @@ use crate::link::lane::{Carrier, FrameLane, FrameSink};
 use crate::quic::{QuicLink, Upgrade, UpgradeTo, Upgrading};
 
 impl Upgrade for UcxLanes {
+    fn admit(&self, to: &UpgradeTo) -> Result<(), TransportError> {
+        match self.wanted(to) {
+            (LaneChoice::Ucx, false) if !self.config.trusted_network => {
+                Err(TransportError::UntrustedNetwork { peer: to.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn upgrade<'a>(&'a self, link: Arc<QuicLink>, to: UpgradeTo) -> Upgrading<'a> {
         Box::pin(async move {
             let peer = to.to_string();
@@ -45,14 +54,15 @@ impl Upgrade for UcxLanes {
 }
 
 impl UcxLanes {
-    async fn converse(&self, link: &Arc<QuicLink>, to: &UpgradeTo) -> Result<(), TransportError> {
+    /// What this end wants towards a peer, and whether that is on this host.
+    fn wanted(&self, to: &UpgradeTo) -> (LaneChoice, bool) {
         let same_host = Self::same_host(to.ours, to.theirs);
         let choice = if same_host { self.config.same_host } else { self.config.other_host };
-        if choice == LaneChoice::Ucx && !same_host && !self.config.trusted_network {
-            let error = TransportError::UntrustedNetwork { peer: to.to_string() };
-            link.close(&error.to_string());
-            return Err(error);
-        }
+        (choice, same_host)
+    }
+
+    async fn converse(&self, link: &Arc<QuicLink>, to: &UpgradeTo) -> Result<(), TransportError> {
+        let (choice, same_host) = self.wanted(to);
         let mut lane = Opening { lanes: self, id: self.next_lane(), used: false };
         let offer = self.offer(link, &lane, choice, same_host).await?;
         link.offer(offer.clone());

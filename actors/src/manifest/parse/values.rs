@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::error::nearest;
-use super::super::{DeviceKind, Isolation, LauncherKind, TransportKind};
+use super::super::{CongestionKind, DeviceKind, Isolation, LauncherKind, TransportKind};
 use super::section::Fault;
 use crate::request::{Dtype, TextEncoderPolicy, WireDtype};
 
@@ -85,7 +85,7 @@ macro_rules! whole_number {
         }
     )*};
 }
-whole_number!(u16, u32, u64);
+whole_number!(u8, u16, u32, u64);
 
 impl FromToml for usize {
     fn from_toml(value: &Spanned<DeValue<'_>>) -> Result<Self, Fault> {
@@ -160,6 +160,8 @@ words! {
     LauncherKind: "local" => LauncherKind::Local;
     TextEncoderPolicy: "release" => TextEncoderPolicy::Release,
         "resident" => TextEncoderPolicy::Resident;
+    CongestionKind: "cubic" => CongestionKind::Cubic, "new-reno" => CongestionKind::NewReno,
+        "bbr" => CongestionKind::Bbr;
     WireDtype: "f32" => WireDtype::F32, "bf16" => WireDtype::Bf16, "f16" => WireDtype::F16,
         "int8" => WireDtype::Int8;
     TransportKind: "quic" => TransportKind::Quic, "in-process" => TransportKind::InProcess;

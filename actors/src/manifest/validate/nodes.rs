@@ -24,7 +24,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), Violation> {
         unique(&mut names, format!("{at}.name"), "node", &node.name, index)?;
         address(&at, node)?;
         devices(&at, node)?;
-        bulk_ports(&at, node)?;
+        bulk_ports(&at, node, manifest.transport.bulk_connections)?;
         for (earlier, other) in manifest.nodes[..index].iter().enumerate() {
             ports_apart(&at, node, earlier, other)?;
         }
@@ -104,18 +104,21 @@ fn device(at: &str, device: &DeviceSection) -> Result<(), Violation> {
     Ok(())
 }
 
-fn bulk_ports(at: &str, node: &NodeSection) -> Result<(), Violation> {
+fn bulk_ports(at: &str, node: &NodeSection, bulk_connections: u8) -> Result<(), Violation> {
     let Some((first, last)) = node.bulk_ports else { return Ok(()) };
     let at = format!("{at}.bulk_ports");
     if first == 0 || last < first {
         let message = format!("bulk_ports [{first}, {last}] is no range");
         return Err(Violation::new(at, message).advise("write the first and the last port"));
     }
-    let (ports, needed) = (usize::from(last - first) + 1, node.devices.len());
+    let each = 1 + usize::from(bulk_connections);
+    let (ports, needed) = (usize::from(last - first) + 1, node.devices.len() * each);
     if ports < needed {
         let message = format!(
-            "bulk_ports [{first}, {last}] holds {ports} ports, and node `{}` has {needed} devices",
-            node.name
+            "bulk_ports [{first}, {last}] holds {ports} ports, and node `{}` needs {needed}: {each} \
+             for each of its {} devices",
+            node.name,
+            node.devices.len()
         );
         let advice = match u16::try_from(usize::from(first) + needed - 1) {
             Ok(fitting) => format!("[{first}, {fitting}] is enough"),

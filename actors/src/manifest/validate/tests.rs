@@ -81,7 +81,7 @@ fn devices_and_threads() {
 fn ports_must_be_enough_and_apart() {
     assert!(violation(|m| m.nodes[0].bulk_ports = Some((9, 8))).contains("is no range"));
     let text = violation(|m| m.nodes[0].bulk_ports = Some((9000, 9000)));
-    assert!(text.contains("[9000, 9001] is enough"), "{text}");
+    assert!(text.contains("[9000, 9005] is enough"), "{text}");
     let text = violation(|m| {
         m.nodes[0].bulk_ports = Some((9000, 9010));
         m.nodes[1].bulk_ports = Some((9010, 9020));
@@ -152,6 +152,8 @@ fn transport_and_health() {
     let text = violation(|m| m.launcher.isolation = Isolation::Process);
     assert!(text.starts_with("transport.kind: "), "{text}");
     assert!(violation(|m| m.transport.mtu_bytes = 100).contains("mtu_bytes is 100"));
+    let text = violation(|m| m.transport.bulk_connections = 9);
+    assert!(text.contains("bulk_connections is 9, expected 1 to 4"), "{text}");
     assert!(violation(|m| m.health.heartbeat_ms = 0).contains("heartbeat_ms is 0"));
     assert!(violation(|m| m.health.heartbeat_ms = 900).contains("must exceed heartbeat_ms (900)"));
     assert!(violation(|m| m.health.dead_ms = 800).contains("must exceed suspect_ms (800)"));

@@ -1,0 +1,170 @@
+//! Nothing is left behind: by a peer that is killed in the middle of a message, and by many meshes
+//! that come and go.
+
+use std::any::Any;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use ditmesh_transport::{
+    Epoch, Fabric, FabricAddress, FrameMeta, Identity, MemKind, Memory, PeerId, PostRecv,
+    QuicConfig, QuicFabric, Region, Role, RunId, SendFrame, Slice, Tag, TransportError,
+};
+
+use crate::alone::{Footprint, alone, full_scale, is_role, start};
+use crate::support::{EPOCH, block_on, form_all, form_of, identity, loopback, quic_fabrics, soon};
+
+const MESSAGE_BYTES: usize = 256 << 20;
+
+/// From the peer's death to the error at this end.
+const LOSS_MAX: Duration = Duration::from_secs(2);
+
+/// Memory that tells when it is first written to, and when it is dropped.
+struct Watched {
+    bytes: Vec<u8>,
+    begun: Option<Sender<()>>,
+    _dropped: Arc<()>,
+}
+
+impl Memory for Watched {
+    fn kind(&self) -> MemKind {
+        MemKind::Host
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn host(&self) -> Option<&[u8]> {
+        Some(&self.bytes)
+    }
+
+    fn host_mut(&mut self) -> Option<&mut [u8]> {
+        if let Some(begun) = self.begun.take() {
+            begun.send(()).unwrap();
+        }
+        Some(&mut self.bytes)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+fn bind(identity: Identity) -> Arc<dyn Fabric> {
+    QuicFabric::bind(&QuicConfig::new(identity, loopback(), loopback())).unwrap()
+}
+
+/// The process that is killed: sends one message, whose place is never filled to the end.
+fn sender() {
+    let mut lines = std::io::stdin().lines();
+    let dir = lines.next().unwrap().unwrap();
+    let fabric = bind(Identity::load(dir.as_ref(), Role::Node, "n1").unwrap());
+    let mut told = std::io::stdout().lock();
+    writeln!(told, "\naddress {}", fabric.address()).unwrap();
+    drop(told);
+    let receiver: FabricAddress = lines.next().unwrap().unwrap().parse().unwrap();
+    let form = form_of(&[receiver, fabric.address()], 1, EPOCH);
+    let mesh = block_on(fabric.form(form)).unwrap();
+    let payload = Slice::copy_of(&vec![5; MESSAGE_BYTES]);
+    let meta = FrameMeta::raw(EPOCH, MESSAGE_BYTES as u32);
+    let frame = SendFrame { run: RunId(1), tag: Tag(1), meta, payload };
+    let _sent = mesh.link(PeerId(0)).unwrap().send(frame);
+    // Until it is killed.
+    let _ = lines.next();
+}
+
+fn address_of(child: &mut Child) -> FabricAddress {
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    lines.find_map(|line| line.strip_prefix("address ")?.parse().ok()).unwrap()
+}
+
+#[test]
+fn a_peer_killed_in_the_middle_of_a_message_is_lost_in_time_and_leaves_nothing() {
+    let test =
+        "endurance::a_peer_killed_in_the_middle_of_a_message_is_lost_in_time_and_leaves_nothing";
+    if is_role("sender") {
+        return sender();
+    }
+    alone(test, || {
+        let dir = tempfile::tempdir().unwrap();
+        identity(Role::Node, "n1").save(dir.path()).unwrap();
+        let fabric = bind(identity(Role::Node, "n0"));
+        let before = Footprint::now();
+        let mut child = start(test, "sender");
+        let mut tell = child.stdin.take().unwrap();
+        writeln!(tell, "{}\n{}", dir.path().display(), fabric.address()).unwrap();
+        let places = [fabric.address(), address_of(&mut child)];
+        let mesh = block_on(fabric.form(form_of(&places, 0, EPOCH))).unwrap();
+        let (begun, filling) = channel();
+        let held = Arc::new(());
+        let region = Region::from_memory(Box::new(Watched {
+            bytes: vec![0; MESSAGE_BYTES],
+            begun: Some(begun),
+            _dropped: Arc::clone(&held),
+        }));
+        let link = mesh.link(PeerId(1)).unwrap();
+        let post = PostRecv { run: RunId(1), tag: Tag(1), region, len: MESSAGE_BYTES };
+        let mut waiting = link.post_recv(post);
+        filling.recv_timeout(Duration::from_secs(20)).unwrap();
+        child.kill().unwrap();
+        let killed = Instant::now();
+        let lost = waiting.wait_until(soon()).map(|_| ());
+        assert!(matches!(lost, Err(TransportError::PeerLost { peer: PeerId(1), .. })), "{lost:?}");
+        assert!(killed.elapsed() < LOSS_MAX, "{:?}", killed.elapsed());
+        child.wait().unwrap();
+        drop((tell, child, link, mesh, waiting));
+        let settled = soon();
+        while Arc::strong_count(&held) > 1 || Footprint::now().descriptors > before.descriptors {
+            assert!(Instant::now() < settled, "{} {before:?}", Arc::strong_count(&held));
+            std::thread::yield_now();
+        }
+        assert_eq!(Footprint::now().threads, before.threads);
+    });
+}
+
+#[test]
+fn meshes_that_come_and_go_leave_nothing_behind() {
+    alone("endurance::meshes_that_come_and_go_leave_nothing_behind", || {
+        let meshes = if full_scale() { 1000 } else { 60 };
+        let fabrics = quic_fabrics(2);
+        let come_and_go = |epoch: u64| {
+            let formed = form_all(&fabrics, Epoch(epoch));
+            let members: Vec<_> = formed.into_iter().map(Result::unwrap).collect();
+            let post = PostRecv { run: RunId(1), tag: Tag(1), region: Region::host(64), len: 64 };
+            let mut waiting = members[1].link(PeerId(0)).unwrap().post_recv(post);
+            let (meta, payload) = (FrameMeta::raw(Epoch(epoch), 64), Slice::copy_of(&[1; 64]));
+            let frame = SendFrame { run: RunId(1), tag: Tag(1), meta, payload };
+            let _sent = members[0].link(PeerId(1)).unwrap().send(frame);
+            waiting.wait_until(soon()).unwrap();
+        };
+        // What the allocator keeps has settled after these.
+        (1..=40).for_each(come_and_go);
+        let before = Footprint::now();
+        (41..=40 + meshes).for_each(come_and_go);
+        let after = Footprint::now();
+        assert_eq!(after.descriptors, before.descriptors);
+        assert_eq!(after.threads, before.threads);
+        let grown = after.resident_bytes.saturating_sub(before.resident_bytes);
+        assert!(grown < (8 << 20), "{meshes} meshes leave {grown} bytes");
+        // Fabrics too: threads and sockets are theirs.
+        let fabrics_before = Footprint::now();
+        for _ in 0..meshes / 10 {
+            drop(quic_fabrics(2));
+        }
+        let settled = soon();
+        while Footprint::now().threads > fabrics_before.threads
+            || Footprint::now().descriptors > fabrics_before.descriptors
+        {
+            assert!(Instant::now() < settled, "{fabrics_before:?} {:?}", Footprint::now());
+            std::thread::yield_now();
+        }
+    });
+}
