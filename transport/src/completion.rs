@@ -19,6 +19,9 @@ use crate::ids::{PeerId, RunId, Tag};
 /// How long a thread spins before it parks (an event-driven wake-up costs about 40 us).
 pub const SPIN: Duration = Duration::from_micros(30);
 
+/// How long a thread drives what it waits for before it parks: about a round trip over TCP.
+const SPIN_DRIVING: Duration = Duration::from_micros(50);
+
 /// What a completion stands for, for the message of a passed deadline.
 #[derive(Clone, Copy, Debug)]
 pub enum Awaited {
@@ -58,14 +61,32 @@ impl fmt::Display for Awaited {
     }
 }
 
+/// What makes progress only while somebody drives it, and anybody may.
+pub(crate) trait Drive: Send + Sync {
+    /// Does what there is to do, unless somebody else is at it.
+    fn drive(&self);
+
+    /// Whoever drove stops: satisfied, or else about to sleep.
+    fn leave(&self, satisfied: bool);
+}
+
 /// Makes a connected pair.
 pub fn completion<T>(awaited: Awaited) -> (Completer<T>, Completion<T>) {
+    driven(awaited, None)
+}
+
+/// Makes a connected pair whose waiting thread drives what it waits for.
+pub(crate) fn driven<T>(
+    awaited: Awaited,
+    driver: Option<Arc<dyn Drive>>,
+) -> (Completer<T>, Completion<T>) {
     let shared = Arc::new(Shared {
         done: AtomicBool::new(false),
         state: Mutex::new(State { value: None, waker: None }),
         parked: Condvar::new(),
     });
-    (Completer { shared: Some(Arc::clone(&shared)) }, Completion { shared, awaited, taken: false })
+    let completer = Completer { shared: Some(Arc::clone(&shared)) };
+    (completer, Completion { shared, awaited, taken: false, driver })
 }
 
 /// The receiving half: the result, once it is there.
@@ -74,6 +95,7 @@ pub struct Completion<T> {
     shared: Arc<Shared<T>>,
     awaited: Awaited,
     taken: bool,
+    driver: Option<Arc<dyn Drive>>,
 }
 
 impl<T> Completion<T> {
@@ -132,10 +154,24 @@ impl<T> Completion<T> {
     }
 
     fn spin(&self, deadline: Instant) {
+        if let Some(driver) = &self.driver {
+            return self.drive(&**driver, deadline);
+        }
         let spin_until = deadline.min(Instant::now() + SPIN);
         while !self.shared.done.load(Ordering::Acquire) && Instant::now() < spin_until {
             std::hint::spin_loop();
         }
+    }
+
+    fn drive(&self, driver: &dyn Drive, deadline: Instant) {
+        let drive_until = deadline.min(Instant::now() + SPIN_DRIVING);
+        while !self.shared.done.load(Ordering::Acquire) {
+            if Instant::now() >= drive_until {
+                return driver.leave(false);
+            }
+            driver.drive();
+        }
+        driver.leave(true);
     }
 
     fn already_taken(&self) -> TransportError {

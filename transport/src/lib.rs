@@ -21,6 +21,7 @@ pub mod identity;
 pub mod ids;
 pub mod in_process;
 pub mod link;
+pub mod load;
 mod mesh;
 pub mod quic;
 pub mod region;

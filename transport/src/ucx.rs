@@ -10,6 +10,7 @@
 mod choice;
 mod commands;
 mod context;
+mod driver;
 mod engine;
 mod fabric;
 mod flights;

@@ -5,6 +5,9 @@
 //! link; a region that a lane was given comes back by [`FrameSink::arrived`], or is dropped when no
 //! device or peer can write to it any more.
 
+use std::sync::Arc;
+
+use crate::completion::Drive;
 use crate::error::TransportError;
 use crate::frame::{FrameHeader, FrameMeta};
 use crate::region::Region;
@@ -13,8 +16,14 @@ use super::table::Departure;
 
 /// What carries frames.
 pub(crate) trait FrameLane: Send + Sync {
-    /// Takes a granted frame; its sink is told when it has left.
+    /// Takes a granted frame; its sink is told when it has left. Called under the link's lock.
     fn depart(&self, departure: Departure);
+
+    /// Lets what was taken leave; called without the link's lock.
+    fn flush(&self);
+
+    /// What a thread that waits for a frame is to drive.
+    fn driver(&self) -> Arc<dyn Drive>;
 
     /// Nothing leaves or arrives any more.
     fn close(&self);

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use super::greeting::LaneStream;
 use super::{CAPS, lane, reader, writer};
-use crate::completion::{Awaited, Completion, completion};
+use crate::completion::{Awaited, Completion, Drive, driven};
 use crate::endpoint::{QuicEndpoint, close_cause, close_code, window_bytes};
 use crate::error::TransportError;
 use crate::frame::message::{GRANTS_PER_MESSAGE_MAX, bounded_cause};
@@ -191,7 +191,9 @@ impl QuicLink {
         for departure in granted.into_iter().rev().flatten() {
             lane.depart(departure);
         }
-        core.lane = Some(lane);
+        core.lane = Some(Arc::clone(&lane));
+        drop(core);
+        lane.flush();
     }
 
     /// The peer broke the protocol.
@@ -206,11 +208,11 @@ impl QuicLink {
             let step = core.table.granted(grant)?;
             core.queue(step);
         }
-        self.wake(&core);
+        self.wake(core);
         Ok(())
     }
 
-    fn wake(&self, core: &Core) {
+    fn wake(&self, core: MutexGuard<'_, Core>) {
         if !core.messages.is_empty() {
             self.messages_waiting.notify_one();
         }
@@ -218,6 +220,11 @@ impl QuicLink {
             if !frames.is_empty() {
                 waiting.notify_one();
             }
+        }
+        let lane = core.lane.clone();
+        drop(core);
+        if let Some(lane) = lane {
+            lane.flush();
         }
     }
 
@@ -288,6 +295,10 @@ impl Core {
         }
     }
 
+    fn driver(&self) -> Option<Arc<dyn Drive>> {
+        self.lane.as_ref().map(|lane| lane.driver())
+    }
+
     /// Grants that wait to be written travel together.
     fn queue_grant(&mut self, grant: Grant) {
         match self.messages.back_mut() {
@@ -313,8 +324,9 @@ impl Link for QuicLink {
 
     fn post_recv(&self, post: PostRecv) -> Completion<Received> {
         let (run, tag) = (post.run, post.tag);
-        let (completer, waiting) = completion(Awaited::Receive { peer: self.peer, run, tag });
         let mut core = self.core();
+        let awaited = Awaited::Receive { peer: self.peer, run, tag };
+        let (completer, waiting) = driven(awaited, core.driver());
         if let Some(grant) = core.table.post(post, completer) {
             core.queue_grant(grant);
             self.messages_waiting.notify_one();
@@ -324,11 +336,12 @@ impl Link for QuicLink {
 
     fn send(&self, frame: SendFrame) -> Completion<()> {
         let (run, tag) = (frame.run, frame.tag);
-        let (completer, waiting) = completion(Awaited::Send { peer: self.peer, run, tag });
         let mut core = self.core();
+        let awaited = Awaited::Send { peer: self.peer, run, tag };
+        let (completer, waiting) = driven(awaited, core.driver());
         let step = core.table.send(frame, completer);
         core.queue(step);
-        self.wake(&core);
+        self.wake(core);
         waiting
     }
 

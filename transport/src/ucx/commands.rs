@@ -58,15 +58,22 @@ impl Commands {
         Ok(Self { queue: Mutex::default(), asleep: AtomicBool::new(false), wake })
     }
 
+    /// Adds a command, and wakes the engine's thread if it sleeps.
     pub(super) fn push(&self, command: Command) {
-        {
-            let mut queue = self.lock();
-            if queue.stopped {
-                return;
-            }
+        self.add(command);
+        self.wake();
+    }
+
+    /// Adds a command for whoever looks next.
+    pub(super) fn add(&self, command: Command) {
+        let mut queue = self.lock();
+        if !queue.stopped {
             queue.waiting.push_back(command);
         }
-        self.wake();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().waiting.is_empty()
     }
 
     /// No command is taken any more; the engine ends.
@@ -81,11 +88,14 @@ impl Commands {
         self.wake();
     }
 
-    /// Moves what waits into `into`, which is empty; false when the engine is to end.
-    pub(super) fn take(&self, into: &mut VecDeque<Command>) -> bool {
-        let mut queue = self.lock();
-        std::mem::swap(&mut queue.waiting, into);
-        !queue.stopped
+    /// Moves what waits into `into`, which is empty.
+    pub(super) fn take(&self, into: &mut VecDeque<Command>) {
+        std::mem::swap(&mut self.lock().waiting, into);
+    }
+
+    /// Whether the engine is to end.
+    pub(super) fn stopped(&self) -> bool {
+        self.lock().stopped
     }
 
     /// Announces that the engine sleeps; false when there is something to do first.
@@ -111,7 +121,8 @@ impl Commands {
         self.wake.as_fd()
     }
 
-    fn wake(&self) {
+    /// Ends the sleep of the engine's thread, if it sleeps.
+    pub(super) fn wake(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
             // Fails only when the counter is full, and then it is readable.
             let _ = self.wake.write(1);

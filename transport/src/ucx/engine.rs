@@ -1,16 +1,15 @@
-//! The one thread that UCX runs on in a fabric.
+//! Everything of UCX in one fabric.
 //!
 //! Owns every worker and lane: shared memory has a worker per link, because there UCX (1.13) cannot
 //! end what is under way towards one peer except with its worker; the network has one for all.
-//! Invariants: only this thread calls into UCX's workers; it spins for [`SPIN`] after the last
-//! event and then sleeps on the workers' event descriptors; a lane that ends leaves nothing behind.
+//! Does not own who calls it; see `driver.rs`. Invariants: one thread at a time is in here; links
+//! are called without their locks held by this thread; a lane that ends leaves nothing behind.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use ucx_sys::bindings::ucp_ep_h;
 
 use super::UcxConfig;
@@ -28,12 +27,6 @@ use crate::frame::{FrameHeader, Nonce};
 use crate::link::lane::FrameSink;
 use crate::link::table::Departure;
 
-/// How long the engine looks again and again before it sleeps (a wake-up costs about 40 us).
-const SPIN: Duration = Duration::from_micros(30);
-
-/// The longest sleep without an event, in milliseconds.
-const SLEEP_MS: u16 = 500;
-
 /// How often an ending engine looks whether closed endpoints are gone.
 const LAST_TURNS: usize = 10_000;
 
@@ -42,6 +35,9 @@ struct Station {
     /// Ends with its only lane.
     exclusive: bool,
 }
+
+// SAFETY: an endpoint is UCX's name within a worker, used with exclusive access to it.
+unsafe impl Send for Lane {}
 
 struct Lane {
     station: u64,
@@ -58,7 +54,7 @@ struct Lane {
 pub(super) struct Engine {
     config: UcxConfig,
     commands: Arc<Commands>,
-    epoll: Epoll,
+    epoll: Arc<Epoll>,
     contexts: HashMap<Path, Arc<Context>>,
     stations: BTreeMap<u64, Station>,
     next_station: u64,
@@ -70,12 +66,9 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(config: UcxConfig, commands: Arc<Commands>) -> Result<Self, TransportError> {
-        let failed =
-            |error: nix::Error| TransportError::system("watch event descriptors", error.into());
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-        epoll.add(commands.descriptor(), readable()).map_err(failed)?;
-        Ok(Self {
+    /// `epoll` is what the engine's thread sleeps on.
+    pub(super) fn new(config: UcxConfig, commands: Arc<Commands>, epoll: Arc<Epoll>) -> Self {
+        Self {
             config,
             commands,
             epoll,
@@ -86,48 +79,34 @@ impl Engine {
             lanes: HashMap::new(),
             taken: VecDeque::new(),
             turn: Inbox::default(),
-        })
+        }
     }
 
-    /// Runs until the commands are stopped.
-    pub(super) fn run(mut self) {
-        let mut last_event = Instant::now();
-        loop {
-            let mut commands = std::mem::take(&mut self.taken);
-            let goes_on = self.commands.take(&mut commands);
-            let mut busy = !commands.is_empty();
-            for command in commands.drain(..) {
-                self.handle(command);
-            }
-            self.taken = commands;
-            if !goes_on {
-                break;
-            }
-            busy |= self.progress();
-            let now = Instant::now();
-            if busy {
-                last_event = now;
-            } else if now.duration_since(last_event) < SPIN {
-                // Whoever shares this core may be the one that is waited for.
-                std::thread::yield_now();
-            } else {
-                self.sleep();
-                last_event = Instant::now();
-            }
-        }
-        self.end();
+    /// Carries out what was commanded and what happened; whether there was anything.
+    pub(super) fn turn(&mut self) -> bool {
+        self.obey() | self.progress()
     }
 
-    fn sleep(&mut self) {
-        if !self.commands.fall_asleep() {
-            return;
+    /// Carries out what was commanded; whether there was anything.
+    pub(super) fn obey(&mut self) -> bool {
+        let mut commands = std::mem::take(&mut self.taken);
+        self.commands.take(&mut commands);
+        let busy = !commands.is_empty();
+        for command in commands.drain(..) {
+            self.handle(command);
         }
-        if self.stations.values().all(|station| station.worker.arm()) {
-            let mut events = [EpollEvent::empty()];
-            // An interrupted sleep is a short one.
-            let _ = self.epoll.wait(&mut events, EpollTimeout::from(SLEEP_MS));
-        }
-        self.commands.awake();
+        self.taken = commands;
+        busy
+    }
+
+    /// How many operations are under way.
+    pub(super) fn under_way(&self) -> usize {
+        self.stations.values().map(|station| station.worker.under_way()).sum()
+    }
+
+    /// Whether the event descriptors will tell of what comes next.
+    pub(super) fn arm(&self) -> bool {
+        self.stations.values().all(|station| station.worker.arm())
     }
 
     fn handle(&mut self, command: Command) {
@@ -379,7 +358,8 @@ impl Engine {
         }
     }
 
-    fn end(mut self) {
+    /// Ends every lane and every worker.
+    pub(super) fn end(mut self) {
         for lane in self.lanes.values() {
             lane.sink.lost("ucx was stopped");
         }
@@ -389,7 +369,7 @@ impl Engine {
         }
         // Lets closing endpoints say goodbye; the workers' end ends the rest.
         for _ in 0..LAST_TURNS {
-            if self.stations.values().all(|station| station.worker.under_way() == 0) {
+            if self.under_way() == 0 {
                 break;
             }
             self.progress();
@@ -397,6 +377,6 @@ impl Engine {
     }
 }
 
-fn readable() -> EpollEvent {
+pub(super) fn readable() -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLIN, 0)
 }

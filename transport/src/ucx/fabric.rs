@@ -6,11 +6,10 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use super::UcxConfig;
-use super::commands::Commands;
-use super::engine::Engine;
+use super::driver::Driver;
 use super::lane::LaneId;
 use crate::error::TransportError;
 use crate::fabric::Fabric;
@@ -33,32 +32,15 @@ impl UcxFabric {
 /// Makes lanes of UCX for links of one fabric.
 pub(super) struct UcxLanes {
     pub(super) config: UcxConfig,
-    pub(super) commands: Arc<Commands>,
+    pub(super) driver: Arc<Driver>,
     next_lane: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl UcxLanes {
     fn start(config: UcxConfig) -> Result<Self, TransportError> {
-        let commands = Arc::new(Commands::new()?);
-        let engine = (config.clone(), Arc::clone(&commands));
-        let (told, hear) = std::sync::mpsc::sync_channel(1);
-        // The engine is made on its thread: what it holds of UCX never changes threads.
-        let body = move || match Engine::new(engine.0, engine.1) {
-            Ok(engine) => {
-                let _ = told.send(Ok(()));
-                engine.run();
-            }
-            Err(error) => {
-                let _ = told.send(Err(error));
-            }
-        };
-        let thread = Builder::new().name("ditmesh-ucx".to_owned()).spawn(body);
-        let thread =
-            thread.map_err(|error| TransportError::system("start the UCX thread", error))?;
-        hear.recv().unwrap_or_else(|_| Err(TransportError::closed("the UCX thread")))?;
-        let thread = Mutex::new(Some(thread));
-        Ok(Self { config, commands, next_lane: AtomicU64::new(0), thread })
+        let (driver, thread) = Driver::start(config.clone())?;
+        Ok(Self { config, driver, next_lane: AtomicU64::new(0), thread: Mutex::new(Some(thread)) })
     }
 
     pub(super) fn next_lane(&self) -> LaneId {
@@ -71,7 +53,7 @@ impl UcxLanes {
     }
 
     pub(super) fn stop_thread(&self) {
-        self.commands.stop();
+        self.driver.commands().stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()

@@ -1,7 +1,7 @@
 //! Where UCX's callbacks leave what happened, for the engine to pick up.
 //!
 //! Owns the callbacks and the lanes' names. Invariants: callbacks run only inside a worker's
-//! progress (or a call that finishes at once), on the worker's thread; they allocate nothing of a
+//! progress (or a call that finishes at once), under the engine's lock; they allocate nothing of a
 //! payload's size; a frame with an unknown nonce is counted and dropped; small payloads are copied
 //! into their place here, large ones wait until the engine fetches them.
 
@@ -44,6 +44,9 @@ pub(super) struct Finished {
     /// UCX's request, to be given back.
     pub(super) request: *mut c_void,
 }
+
+// SAFETY: names of UCX's for data of one worker, used with exclusive access to that worker.
+unsafe impl Send for Inbox {}
 
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -150,7 +153,7 @@ impl Inbox {
 ///
 /// # Safety
 /// `argument` is the address of a `RefCell<Inbox>` that lives as long as the worker, and this runs
-/// on the worker's thread.
+/// under the engine's lock.
 unsafe fn with_inbox<R>(argument: *mut c_void, act: impl FnOnce(&mut Inbox) -> R) -> Option<R> {
     // SAFETY: the caller's promise.
     let inbox = unsafe { &*argument.cast_const().cast::<RefCell<Inbox>>() };

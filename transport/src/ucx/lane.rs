@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use super::commands::{Command, Commands};
+use super::commands::Command;
+use super::driver::Driver;
+use crate::completion::Drive;
 use crate::link::lane::{Carrier, FrameLane};
 use crate::link::table::Departure;
 
@@ -20,17 +22,17 @@ pub(super) struct LaneId(pub(super) u64);
 
 pub(super) struct UcxLane {
     pub(super) id: LaneId,
-    pub(super) commands: Arc<Commands>,
+    pub(super) driver: Arc<Driver>,
     pub(super) carrier: Carrier,
 }
 
 impl UcxLane {
     fn depart_when_ready(&self, departure: Departure) {
-        let (lane, commands) = (self.id, Arc::clone(&self.commands));
+        let (lane, driver) = (self.id, Arc::clone(&self.driver));
         let wait = move || {
             let deadline = Instant::now() + READY_TIMEOUT;
             let ready = departure.payload.ready().is_none_or(|ready| ready.wait(deadline));
-            commands.push(if ready {
+            driver.commands().push(if ready {
                 Command::Depart { lane, departure }
             } else {
                 Command::Fail { lane, cause: "a payload was not ready in time".to_owned() }
@@ -39,7 +41,7 @@ impl UcxLane {
         let spawned = Builder::new().name("ditmesh-ready".to_owned()).spawn(wait);
         if let Err(error) = spawned {
             let cause = format!("cannot wait for a payload: {error}");
-            self.commands.push(Command::Fail { lane, cause });
+            self.driver.commands().push(Command::Fail { lane, cause });
         }
     }
 }
@@ -49,11 +51,19 @@ impl FrameLane for UcxLane {
         if departure.payload.ready().is_some() {
             return self.depart_when_ready(departure);
         }
-        self.commands.push(Command::Depart { lane: self.id, departure });
+        self.driver.commands().add(Command::Depart { lane: self.id, departure });
+    }
+
+    fn flush(&self) {
+        self.driver.help();
+    }
+
+    fn driver(&self) -> Arc<dyn Drive> {
+        Arc::clone(&self.driver) as Arc<dyn Drive>
     }
 
     fn close(&self) {
-        self.commands.push(Command::Close { lane: self.id });
+        self.driver.commands().push(Command::Close { lane: self.id });
     }
 
     fn carrier(&self) -> Carrier {

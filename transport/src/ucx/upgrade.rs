@@ -83,16 +83,16 @@ impl UcxLanes {
             }
         };
         let (reached, reaching) = completion(Awaited::Other("the peer to be reached over UCX"));
-        self.commands.push(Command::Connect {
+        self.driver.commands().push(Command::Connect {
             lane: lane.id,
             address: theirs.address,
             nonce: theirs.nonce,
             reached,
         });
         reaching.await?;
-        let commands = Arc::clone(&self.commands);
+        let driver = Arc::clone(&self.driver);
         lane.used = true;
-        link.ride(Arc::new(UcxLane { id: lane.id, commands, carrier }) as Arc<dyn FrameLane>);
+        link.ride(Arc::new(UcxLane { id: lane.id, driver, carrier }) as Arc<dyn FrameLane>);
         Ok(())
     }
 
@@ -125,7 +125,7 @@ impl UcxLanes {
         let path = if same_host { Path::SharedMemory } else { Path::Network };
         let (reply, opened) = completion(Awaited::Other("a worker of UCX"));
         let sink = Arc::clone(link) as Arc<dyn FrameSink>;
-        self.commands.push(Command::Open { lane: lane.id, path, nonce, sink, reply });
+        self.driver.commands().push(Command::Open { lane: lane.id, path, nonce, sink, reply });
         match opened.await {
             Ok(address) => offer.address = address,
             Err(error) => offer.cause = error.to_string(),
@@ -144,7 +144,7 @@ struct Opening<'a> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if !self.used {
-            self.lanes.commands.push(Command::Close { lane: self.id });
+            self.lanes.driver.commands().push(Command::Close { lane: self.id });
         }
     }
 }

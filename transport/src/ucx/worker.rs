@@ -1,7 +1,7 @@
 //! A UCP worker and its endpoints: the safe face of UCX for the engine.
 //!
-//! Owns the worker's life, its inbox and its flights. Runs on one thread (`UCS_THREAD_MODE_SINGLE`;
-//! the type is not `Send`). Invariants: whatever UCX may touch is in the flights until UCX is done;
+//! Owns the worker's life, its inbox and its flights. One thread at a time is in it
+//! (`UCS_THREAD_MODE_SERIALIZED`; the type is not `Sync`). Invariants: whatever UCX may touch is in the flights until UCX is done;
 //! dropping the worker ends UCX's part first and frees memory afterwards.
 
 use std::cell::RefCell;
@@ -39,13 +39,17 @@ pub(super) struct Worker {
     context: Arc<Context>,
 }
 
+// SAFETY: UCX allows another thread to go on where one has left off, and only exclusive access, which
+// the engine's lock gives, leads here.
+unsafe impl Send for Worker {}
+
 impl Worker {
     pub(super) fn open(context: Arc<Context>) -> Result<Self, TransportError> {
         let library = context.library;
         // SAFETY: all-zero is a valid value of this C structure; the mask says what is set.
         let mut params: ucp::ucp_worker_params_t = unsafe { std::mem::zeroed() };
         params.field_mask = u64::from(ucp::UCP_WORKER_PARAM_FIELD_THREAD_MODE);
-        params.thread_mode = ucp::UCS_THREAD_MODE_SINGLE;
+        params.thread_mode = ucp::UCS_THREAD_MODE_SERIALIZED;
         let mut raw = ptr::null_mut();
         // SAFETY: the context lives as long as the worker, which holds it.
         let status = unsafe { library.ucp.ucp_worker_create(context.raw(), &params, &mut raw) };
@@ -255,13 +259,13 @@ impl Worker {
 
     /// Does what there is to do; true when there was something.
     pub(super) fn progress(&self) -> bool {
-        // SAFETY: on the worker's thread; callbacks find the inbox not borrowed.
+        // SAFETY: exclusive access; callbacks find the inbox not borrowed.
         unsafe { self.context.library.ucp.ucp_worker_progress(self.raw) != 0 }
     }
 
     /// Whether the event descriptor will tell of what comes next; else progress first.
     pub(super) fn arm(&self) -> bool {
-        // SAFETY: on the worker's thread.
+        // SAFETY: exclusive access.
         unsafe { self.context.library.ucp.ucp_worker_arm(self.raw) == ucp::UCS_OK }
     }
 
@@ -324,7 +328,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // SAFETY: on the worker's thread; endpoints and operations end with it, and what they
+        // SAFETY: exclusive access; endpoints and operations end with it, and what they
         // touched is dropped after this, with the flights.
         unsafe { self.context.library.ucp.ucp_worker_destroy(self.raw) }
     }
