@@ -22,7 +22,8 @@ impl Studio {
     pub(crate) fn open(jobs: usize, stages: u32) -> Result<Self, Failure> {
         let degrees = Degrees { pipefusion_degree: stages, ..Degrees::default() };
         let engine = |_| {
-            let manifest = Manifest::in_process(ModelSource::Builtin, degrees.world_size(), 1);
+            let devices = degrees.world_size().max(2);
+            let manifest = Manifest::in_process(ModelSource::Builtin, devices, 1);
             Ok::<_, Failure>(Engine::start(manifest)?)
         };
         Ok(Self { engines: (0..jobs).map(engine).collect::<Result<_, _>>()?, degrees })
@@ -41,7 +42,7 @@ impl Studio {
             let mut drawn = Vec::new();
             while let Some((place, (_, prompt))) = next() {
                 let mut request = setting.request(prompt, seed);
-                request.degrees = Some(self.degrees);
+                request.degrees = Some(setting.degrees(self.degrees));
                 drawn.push((place, engine.generate(request).blocking_finish()?));
             }
             Ok(drawn)

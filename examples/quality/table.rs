@@ -21,6 +21,8 @@ pub(crate) struct Row {
     kv_change: Option<f64>,
     /// Share of blocks that were run.
     computed: f64,
+    /// Payload bytes of the axes that were to have fewer, over what f32 would have been.
+    wire: Option<f64>,
 }
 
 /// Median and worst of some figures of which more is better.
@@ -58,6 +60,7 @@ impl Row {
             missed,
             kv_change: mean(work.reports().flat_map(|r| r.kv_change.iter().flatten().copied())),
             computed: computed(work),
+            wire: mean(work.reports().filter_map(wire)),
         })
     }
 
@@ -66,7 +69,7 @@ impl Row {
         let right = self.pictures - self.missed.len();
         format!(
             "{:34} psnr {:5.2} dB (worst {:5.2})  ssim {:.4} (worst {:.4})  recall {right}/{}  \
-             kv change {}  blocks run {:.0} %  missed {:?}",
+             kv change {}  blocks run {:.0} %  wire {}  missed {:?}",
             self.name,
             self.psnr.median,
             self.psnr.worst,
@@ -75,6 +78,7 @@ impl Row {
             self.pictures,
             self.kv_change.map_or("-".into(), |change| format!("{change:.3}")),
             100.0 * self.computed,
+            self.wire.map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
             self.missed,
         )
     }
@@ -86,7 +90,7 @@ impl Row {
             false => "equal".to_owned(),
         };
         format!(
-            "| {} | {} | {} | {} | {} | {right} of {} | {} | {:.0} % |",
+            "| {} | {} | {} | {} | {} | {right} of {} | {} | {:.0} % | {} |",
             self.name,
             number(self.psnr.median, 2),
             number(self.psnr.worst, 2),
@@ -95,8 +99,17 @@ impl Row {
             self.pictures,
             self.kv_change.map_or(String::new(), |change| format!("{change:.3}")),
             100.0 * self.computed,
+            self.wire.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share)),
         )
     }
+}
+
+/// Of one picture: what was sent of what f32 would have been, on axes that saved something.
+fn wire(report: &ditmesh::Report) -> Option<f64> {
+    let axes = report.traffic.iter().filter(|axis| axis.bytes_saved > 0);
+    let (sent, saved) =
+        axes.fold((0, 0), |(sent, saved), axis| (sent + axis.bytes_sent, saved + axis.bytes_saved));
+    (saved > 0).then(|| sent as f64 / (sent + saved) as f64)
 }
 
 /// Share of (pass, block) pairs that were run: of a reused pass only the first block is.
@@ -158,9 +171,10 @@ Pictures of the model that ships (64 x 64 pixels, 20 steps, guidance 4.5) agains
 `M` is `--num-pipeline-patch`, `w` `--sync-steps`; the result does not depend on the number of stages. PSNR in dB over RGB, SSIM of the luma with a Gaussian window
 of 11 x 11 pixels. Recall counts pictures that are nearer to the glyph that was named than to any other of the 160. KV change is the mean over steps of
 `||kv_t - kv_(t-1)|| / ||kv_(t-1)||`: how stale what PipeFusion reads is. Blocks run counts transformer blocks that a step cache did not skip.
+`on the wire` are two ranks of an axis with `--wire-dtype` (and `--wire-residual`); the last column is what they sent of what f32 would have been.
 
-| setting | PSNR median | PSNR worst | SSIM median | SSIM worst | recall | KV change | blocks run |
-|---|---|---|---|---|---|---|---|
+| setting | PSNR median | PSNR worst | SSIM median | SSIM worst | recall | KV change | blocks run | bytes |
+|---|---|---|---|---|---|---|---|---|
 ";
 
 /// The processor's name, where the system tells it.
