@@ -29,7 +29,7 @@ use ractor::DerivedActorRef;
 pub(crate) use rank_proxy::{RankMsg, RankProxy};
 pub(crate) use sp_group::SpGroup;
 
-use crate::protocol::{DeviceId, Form, FromCoordinator, RankOutcome, Start};
+use crate::protocol::{DeviceId, Form, FromCoordinator, LinkCarrier, RankOutcome, Start};
 use crate::request::Event;
 use crate::session::SessionHandle;
 
@@ -67,6 +67,7 @@ pub(crate) struct RankFormed {
     pub(crate) rank: u32,
     pub(crate) blocks: Range<u32>,
     pub(crate) weight_bytes_read: u64,
+    pub(crate) carriers: Vec<LinkCarrier>,
 }
 
 /// What comes up the tree; each level merges those of its children.

@@ -5,9 +5,11 @@
 
 mod error;
 pub mod parse;
+mod transport;
 pub mod validate;
 
 pub use error::{ManifestError, Place, Problem};
+pub use transport::{CarrierKind, TransportKind, TransportSection};
 
 use std::path::PathBuf;
 
@@ -258,31 +260,6 @@ fn auto_in<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<(), D::E
     )))
 }
 
-/// Which data plane.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TransportKind {
-    /// QUIC with mutual TLS.
-    #[default]
-    Quic,
-    /// Memory of one process; only with `isolation = "thread"`.
-    InProcess,
-}
-
-/// `[transport]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TransportSection {
-    /// Which data plane.
-    pub kind: TransportKind,
-    /// Largest UDP payload tried, in bytes.
-    pub mtu_bytes: u16,
-    /// Bulk connections per pair of peers, each on a port and a thread of its own.
-    pub bulk_connections: u8,
-    /// How bulk connections find their rate.
-    pub congestion: CongestionKind,
-}
-
 /// `transport.congestion`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -294,17 +271,6 @@ pub enum CongestionKind {
     NewReno,
     /// Where packets are lost at random.
     Bbr,
-}
-
-impl Default for TransportSection {
-    fn default() -> Self {
-        Self {
-            kind: TransportKind::Quic,
-            mtu_bytes: 8952,
-            bulk_connections: 2,
-            congestion: CongestionKind::Cubic,
-        }
-    }
 }
 
 /// `[health]`: failure detection. Milliseconds.

@@ -99,6 +99,17 @@ pub struct Hello {
     pub epoch: u64,
 }
 
+/// What carries the frames of one link of a rank.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct LinkCarrier {
+    /// The member at the other end.
+    pub peer: u32,
+    /// `quic`, `ucx-shm`, `ucx-net`, `in-process`.
+    pub transport: String,
+    /// Why that one.
+    pub why: String,
+}
+
 /// To the coordinator.
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ToCoordinator {
@@ -126,6 +137,8 @@ pub enum ToCoordinator {
         blocks: (u32, u32),
         /// Bytes of weights read from the checkpoint.
         weight_bytes_read: u64,
+        /// What carries the frames of its links.
+        carriers: Vec<LinkCarrier>,
     },
     /// A worker could not form.
     FormFailed {

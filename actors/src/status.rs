@@ -167,6 +167,8 @@ pub struct LinkStatus {
     pub a: u32,
     /// The other end.
     pub b: u32,
-    /// `in-process`, `quic`.
+    /// What carries its frames: `in-process`, `quic`, `ucx-shm`, `ucx-net`.
     pub transport: String,
+    /// Why that one.
+    pub why: String,
 }

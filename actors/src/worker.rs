@@ -27,7 +27,7 @@ use crate::executor::agenda::{Agenda, AgendaError, Retired};
 use crate::manifest::DeviceKind;
 use crate::plan::Plan;
 use crate::plan::interleave::Entry;
-use crate::protocol::{DeviceId, Form, FormFault, RankOutcome, Start, ToCoordinator};
+use crate::protocol::{DeviceId, Form, FormFault, LinkCarrier, RankOutcome, Start, ToCoordinator};
 use compute::{ComputeThread, Load, Loaded, Run};
 
 /// One device and how to use it.
@@ -269,6 +269,7 @@ impl State {
                     epoch,
                     blocks: (loaded.parts.blocks.start as u32, loaded.parts.blocks.end as u32),
                     weight_bytes_read: loaded.model.bytes_read(),
+                    carriers: carriers(&*transport, form.members.len()),
                 };
                 let rank = form.rank as usize;
                 let (agenda, runs) = (Arc::default(), BTreeMap::new());
@@ -409,6 +410,15 @@ fn wake(compute: &ComputeThread, mesh: &Mesh, run: u64, asleep: bool) -> Result<
 }
 
 /// Links only to the members that some run on these degrees can talk to.
+/// What carries the frames of each link of a mesh of `members`.
+fn carriers(transport: &dyn Transport, members: usize) -> Vec<LinkCarrier> {
+    let links = (0..members as u32).filter_map(|peer| {
+        let carrier = transport.link(PeerId(peer)).ok()?.carrier();
+        Some(LinkCarrier { peer, transport: carrier.name.to_owned(), why: carrier.why })
+    });
+    links.collect()
+}
+
 fn mesh_form(
     form: &Form,
     loaded: &Loaded,

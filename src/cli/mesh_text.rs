@@ -73,12 +73,13 @@ fn mesh_text(mesh: &MeshStatus) -> String {
         ]
     }));
     text.push_str(&table(&rows));
-    let mut links: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut links: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
     for link in &mesh.links {
-        links.entry(&link.transport).or_default().push(format!("{}-{}", link.a, link.b));
+        let carrier = (link.transport.as_str(), link.why.as_str());
+        links.entry(carrier).or_default().push(format!("{}-{}", link.a, link.b));
     }
-    for (transport, pairs) in links {
-        let _ = writeln!(text, "links over {transport}: {}", pairs.join(" "));
+    for ((transport, why), pairs) in links {
+        let _ = writeln!(text, "links over {transport} ({why}): {}", pairs.join(" "));
     }
     text
 }
@@ -143,7 +144,12 @@ mod tests {
                 dtype: Dtype::F32,
                 degrees: Degrees { pipefusion_degree: 2, ..Degrees::default() },
                 ranks: vec![rank(0), rank(1)],
-                links: vec![LinkStatus { a: 0, b: 1, transport: "quic".into() }],
+                links: vec![LinkStatus {
+                    a: 0,
+                    b: 1,
+                    transport: "quic".into(),
+                    why: "as told".into(),
+                }],
             }),
             ..ClusterStatus::default()
         }
@@ -157,7 +163,7 @@ mod tests {
             "  cpu 0  in mesh  4711     3            127.0.0.1:40000",
             "mesh of epoch 2: built-in in f32, cfg 1 x pipefusion 2",
             "1     a/1     0       1      0         4..8    1.50 MB",
-            "links over quic: 0-1",
+            "links over quic (as told): 0-1",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

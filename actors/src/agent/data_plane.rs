@@ -13,9 +13,10 @@ use ditmesh_transport::identity::Identity;
 use ditmesh_transport::ids::Incarnation;
 use ditmesh_transport::in_process::InProcessHub;
 use ditmesh_transport::quic::{Congestion, QuicConfig, QuicFabric};
+use ditmesh_transport::ucx::UcxFabric;
 use serde::{Deserialize, Serialize};
 
-use crate::manifest::{CongestionKind, Manifest, NodeSection};
+use crate::manifest::{CongestionKind, Manifest, NodeSection, TransportSection};
 
 /// Settings of a node's data plane over QUIC.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub(crate) struct DataPlaneConfig {
     mtu_bytes: u16,
     bulk_connections: u8,
     congestion: CongestionKind,
+    /// Where some link is to be carried by UCX.
+    ucx: Option<TransportSection>,
     heartbeat_ms: u32,
     dead_ms: u32,
     form_deadline_ms: u32,
@@ -43,6 +46,7 @@ impl DataPlaneConfig {
             mtu_bytes: manifest.transport.mtu_bytes,
             bulk_connections: manifest.transport.bulk_connections,
             congestion: manifest.transport.congestion,
+            ucx: manifest.transport.ucx().map(|_| manifest.transport.clone()),
             heartbeat_ms: manifest.health.heartbeat_ms,
             dead_ms: manifest.health.dead_ms,
             form_deadline_ms: manifest.health.form_deadline_ms,
@@ -102,7 +106,10 @@ impl DataPlane {
             hello_wait: Duration::from_millis(config.form_deadline_ms.into()),
             ..QuicConfig::new(identity.clone(), at(control), at(bulk))
         };
-        Ok(QuicFabric::bind(&quic)?)
+        Ok(match config.ucx.as_ref().and_then(TransportSection::ucx) {
+            Some(ucx) => UcxFabric::bind(&quic, ucx)?,
+            None => QuicFabric::bind(&quic)?,
+        })
     }
 }
 
@@ -172,6 +179,7 @@ mod tests {
             mtu_bytes: 1452,
             bulk_connections: 2,
             congestion: CongestionKind::Cubic,
+            ucx: None,
             heartbeat_ms: 200,
             dead_ms: 1500,
             form_deadline_ms: 1000,

@@ -6,7 +6,7 @@ use crate::manifest::NodeSection;
 use crate::membership::Member;
 use crate::plan::Plan;
 use crate::plan::mesh::DeviceMesh;
-use crate::protocol::DeviceId;
+use crate::protocol::{DeviceId, LinkCarrier};
 use crate::request::Degrees;
 use crate::session::handshake::BUILD;
 use crate::status::{ClusterStatus, DeviceStatus, LinkStatus, MeshStatus, NodeStatus, RankStatus};
@@ -94,16 +94,18 @@ impl State {
     fn link_statuses(&self, replica: &Replica, first: u32) -> Vec<LinkStatus> {
         let Some(Ok(model)) = &self.model else { return Vec::new() };
         let Ok(plan) = Plan::widest(replica.degrees, &model.spec) else { return Vec::new() };
-        let name = replica.transport.as_ref().map_or("", |transport| transport.caps().name);
+        let carrier = |a: usize, b: usize| {
+            let formed = replica.ranks.as_ref()?.iter().find(|formed| formed.rank == a as u32)?;
+            formed.carriers.iter().find(|carrier| carrier.peer == b as u32).cloned()
+        };
         let world = plan.mesh.world_size();
         let pairs = (0..world).flat_map(|a| {
             plan.peers(a).into_iter().filter(move |&b| a < b && b < world).map(move |b| (a, b))
         });
         pairs
-            .map(|(a, b)| LinkStatus {
-                a: first + a as u32,
-                b: first + b as u32,
-                transport: name.into(),
+            .filter_map(|(a, b)| {
+                let LinkCarrier { transport, why, .. } = carrier(a, b)?;
+                Some(LinkStatus { a: first + a as u32, b: first + b as u32, transport, why })
             })
             .collect()
     }

@@ -121,10 +121,12 @@ impl State {
     /// A message of another epoch is late and is dropped.
     fn hear(&self, message: ToCoordinator) -> Result<(), MeshLoss> {
         match message {
-            ToCoordinator::Formed { epoch, blocks, weight_bytes_read } if epoch == self.epoch => {
-                let blocks = blocks.0..blocks.1;
-                let rank = self.seat.rank;
-                self.report(Report::Formed(vec![RankFormed { rank, blocks, weight_bytes_read }]));
+            ToCoordinator::Formed { epoch, blocks, weight_bytes_read, carriers }
+                if epoch == self.epoch =>
+            {
+                let (rank, blocks) = (self.seat.rank, blocks.0..blocks.1);
+                let formed = RankFormed { rank, blocks, weight_bytes_read, carriers };
+                self.report(Report::Formed(vec![formed]));
             }
             ToCoordinator::FormFailed { epoch, fault, cause } if epoch == self.epoch => {
                 let Seat { rank, device, .. } = self.seat.clone();

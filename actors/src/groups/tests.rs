@@ -130,7 +130,9 @@ impl Fixture {
             assert_eq!((form.rank, form.epoch), (rank as u32, EPOCH));
             let stage = DeviceMesh::new(degrees()).coordinates(rank).stage as u32;
             let (epoch, blocks) = (EPOCH, (stage * 2, stage * 2 + 2));
-            self.say(rank as u32, ToCoordinator::Formed { epoch, blocks, weight_bytes_read: 9 });
+            let carriers = Vec::new();
+            let formed = ToCoordinator::Formed { epoch, blocks, weight_bytes_read: 9, carriers };
+            self.say(rank as u32, formed);
         }
         let ReplicaReport::Formed { ranks, .. } = self.report().await else { panic!("formed") };
         let order: Vec<u32> = ranks.iter().map(|rank| rank.rank).collect();
@@ -231,7 +233,9 @@ async fn ranks_that_hold_the_wrong_blocks_are_noticed() {
     let mut fixture = replica(10_000).await;
     for rank in 0..8 {
         let blocks = (0, BLOCKS);
-        fixture.say(rank, ToCoordinator::Formed { epoch: EPOCH, blocks, weight_bytes_read: 0 });
+        let carriers = Vec::new();
+        let formed = ToCoordinator::Formed { epoch: EPOCH, blocks, weight_bytes_read: 0, carriers };
+        fixture.say(rank, formed);
     }
     let ReplicaReport::Lost { cause, .. } = fixture.report().await else { panic!("lost") };
     assert!(matches!(&cause, MeshLoss::Disagreement { cause } if cause.contains("stage 1")));

@@ -231,10 +231,23 @@ fn degrees(group: &Section<'_, '_>) -> Result<DegreesSetting, Fault> {
 }
 
 fn transport(section: &Section<'_, '_>) -> Result<TransportSection, Fault> {
-    section.keys(&["kind", "mtu_bytes", "bulk_connections", "congestion"])?;
+    section.keys(&[
+        "kind",
+        "same_host",
+        "other_host",
+        "trusted_network",
+        "ucx_devices",
+        "mtu_bytes",
+        "bulk_connections",
+        "congestion",
+    ])?;
     let default = TransportSection::default();
     Ok(TransportSection {
         kind: section.or("kind", default.kind)?,
+        same_host: section.optional("same_host")?,
+        other_host: section.optional("other_host")?,
+        trusted_network: section.or("trusted_network", default.trusted_network)?,
+        ucx_devices: section.optional("ucx_devices")?,
         mtu_bytes: section.or("mtu_bytes", default.mtu_bytes)?,
         bulk_connections: section.or("bulk_connections", default.bulk_connections)?,
         congestion: section.or("congestion", default.congestion)?,

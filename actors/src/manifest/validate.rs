@@ -13,9 +13,7 @@ use std::collections::HashMap;
 use ditmesh_transport::fabric::BULK_LANES_MAX;
 
 use super::error::{ManifestError, Problem};
-use super::{
-    HealthSection, Isolation, Manifest, TelemetrySection, TransportKind, TransportSection,
-};
+use super::{CarrierKind, HealthSection, Isolation, Manifest, TelemetrySection, TransportKind};
 
 /// Version of the manifest's format that this build reads.
 const SCHEMA: u32 = 1;
@@ -67,7 +65,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), Violation> {
     nodes::check(manifest)?;
     models(manifest)?;
     groups::check(manifest)?;
-    transport(&manifest.transport, manifest.launcher.isolation)?;
+    transport(manifest)?;
     health(&manifest.health)?;
     telemetry(&manifest.telemetry)?;
     deadline("launcher.ready_deadline_ms", manifest.launcher.ready_deadline_ms)
@@ -97,12 +95,14 @@ fn models(manifest: &Manifest) -> Result<(), Violation> {
     Ok(())
 }
 
-fn transport(transport: &TransportSection, isolation: Isolation) -> Result<(), Violation> {
+fn transport(manifest: &Manifest) -> Result<(), Violation> {
+    let (transport, isolation) = (&manifest.transport, manifest.launcher.isolation);
     if transport.kind == TransportKind::InProcess && isolation == Isolation::Process {
         let message = "transport \"in-process\" cannot connect workers that are processes";
         let advice = "write kind = \"quic\" here, or isolation = \"thread\" under [launcher]";
         return Err(Violation::new("transport.kind", message).advise(advice));
     }
+    carriers(manifest)?;
     if !MTU_BYTES.contains(&transport.mtu_bytes) {
         let (least, most) = (MTU_BYTES.start(), MTU_BYTES.end());
         let message = format!("mtu_bytes is {}, expected {least} to {most}", transport.mtu_bytes);
@@ -112,6 +112,29 @@ fn transport(transport: &TransportSection, isolation: Isolation) -> Result<(), V
     if !(1..=BULK_LANES_MAX).contains(&lanes) {
         let message = format!("bulk_connections is {lanes}, expected 1 to {BULK_LANES_MAX}");
         return Err(Violation::new("transport.bulk_connections", message));
+    }
+    Ok(())
+}
+
+/// What carries which class of links.
+fn carriers(manifest: &Manifest) -> Result<(), Violation> {
+    let transport = &manifest.transport;
+    let classes = [("same_host", transport.same_host), ("other_host", transport.other_host)];
+    for (key, class) in classes {
+        if transport.kind == TransportKind::InProcess && class.is_some() {
+            let message = format!("{key} says what connects processes, and there is only one");
+            return Err(Violation::new(format!("transport.{key}"), message));
+        }
+    }
+    let mut addresses = manifest.nodes.iter().map(|node| &node.address);
+    let first = addresses.next();
+    let several_hosts = addresses.any(|address| Some(address) != first);
+    let crosses = transport.carrier(false) == Some(CarrierKind::Ucx);
+    if several_hosts && crosses && !transport.trusted_network {
+        let message = "ucx would carry what is computed from host to host unencrypted";
+        let advice = "write trusted_network = true if everybody on that network may read and \
+                      forge it, or other_host = \"quic\"";
+        return Err(Violation::new("transport.kind", message).advise(advice));
     }
     Ok(())
 }

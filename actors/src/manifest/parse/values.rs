@@ -9,7 +9,9 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::super::error::nearest;
-use super::super::{CongestionKind, DeviceKind, Isolation, LauncherKind, TransportKind};
+use super::super::{
+    CarrierKind, CongestionKind, DeviceKind, Isolation, LauncherKind, TransportKind,
+};
 use super::section::Fault;
 use crate::request::{Dtype, TextEncoderPolicy, WireDtype};
 
@@ -164,5 +166,8 @@ words! {
         "bbr" => CongestionKind::Bbr;
     WireDtype: "f32" => WireDtype::F32, "bf16" => WireDtype::Bf16, "f16" => WireDtype::F16,
         "int8" => WireDtype::Int8;
-    TransportKind: "quic" => TransportKind::Quic, "in-process" => TransportKind::InProcess;
+    TransportKind: "quic" => TransportKind::Quic, "ucx" => TransportKind::Ucx,
+        "auto" => TransportKind::Auto, "in-process" => TransportKind::InProcess;
+    CarrierKind: "quic" => CarrierKind::Quic, "ucx" => CarrierKind::Ucx,
+        "auto" => CarrierKind::Auto;
 }

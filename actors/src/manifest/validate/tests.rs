@@ -162,6 +162,27 @@ fn transport_and_health() {
 }
 
 #[test]
+fn ucx_crosses_hosts_on_a_trusted_network_only() {
+    let over_ucx = |m: &mut Manifest| {
+        m.transport.kind = TransportKind::Ucx;
+        m.nodes[1].address = "10.0.0.2".into();
+    };
+    let text = violation(over_ucx);
+    assert!(text.starts_with("transport.kind: ucx would carry"), "{text}");
+    assert!(text.contains("trusted_network = true"), "{text}");
+    let mut trusted = cluster();
+    over_ucx(&mut trusted);
+    trusted.transport.trusted_network = true;
+    check(&trusted).unwrap();
+    let mut encrypted = cluster();
+    over_ucx(&mut encrypted);
+    encrypted.transport.other_host = Some(CarrierKind::Quic);
+    check(&encrypted).unwrap();
+    let text = violation(|m| m.transport.same_host = Some(CarrierKind::Ucx));
+    assert!(text.starts_with("transport.same_host: "), "{text}");
+}
+
+#[test]
 fn a_programs_manifest_is_told_the_path_of_the_value() {
     let mut manifest = cluster();
     manifest.models = vec![ModelSection { name: String::new(), ..manifest.models[0].clone() }];
