@@ -66,6 +66,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
         Command::Man(args) => man::run(&args, terminal),
         Command::Agent => agent::run(),
         Command::Worker => worker::run(),
+        Command::BenchEnd => bench::transport::end::run(),
         Command::Supervisor => supervisor::run(),
     }
 }

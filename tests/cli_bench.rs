@@ -95,3 +95,46 @@ fn a_device_profile_is_kept_where_plans_look_for_it() {
     assert!(printed["profile"]["gemm_flops_per_s"]["f32"].as_f64().unwrap() > 0.0);
     assert_eq!(printed["by_tokens"]["attention"].as_array().unwrap().len(), 3);
 }
+
+#[test]
+fn transport_measures_every_way_that_is_there() {
+    let small = "bench transport --rounds 2 --message-mib 1 --messages 2 --largest-mib 1 --json \
+                 --against tcp,tls,gloo --python no-such-python";
+    let words: Vec<_> = small.split_whitespace().map(str::to_owned).collect();
+    let ended = run(&words);
+    let report: Value = serde_json::from_str(ended.done()).unwrap();
+    let ways = report["ways"].as_array().unwrap();
+    for name in ["quic", "quic-1500", "quinn-default", "tcp", "tls"] {
+        let way = ways.iter().find(|way| way["name"] == name).unwrap();
+        for figure in ["gb_per_s", "cpu_s_per_gb", "round_trip_us"] {
+            assert!(way[figure]["median"].as_f64().unwrap() > 0.0, "{figure} of {way:#}");
+        }
+    }
+    let ratios = report["ratios"].as_object().unwrap();
+    let promised = [
+        "quic_jumbo_over_tls",
+        "quic_1500_over_tls",
+        "quic_over_quinn_default",
+        "ucx_tcp_over_perftest",
+        "ucx_shm_over_perftest",
+        "ucx_tcp_over_gloo",
+        "quic_rtt_over_tcp",
+    ];
+    assert!(ratios.len() == promised.len() && promised.iter().all(|key| ratios.contains_key(*key)));
+    assert!(ratios["quic_jumbo_over_tls"].as_f64().unwrap() > 0.0);
+    assert!(ratios["ucx_tcp_over_gloo"].is_null());
+    assert!(report["not_measured"].to_string().contains("gloo"), "{report:#}");
+    let sizes = report["sizes"].as_array().unwrap();
+    assert!(sizes.iter().any(|row| row["name"] == "quic" && row["bytes"] == 1024));
+}
+
+#[test]
+fn transport_of_a_cluster_without_links_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "schema = 1\n[cluster]\nname = \"one\"\n[[node]]\nname = \"a\"\n[[node.device]]\n\
+                    threads = 1\n[[model]]\nname = \"emoji\"\npath = \"built-in\"\n[[group]]\n\
+                    model = \"emoji\"\ndegrees = {}\n";
+    std::fs::write(folder.path().join("cluster.toml"), manifest).unwrap();
+    let ended = ditmesh(folder.path(), &["bench", "transport", "--cluster", "cluster.toml"]);
+    assert!(ended.stderr.contains("no links"), "{}", ended.stderr);
+}

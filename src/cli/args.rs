@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 pub(crate) use bench::{
-    BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, ScalingArgs, SizeArgs, TransportArg,
+    AgainstArg, BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, ScalingArgs, SizeArgs,
+    TransportArg, TransportBenchArgs,
 };
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};
 
@@ -64,6 +65,9 @@ pub(crate) enum Command {
     /// The process of one device; started by its agent
     #[command(hide = true)]
     Worker,
+    /// One end of `bench transport`; started by it
+    #[command(hide = true)]
+    BenchEnd,
     /// The process behind `up --detach`; started by it
     #[command(hide = true)]
     Supervisor,

@@ -13,6 +13,7 @@ mod random_model;
 mod scaling;
 mod statistics;
 mod torch;
+pub(crate) mod transport;
 
 use super::args::BenchCommand;
 use super::failure::Failure;
@@ -24,5 +25,6 @@ pub(crate) fn run(command: &BenchCommand, terminal: &Terminal) -> Result<(), Fai
         BenchCommand::Device(args) => device::run(args, terminal),
         BenchCommand::Overhead(args) => overhead::run(args, terminal),
         BenchCommand::Scaling(args) => scaling::run(args, terminal),
+        BenchCommand::Transport(args) => transport::run(args, terminal),
     }
 }

@@ -1,7 +1,7 @@
 //! One-shot results that a plain thread and an async task can both wait for.
 //!
 //! Owns the pair [`Completer`] / [`Completion`]. Knows no runtime: a thread spins for
-//! [`SPIN`] and then parks, a task leaves its waker. Invariants: the value is delivered at most
+//! [`SPIN`] (not where it would keep the only core from whoever is to deliver) and then parks, a task leaves its waker. Invariants: the value is delivered at most
 //! once; a dropped [`Completer`] resolves [`TransportError::Closed`], so no wait hangs on a sender
 //! that is gone; an expired deadline leaves the completion usable.
 
@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -157,6 +157,9 @@ impl<T> Completion<T> {
         if let Some(driver) = &self.driver {
             return self.drive(&**driver, deadline);
         }
+        if !may_spin() {
+            return;
+        }
         let spin_until = deadline.min(Instant::now() + SPIN);
         while !self.shared.done.load(Ordering::Acquire) && Instant::now() < spin_until {
             std::hint::spin_loop();
@@ -236,6 +239,12 @@ impl<T> fmt::Debug for Completer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Completer")
     }
+}
+
+/// Whether this process has more than one core, as it was when it first asked.
+fn may_spin() -> bool {
+    static CORES: OnceLock<bool> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1))
 }
 
 struct Shared<T> {

@@ -21,6 +21,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 pub use authority::ClusterCa;
 pub use error::IdentityError;
 pub use name::{PeerIdentity, Role};
+pub use tls::TlsRole;
 pub(crate) use tls::{client_crypto, server_crypto, verified_identity};
 
 /// A certificate with its key, and the authority that peers must have too.

@@ -21,6 +21,8 @@ pub(crate) enum BenchCommand {
     Scaling(ScalingArgs),
     /// What a step costs beside computing and moving bytes
     Overhead(OverheadArgs),
+    /// What every way from one process to another carries, and at what price
+    Transport(TransportBenchArgs),
     /// What a device sustains; kept for `plan`, `generate` and `up`
     Device(DeviceArgs),
 }
@@ -144,6 +146,85 @@ pub(crate) struct DeviceArgs {
     /// Milliseconds spent on each of the figures
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = counted(60_000))]
     pub(crate) each_ms: u32,
+}
+
+/// `bench transport`.
+#[derive(Debug, Args)]
+pub(crate) struct TransportBenchArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Measure the links between the nodes of this cluster, with its transport settings [default:
+    /// two processes on loopback]
+    #[arg(long, value_name = "MANIFEST", value_hint = ValueHint::FilePath)]
+    pub(crate) cluster: Option<PathBuf>,
+
+    /// What else is measured in the same rounds, where it is installed
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PEERS")]
+    pub(crate) against: Vec<AgainstArg>,
+
+    /// Rounds; each measures everything once
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = counted(1000))]
+    pub(crate) rounds: u32,
+
+    /// Size of the messages that ways are compared by
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = counted(256))]
+    pub(crate) message_mib: u32,
+
+    /// Messages per round and way
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = counted(10_000))]
+    pub(crate) messages: u32,
+
+    /// Largest message of the table by size
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = counted(256))]
+    pub(crate) largest_mib: u32,
+
+    /// A Python that has torch, for gloo
+    #[arg(long, value_name = "PROGRAM", default_value = "python3", value_hint = ValueHint::CommandName)]
+    pub(crate) python: PathBuf,
+
+    /// The two cores that processes are pinned to [default: as for `bench scaling`]
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) cores: Option<Vec<usize>>,
+
+    /// Instead of loopback, a link of this many Mbit/s between two network namespaces; needs root
+    #[arg(long, value_name = "MBITS", value_parser = counted(100_000), help_heading = "Shaped link")]
+    pub(crate) shaped: Option<u32>,
+
+    /// Its frames
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = counted(9000))]
+    #[arg(help_heading = "Shaped link")]
+    pub(crate) link_mtu: u32,
+
+    /// Of a million packets, how many it loses
+    #[arg(long, value_name = "PPM", default_value_t = 0)]
+    #[arg(help_heading = "Shaped link")]
+    pub(crate) loss_ppm: u32,
+
+    /// How long its queue gets before it drops packets
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = counted(1000))]
+    #[arg(help_heading = "Shaped link")]
+    pub(crate) queue_ms: u32,
+
+    /// Heartbeats sent under bulk load, one every 20 ms
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = counted(1_000_000))]
+    #[arg(help_heading = "Shaped link")]
+    pub(crate) heartbeats: u32,
+}
+
+/// `--against`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AgainstArg {
+    /// Plain TCP
+    Tcp,
+    /// TLS 1.3 over TCP, AES-128-GCM
+    Tls,
+    /// UCX's own benchmark
+    #[value(name = "ucx_perftest")]
+    UcxPerftest,
+    /// torch.distributed over gloo
+    Gloo,
 }
 
 /// `--transport`.

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -16,10 +17,60 @@ use super::{Identity, IdentityError, PeerIdentity, name};
 
 const ALPN: &[u8] = b"ditmesh";
 
+/// One side of TLS over a stream, with the rules of the QUIC connections: TLS 1.3, the cluster's
+/// authority, both sides authenticated.
+#[derive(Clone, Debug)]
+pub enum TlsRole {
+    /// The side that dials, and the name that it checks.
+    Client(Arc<ClientConfig>, ServerName<'static>),
+    /// The side that accepts.
+    Server(Arc<ServerConfig>),
+}
+
+impl Identity {
+    /// TLS over a stream of bytes.
+    ///
+    /// # Errors
+    /// [`IdentityError::Tls`] when key and certificates do not fit.
+    pub fn tls(&self, server: bool) -> Result<TlsRole, IdentityError> {
+        if server {
+            return Ok(TlsRole::Server(Arc::new(server_tls(self)?)));
+        }
+        let name = name::member_name(&self.subject().cluster);
+        let name = ServerName::try_from(name).map_err(|error| IdentityError::Tls {
+            what: "check the name of members",
+            cause: error.to_string(),
+        })?;
+        Ok(TlsRole::Client(Arc::new(client_tls(self)?), name))
+    }
+
+    /// What quinn needs to dial members of the cluster, and the name to dial.
+    ///
+    /// # Errors
+    /// [`IdentityError::Tls`] when key and certificates do not fit.
+    pub fn quic_client(&self) -> Result<(Arc<QuicClientConfig>, String), IdentityError> {
+        client_crypto(self)
+    }
+
+    /// What quinn needs to accept members of the cluster.
+    ///
+    /// # Errors
+    /// [`IdentityError::Tls`] when key and certificates do not fit.
+    pub fn quic_server(&self) -> Result<Arc<QuicServerConfig>, IdentityError> {
+        server_crypto(self)
+    }
+}
+
 /// What the dialing side needs, and the name that TLS is to check.
 pub(crate) fn client_crypto(
     identity: &Identity,
 ) -> Result<(Arc<QuicClientConfig>, String), IdentityError> {
+    let quic = QuicClientConfig::try_from(client_tls(identity)?)
+        .map_err(|error| IdentityError::Tls { what: "use QUIC", cause: error.to_string() })?;
+    Ok((Arc::new(quic), name::member_name(&identity.subject().cluster)))
+}
+
+fn client_tls(identity: &Identity) -> Result<ClientConfig, IdentityError> {
     let mut tls = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(tls_error("use TLS 1.3"))?
@@ -27,13 +78,19 @@ pub(crate) fn client_crypto(
         .with_client_auth_cert(vec![identity.certificate()?], identity.key()?)
         .map_err(tls_error("use this key with this certificate"))?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
-    let quic = QuicClientConfig::try_from(tls)
-        .map_err(|error| IdentityError::Tls { what: "use QUIC", cause: error.to_string() })?;
-    Ok((Arc::new(quic), name::member_name(&identity.subject().cluster)))
+    // Nothing is resumed, so there is nothing that could be sent before the handshake.
+    tls.resumption = Resumption::disabled();
+    Ok(tls)
 }
 
 /// What the accepting side needs.
 pub(crate) fn server_crypto(identity: &Identity) -> Result<Arc<QuicServerConfig>, IdentityError> {
+    let quic = QuicServerConfig::try_from(server_tls(identity)?)
+        .map_err(|error| IdentityError::Tls { what: "use QUIC", cause: error.to_string() })?;
+    Ok(Arc::new(quic))
+}
+
+fn server_tls(identity: &Identity) -> Result<ServerConfig, IdentityError> {
     let roots = Arc::new(roots(identity)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(
         |error| IdentityError::Tls {
@@ -49,9 +106,7 @@ pub(crate) fn server_crypto(identity: &Identity) -> Result<Arc<QuicServerConfig>
         .map_err(tls_error("use this key with this certificate"))?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
     tls.send_tls13_tickets = 0;
-    let quic = QuicServerConfig::try_from(tls)
-        .map_err(|error| IdentityError::Tls { what: "use QUIC", cause: error.to_string() })?;
-    Ok(Arc::new(quic))
+    Ok(tls)
 }
 
 /// Who is at the other end of an established connection.

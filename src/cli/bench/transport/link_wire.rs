@@ -1,0 +1,182 @@
+//! A link of any fabric, as the executor uses it: places posted ahead, frames handed over.
+//!
+//! Owns the order of tags. Knows no transport beyond the traits, so every fabric is measured by the
+//! same lines.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ditmesh_transport::{
+    Completion, Epoch, Fabric, FabricAddress, FrameMeta, Link, MeshForm, PeerAddress, PeerId,
+    PostRecv, Priority, Received, RunId, SendFrame, Slice, Tag, Transport,
+};
+
+use super::POSTED_BYTES_MAX;
+use super::wire::Wire;
+
+const EPOCH: Epoch = Epoch(1);
+const RUN: RunId = RunId(1);
+/// Of round trips, whose places are posted one ahead.
+const PINGS: RunId = RunId(2);
+/// Places posted, and frames handed over, ahead.
+const AHEAD_MAX: u64 = 64;
+/// Longest wait for one message.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// One end.
+pub(super) struct LinkWire {
+    transport: Arc<dyn Transport>,
+    link: Arc<dyn Link>,
+    next: u64,
+    next_ping: u64,
+    /// The place of the next question or answer.
+    ahead: Option<(usize, Completion<Received>)>,
+    payload: Slice,
+    _fabric: Arc<dyn Fabric>,
+}
+
+/// Forms the mesh of two.
+pub(super) fn join(
+    fabric: Arc<dyn Fabric>,
+    cluster: String,
+    rank: u8,
+    peer: FabricAddress,
+) -> Result<Box<dyn Wire>, String> {
+    let other = 1 - u32::from(rank.min(1));
+    let form = MeshForm {
+        cluster,
+        epoch: EPOCH,
+        local: PeerId(rank.into()),
+        peers: vec![PeerAddress { id: PeerId(other), name: format!("n{other}"), address: peer }],
+        deadline: Instant::now() + Duration::from_secs(20),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let transport = runtime.block_on(fabric.form(form)).map_err(|error| error.to_string())?;
+    let link = transport.link(PeerId(other)).map_err(|error| error.to_string())?;
+    let payload = Slice::empty();
+    Ok(Box::new(LinkWire {
+        transport,
+        link,
+        next: 0,
+        next_ping: 0,
+        ahead: None,
+        payload,
+        _fabric: fabric,
+    }))
+}
+
+impl LinkWire {
+    fn post(&self, run: RunId, tag: u64, bytes: usize) -> Completion<Received> {
+        let region = self.transport.allocate(bytes);
+        self.link.post_recv(PostRecv { run, tag: Tag(tag), region, len: bytes })
+    }
+
+    fn hand_over(&self, (run, tag): (RunId, u64), payload: Slice) -> Completion<()> {
+        let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let priority = if run == PINGS { Priority::Next } else { Priority::Exchange };
+        let meta = FrameMeta { priority, ..FrameMeta::raw(EPOCH, len) };
+        self.link.send(SendFrame { run, tag: Tag(tag), meta, payload })
+    }
+
+    fn payload(&mut self, bytes: usize) -> Slice {
+        if self.payload.len() < bytes {
+            self.payload = Slice::copy_of(&vec![7; bytes]);
+        }
+        self.payload.part(0..bytes).unwrap_or_else(Slice::empty)
+    }
+
+    /// Sends and receives as many as asked, each side as far ahead as it may.
+    fn both(&mut self, bytes: usize, sends: u64, receives: u64) -> Result<(), String> {
+        let first = self.next;
+        self.next += sends.max(receives);
+        let payload = self.payload(if sends > 0 { bytes } else { 0 });
+        let ahead = ahead(bytes);
+        let (mut sent, mut posted) = (0, 0);
+        let mut sending = VecDeque::new();
+        let mut receiving = VecDeque::new();
+        while sent < sends || posted < receives || !sending.is_empty() || !receiving.is_empty() {
+            while posted < receives && (receiving.len() as u64) < ahead {
+                receiving.push_back(self.post(RUN, first + posted, bytes));
+                posted += 1;
+            }
+            while sent < sends && (sending.len() as u64) < ahead {
+                let payload = payload.clone();
+                sending.push_back(self.hand_over((RUN, first + sent), payload));
+                sent += 1;
+            }
+            if let Some(received) = receiving.pop_front() {
+                drop(wait(received)?);
+            }
+            if let Some(taken) = sending.pop_front() {
+                wait(taken)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The place of this round trip.
+    fn ping_place(&mut self, bytes: usize) -> Result<(u64, Completion<Received>), String> {
+        let tag = self.next_ping;
+        self.next_ping += 1;
+        let place = match self.ahead.take() {
+            Some((of, place)) if of == bytes => place,
+            Some((of, _)) => return Err(format!("pings of {bytes} bytes after those of {of}")),
+            None => self.post(PINGS, tag, bytes),
+        };
+        Ok((tag, place))
+    }
+
+    fn post_ahead(&mut self, bytes: usize) {
+        self.ahead = Some((bytes, self.post(PINGS, self.next_ping, bytes)));
+    }
+
+    fn note(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+}
+
+impl Wire for LinkWire {
+    fn send(&mut self, bytes: usize, count: u64) -> Result<(), String> {
+        self.both(bytes, count, 0)?;
+        let tag = self.note();
+        wait(self.post(RUN, tag, 1)).map(drop)
+    }
+
+    fn receive(&mut self, bytes: usize, count: u64) -> Result<(), String> {
+        self.both(bytes, 0, count)?;
+        let tag = self.note();
+        wait(self.hand_over((RUN, tag), Slice::copy_of(&[1])))
+    }
+
+    fn exchange(&mut self, bytes: usize, count: u64) -> Result<(), String> {
+        self.both(bytes, count, count)
+    }
+
+    fn ask(&mut self, bytes: usize) -> Result<(), String> {
+        let (tag, answer) = self.ping_place(bytes)?;
+        let payload = self.payload(bytes);
+        drop(self.hand_over((PINGS, tag), payload));
+        self.post_ahead(bytes);
+        wait(answer).map(drop)
+    }
+
+    fn answer(&mut self, bytes: usize) -> Result<(), String> {
+        let (tag, question) = self.ping_place(bytes)?;
+        let payload = self.payload(bytes);
+        drop(wait(question)?);
+        drop(self.hand_over((PINGS, tag), payload));
+        self.post_ahead(bytes);
+        Ok(())
+    }
+}
+
+fn ahead(bytes: usize) -> u64 {
+    (POSTED_BYTES_MAX / bytes.max(1)).clamp(2, AHEAD_MAX as usize) as u64
+}
+
+fn wait<T>(mut completion: Completion<T>) -> Result<T, String> {
+    completion.wait_until(Instant::now() + WAIT_MAX).map_err(|error| error.to_string())
+}

@@ -1,0 +1,166 @@
+//! The two ends, seen from the process that measures.
+//!
+//! Owns the child processes. Invariants: every wait has a deadline; dropping the pair ends both.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use super::end::{Answer, Done, Order, Settings, Start};
+use super::subject::Subject;
+use super::wire::{Act, Run};
+
+/// Longest wait for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(400);
+
+/// Where one end runs.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) ip: IpAddr,
+    pub(super) core: Option<usize>,
+    /// A network namespace to start it in.
+    pub(super) namespace: Option<String>,
+}
+
+/// Both ends.
+pub(super) struct Pair {
+    ends: [EndProcess; 2],
+}
+
+struct EndProcess {
+    process: Child,
+    orders: ChildStdin,
+    answers: Receiver<String>,
+}
+
+/// What both saw of the same runs.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    pub(super) first: Done,
+    pub(super) cpu_s: f64,
+}
+
+impl Pair {
+    /// Starts both; `identities` has the certificates of `n0` and `n1`.
+    pub(super) fn start(
+        places: &[Place; 2],
+        settings: Option<Settings>,
+        identities: &Path,
+    ) -> Result<Self, String> {
+        let [first, second] = places;
+        let first = EndProcess::start(0, first, settings, identities)?;
+        let second = EndProcess::start(1, second, settings, identities)?;
+        Ok(Self { ends: [first, second] })
+    }
+
+    /// Connects the ends in one way.
+    pub(super) fn join(&mut self, subject: Subject) -> Result<(), String> {
+        let mut addresses = Vec::new();
+        for answer in self.both([&Order::Bind(subject), &Order::Bind(subject)])? {
+            match answer {
+                Answer::Bound(address) => addresses.push(address),
+                other => return Err(format!("{other:?}")),
+            }
+        }
+        let [first, second]: [String; 2] = addresses.try_into().map_err(|_| "two addresses")?;
+        self.both([&Order::Join(subject, second), &Order::Join(subject, first)]).map(drop)
+    }
+
+    /// Runs `runs` (as of the first end) at both, all at once.
+    pub(super) fn run(&mut self, runs: &[Run]) -> Result<Measured, String> {
+        let of_second = runs.iter().map(|run| Run { first: !run.first, ..*run }).collect();
+        let answers = self.both([&Order::Run(runs.to_vec()), &Order::Run(of_second)])?;
+        let mut done = answers.into_iter().map(|answer| match answer {
+            Answer::Ran(done) => Ok(done),
+            other => Err(format!("{other:?}")),
+        });
+        let first = done.next().ok_or("no answer")??;
+        let second = done.next().ok_or("no answer")??;
+        let cpu_s = first.cpu_s + second.cpu_s;
+        Ok(Measured { first, cpu_s })
+    }
+
+    /// One run of one subject.
+    pub(super) fn measure(
+        &mut self,
+        subject: Subject,
+        act: Act,
+        bytes: usize,
+        count: u64,
+    ) -> Result<Measured, String> {
+        self.run(&[Run { subject, act, first: true, bytes, count, every_ms: 0 }])
+    }
+
+    fn both(&mut self, orders: [&Order; 2]) -> Result<Vec<Answer>, String> {
+        for (end, order) in self.ends.iter_mut().zip(orders) {
+            end.tell(order)?;
+        }
+        let answers: Vec<_> = self.ends.iter_mut().map(|end| end.hear()).collect();
+        answers.into_iter().collect()
+    }
+}
+
+impl EndProcess {
+    fn start(
+        rank: u8,
+        place: &Place,
+        settings: Option<Settings>,
+        identities: &Path,
+    ) -> Result<Self, String> {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut command = match &place.namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        let started = command.arg("bench-end").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut process = started.map_err(|error| format!("cannot start an end: {error}"))?;
+        let (Some(orders), Some(stdout)) = (process.stdin.take(), process.stdout.take()) else {
+            return Err("an end has no stdin or stdout".into());
+        };
+        let (tell, answers) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut end = Self { process, orders, answers };
+        let Place { ip, core, .. } = *place;
+        let identities = identities.to_owned();
+        end.write(&Start { rank, core, ip, settings: settings.unwrap_or_default(), identities })?;
+        Ok(end)
+    }
+
+    fn tell(&mut self, order: &Order) -> Result<(), String> {
+        self.write(order)
+    }
+
+    fn write(&mut self, what: &impl serde::Serialize) -> Result<(), String> {
+        let line = serde_json::to_string(what).map_err(|error| error.to_string())?;
+        writeln!(self.orders, "{line}").map_err(|error| format!("an end is gone: {error}"))
+    }
+
+    fn hear(&mut self) -> Result<Answer, String> {
+        let line = self.answers.recv_timeout(ANSWER_MAX).map_err(|error| error.to_string())?;
+        match serde_json::from_str(&line).map_err(|error| format!("{line:?}: {error}"))? {
+            Answer::Failed(cause) => Err(cause),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl Drop for EndProcess {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,107 @@
+//! What is measured: a way from one process to another.
+//!
+//! Owns the names and how the fabrics among them are set up.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ditmesh_transport::{
+    Congestion, Fabric, Identity, LaneChoice, QuicConfig, QuicFabric, UcxConfig, UcxFabric,
+};
+use serde::{Deserialize, Serialize};
+
+use super::end::Settings;
+
+/// UDP payload of a packet on a network of 1500-byte frames.
+const PLAIN_MTU_BYTES: u16 = 1472;
+
+/// One way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Subject {
+    /// The product's QUIC, as a cluster has it.
+    Quic,
+    /// With one bulk connection.
+    QuicOne,
+    /// With packets of 1500-byte networks.
+    Quic1500,
+    /// With one bulk connection and such packets.
+    QuicOne1500,
+    /// With BBR.
+    QuicBbr,
+    /// quinn as it comes, one connection and one stream.
+    QuinnDefault,
+    /// The channel of heartbeats.
+    Control,
+    /// The product's UCX within a host.
+    UcxShm,
+    /// The product's UCX between hosts.
+    UcxTcp,
+    /// Plain TCP.
+    Tcp,
+    /// TLS 1.3 over TCP, AES-128-GCM.
+    Tls,
+}
+
+impl Subject {
+    /// As in tables and JSON.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::QuicOne => "quic-one",
+            Self::Quic1500 => "quic-1500",
+            Self::QuicOne1500 => "quic-one-1500",
+            Self::QuicBbr => "quic-bbr",
+            Self::QuinnDefault => "quinn-default",
+            Self::Control => "control",
+            Self::UcxShm => "ucx-shm",
+            Self::UcxTcp => "ucx-tcp",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+
+    /// The fabric of one end, where the subject is one.
+    pub(super) fn fabric(
+        self,
+        identity: Identity,
+        ip: IpAddr,
+        rank: u8,
+        settings: Settings,
+    ) -> Option<Result<Arc<dyn Fabric>, String>> {
+        let ip = match (self, ip) {
+            // Of another address, the other end counts as another host.
+            (Self::UcxTcp, IpAddr::V4(v4)) if v4.is_loopback() => {
+                IpAddr::from([127, 0, 0, 1 + rank])
+            }
+            _ => ip,
+        };
+        let at = SocketAddr::new(ip, 0);
+        let mut quic = QuicConfig::new(identity, at, at);
+        settings.apply(&mut quic);
+        // Peers that measure something else are busy for longer than an idle timeout.
+        quic.idle_timeout *= 20;
+        quic.pool_bytes_max = super::POSTED_BYTES_MAX * 5 / 4;
+        match self {
+            Self::Quic => {}
+            Self::QuicOne => quic.bulk_lanes = 1,
+            Self::Quic1500 => quic.mtu_bytes = quic.mtu_bytes.min(PLAIN_MTU_BYTES),
+            Self::QuicOne1500 => {
+                quic.bulk_lanes = 1;
+                quic.mtu_bytes = quic.mtu_bytes.min(PLAIN_MTU_BYTES);
+            }
+            Self::QuicBbr => quic.congestion = Congestion::Bbr,
+            Self::UcxShm | Self::UcxTcp => {
+                let ucx = UcxConfig {
+                    same_host: LaneChoice::Ucx,
+                    other_host: LaneChoice::Ucx,
+                    trusted_network: true,
+                    devices: None,
+                };
+                return Some(UcxFabric::bind(&quic, ucx).map_err(|error| error.to_string()));
+            }
+            Self::QuinnDefault | Self::Control | Self::Tcp | Self::Tls => return None,
+        }
+        Some(QuicFabric::bind(&quic).map_err(|error| error.to_string()))
+    }
+}
