@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
     Epoch, Fabric, FabricAddress, FrameMeta, Identity, MemKind, Memory, PeerId, PostRecv,
-    QuicConfig, QuicFabric, Region, Role, RunId, SendFrame, Slice, Tag, TransportError,
+    QuicConfig, QuicFabric, Region, Role, RunId, SendFrame, Slice, Tag, TransportError, UcxFabric,
 };
 
 use crate::alone::{Footprint, alone, full_scale, is_role, start};
-use crate::support::{EPOCH, block_on, form_all, form_of, identity, loopback, quic_fabrics, soon};
+use crate::support::{
+    EPOCH, Host, block_on, form_all, form_of, identity, loopback, only_ucx, quic_fabrics, soon,
+    ucx_fabrics, ucx_is_here,
+};
 
 const MESSAGE_BYTES: usize = 256 << 20;
 
@@ -57,15 +60,23 @@ impl Memory for Watched {
     }
 }
 
-fn bind(identity: Identity) -> Arc<dyn Fabric> {
-    QuicFabric::bind(&QuicConfig::new(identity, loopback(), loopback())).unwrap()
+/// QUIC alone, or UCX where the two take each other to be.
+type Over = Option<Host>;
+
+fn bind(over: Over, rank: usize, identity: Identity) -> Arc<dyn Fabric> {
+    let at = over.map_or_else(loopback, |host| host.address(rank));
+    let config = QuicConfig::new(identity, at, at);
+    match over {
+        Some(_) => UcxFabric::bind(&config, only_ucx()).unwrap(),
+        None => QuicFabric::bind(&config).unwrap(),
+    }
 }
 
 /// The process that is killed: sends one message, whose place is never filled to the end.
-fn sender() {
+fn sender(over: Over) {
     let mut lines = std::io::stdin().lines();
     let dir = lines.next().unwrap().unwrap();
-    let fabric = bind(Identity::load(dir.as_ref(), Role::Node, "n1").unwrap());
+    let fabric = bind(over, 1, Identity::load(dir.as_ref(), Role::Node, "n1").unwrap());
     let mut told = std::io::stdout().lock();
     writeln!(told, "\naddress {}", fabric.address()).unwrap();
     drop(told);
@@ -80,6 +91,15 @@ fn sender() {
     let _ = lines.next();
 }
 
+/// A mesh with a neighbour in this process: what UCX opens once, the fabric keeps open.
+fn warm(over: Over, fabric: &Arc<dyn Fabric>) {
+    if over.is_some() {
+        let neighbour = bind(over, 1, identity(Role::Node, "n1"));
+        let formed = form_all(&[Arc::clone(fabric), neighbour], Epoch(0));
+        assert!(formed.iter().all(Result::is_ok));
+    }
+}
+
 fn address_of(child: &mut Child) -> FabricAddress {
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut lines = lines.map_while(Result::ok);
@@ -90,13 +110,36 @@ fn address_of(child: &mut Child) -> FabricAddress {
 fn a_peer_killed_in_the_middle_of_a_message_is_lost_in_time_and_leaves_nothing() {
     let test =
         "endurance::a_peer_killed_in_the_middle_of_a_message_is_lost_in_time_and_leaves_nothing";
+    killed_in_the_middle(test, None);
+}
+
+#[test]
+fn a_peer_killed_while_it_shares_memory_is_lost_in_time_and_leaves_nothing() {
+    if ucx_is_here() {
+        let test =
+            "endurance::a_peer_killed_while_it_shares_memory_is_lost_in_time_and_leaves_nothing";
+        killed_in_the_middle(test, Some(Host::Same));
+    }
+}
+
+#[test]
+fn a_peer_killed_over_a_network_of_ucx_is_lost_in_time_and_leaves_nothing() {
+    if ucx_is_here() {
+        let test =
+            "endurance::a_peer_killed_over_a_network_of_ucx_is_lost_in_time_and_leaves_nothing";
+        killed_in_the_middle(test, Some(Host::Other));
+    }
+}
+
+fn killed_in_the_middle(test: &str, over: Over) {
     if is_role("sender") {
-        return sender();
+        return sender(over);
     }
     alone(test, || {
         let dir = tempfile::tempdir().unwrap();
         identity(Role::Node, "n1").save(dir.path()).unwrap();
-        let fabric = bind(identity(Role::Node, "n0"));
+        let fabric = bind(over, 0, identity(Role::Node, "n0"));
+        warm(over, &fabric);
         let before = Footprint::now();
         let mut child = start(test, "sender");
         let mut tell = child.stdin.take().unwrap();
@@ -132,9 +175,27 @@ fn a_peer_killed_in_the_middle_of_a_message_is_lost_in_time_and_leaves_nothing()
 
 #[test]
 fn meshes_that_come_and_go_leave_nothing_behind() {
-    alone("endurance::meshes_that_come_and_go_leave_nothing_behind", || {
-        let meshes = if full_scale() { 1000 } else { 60 };
-        let fabrics = quic_fabrics(2);
+    let test = "endurance::meshes_that_come_and_go_leave_nothing_behind";
+    come_and_go(test, 1000, || Some(quic_fabrics(2)));
+}
+
+#[test]
+fn meshes_over_shared_memory_come_and_go_and_leave_nothing_behind() {
+    let test = "endurance::meshes_over_shared_memory_come_and_go_and_leave_nothing_behind";
+    come_and_go(test, 1000, || ucx_fabrics(2, Host::Same));
+}
+
+#[test]
+fn meshes_over_a_network_of_ucx_come_and_go_and_leave_nothing_behind() {
+    let test = "endurance::meshes_over_a_network_of_ucx_come_and_go_and_leave_nothing_behind";
+    come_and_go(test, 1000, || ucx_fabrics(2, Host::Other));
+}
+
+/// `full` meshes at full scale.
+fn come_and_go(test: &str, full: u64, fabrics: impl Fn() -> Option<Vec<Arc<dyn Fabric>>>) {
+    alone(test, || {
+        let meshes = if full_scale() { full } else { 60 };
+        let Some(fabrics) = fabrics() else { return };
         let come_and_go = |epoch: u64| {
             let formed = form_all(&fabrics, Epoch(epoch));
             let members: Vec<_> = formed.into_iter().map(Result::unwrap).collect();
@@ -149,8 +210,12 @@ fn meshes_that_come_and_go_leave_nothing_behind() {
         (1..=40).for_each(come_and_go);
         let before = Footprint::now();
         (41..=40 + meshes).for_each(come_and_go);
+        let settled = soon();
+        while Footprint::now().descriptors > before.descriptors {
+            assert!(Instant::now() < settled, "{before:?} {:?}", Footprint::now());
+            std::thread::yield_now();
+        }
         let after = Footprint::now();
-        assert_eq!(after.descriptors, before.descriptors);
         assert_eq!(after.threads, before.threads);
         let grown = after.resident_bytes.saturating_sub(before.resident_bytes);
         assert!(grown < (8 << 20), "{meshes} meshes leave {grown} bytes");

@@ -111,7 +111,7 @@ impl Host {
         }
     }
 
-    fn address(self, rank: usize) -> SocketAddr {
+    pub(crate) fn address(self, rank: usize) -> SocketAddr {
         match self {
             Self::Same => loopback(),
             Self::Other => SocketAddr::from(([127, 0, 0, 1 + rank as u8], 0)),
