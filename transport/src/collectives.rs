@@ -1,18 +1,21 @@
-//! Collectives as data: who sends which piece to whom, over point-to-point.
+//! Collectives as data: who sends which piece to whom in which round, over point-to-point.
 //!
-//! Owns the schedules, which are pure functions, and a small runner for tests and users
-//! ([`Collective`]). Knows no transport beyond [`Transport`](crate::Transport). Invariants: between
-//! a sender and a receiver there is at most one transfer per schedule, so one tag serves the whole
-//! collective; all members walk the same steps in the same order, so any window of at least one
-//! transfer each way is free of deadlock.
+//! Owns the schedules, which are pure functions, and a runner for whoever has bytes to move
+//! ([`Collective`]); a program of operations takes the schedules alone. Knows no transport beyond
+//! [`Transport`](crate::Transport).
 //!
-//! The step order is the rotation of Thakur, Rabenseifner, Gropp, "Optimization of collective
-//! communication operations in MPICH" (2005), section 3 (pairwise exchange): in step `i` a member
-//! sends to the one `i` places on and receives from the one `i` places back.
+//! Invariants of every schedule, which together exclude deadlock at any window: in a round a member
+//! sends at most one piece and receives at most one; a send and its receive are in the same round;
+//! a piece that is passed on was received in an earlier round. So transfers have one order that all
+//! members keep, and none of them waits for a later one.
+//!
+//! The rotation is the pairwise exchange of Thakur, Rabenseifner, Gropp, "Optimization of collective
+//! communication operations in MPICH" (2005), section 3; the ring and the binomial tree are from
+//! there too.
 
 mod runner;
 
-pub use runner::{Collective, Pieces, Window};
+pub use runner::{CHUNK_BYTES, CHUNKS_PER_PIECE_MAX, Collective, Pieces, Window};
 
 use crate::ids::PeerId;
 
@@ -28,6 +31,8 @@ pub enum Direction {
 /// One transfer of one member's schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Transfer {
+    /// Its place in the order that all members keep.
+    pub round: usize,
     /// Whether the piece leaves or comes.
     pub direction: Direction,
     /// The other member.
@@ -42,9 +47,26 @@ pub fn all_to_all(group: &[PeerId], me: PeerId) -> Vec<Transfer> {
     rotation(group, me, |_, to| to)
 }
 
-/// Every member ends up with every piece: piece `j` is what `group[j]` brought.
+/// Every member ends up with every piece: piece `j` is what `group[j]` brought. Each goes straight to
+/// everybody: for links that do not share a wire.
 pub fn all_gather(group: &[PeerId], me: PeerId) -> Vec<Transfer> {
     rotation(group, me, |own, _| own)
+}
+
+/// The same along a ring: every piece is passed on from neighbour to neighbour, so that a member
+/// talks to two others only and each wire carries each piece once.
+pub fn ring(group: &[PeerId], me: PeerId) -> Vec<Transfer> {
+    let size = group.len();
+    let Some(own) = index_of(group, me) else { return Vec::new() };
+    let (next, before) = ((own + 1) % size, (own + size - 1) % size);
+    let round = |round: usize| {
+        let piece = |place: usize| (place + size - round) % size;
+        [
+            transfer(round, Direction::SendTo, group[next], piece(own)),
+            transfer(round, Direction::RecvFrom, group[before], piece(before)),
+        ]
+    };
+    (0..size - 1).flat_map(round).collect()
 }
 
 /// Two members swap their pieces (guidance's two branches): piece `j` is what `group[j]` brought.
@@ -53,54 +75,64 @@ pub fn exchange(group: &[PeerId], me: PeerId) -> Vec<Transfer> {
     all_gather(group, me)
 }
 
-/// One member gives piece 0 to all others.
+/// One member gives piece 0 to all others, who pass it on along a binomial tree: `log2` rounds, and
+/// the root sends that often at most. Neighbours in the group are below one branch.
 pub fn broadcast(group: &[PeerId], root: PeerId, me: PeerId) -> Vec<Transfer> {
-    let transfer = |direction, peer| Transfer { direction, peer, piece: 0 };
-    if me == root {
-        let others = others(group, me);
-        others.map(|(_, peer)| transfer(Direction::SendTo, peer)).collect()
-    } else if is_member(group, root) && is_member(group, me) {
-        vec![transfer(Direction::RecvFrom, root)]
-    } else {
-        Vec::new()
+    let (Some(own), Some(root)) = (index_of(group, me), index_of(group, root)) else {
+        return Vec::new();
+    };
+    let size = group.len();
+    let place = (own + size - root) % size;
+    let peer = |place: usize| group[(place + root) % size];
+    let top = size.next_power_of_two() / 2;
+    let distances = std::iter::successors(Some(top), |distance| Some(distance / 2));
+    let mut transfers = Vec::new();
+    for (round, distance) in distances.take_while(|&distance| distance > 0).enumerate() {
+        if place.is_multiple_of(2 * distance) {
+            let to = place + distance;
+            transfers.extend((to < size).then(|| transfer(round, Direction::SendTo, peer(to), 0)));
+        } else if place.is_multiple_of(distance) {
+            transfers.push(transfer(round, Direction::RecvFrom, peer(place - distance), 0));
+        }
     }
+    transfers
 }
 
 /// One member gets all pieces: piece `j` is what `group[j]` brought.
 pub fn gather(group: &[PeerId], root: PeerId, me: PeerId) -> Vec<Transfer> {
-    let own = group.iter().position(|peer| *peer == me);
-    match own {
-        Some(_) if me == root => others(group, me)
-            .map(|(piece, peer)| Transfer { direction: Direction::RecvFrom, peer, piece })
-            .collect(),
-        Some(piece) if is_member(group, root) => {
-            vec![Transfer { direction: Direction::SendTo, peer: root, piece }]
-        }
-        _ => Vec::new(),
+    let (Some(own), Some(root)) = (index_of(group, me), index_of(group, root)) else {
+        return Vec::new();
+    };
+    let size = group.len();
+    let round = |piece: usize| (piece + size - root) % size;
+    if own != root {
+        return vec![transfer(round(own), Direction::SendTo, group[root], own)];
     }
+    let others = (1..size).map(|distance| (root + distance) % size);
+    others.map(|piece| transfer(round(piece), Direction::RecvFrom, group[piece], piece)).collect()
 }
 
-/// In step `i`, send to the member `i` on and receive from the member `i` back; `piece` picks what
+/// In round `i`, send to the member `i` on and receive from the member `i` back; `piece` picks what
 /// is sent from (own index, receiver's index).
 fn rotation(group: &[PeerId], me: PeerId, piece: impl Fn(usize, usize) -> usize) -> Vec<Transfer> {
     let size = group.len();
-    let Some(own) = group.iter().position(|peer| *peer == me) else { return Vec::new() };
-    let step = |i: usize| {
+    let Some(own) = index_of(group, me) else { return Vec::new() };
+    let round = |i: usize| {
         let (to, from) = ((own + i) % size, (own + size - i) % size);
-        let send =
-            Transfer { direction: Direction::SendTo, peer: group[to], piece: piece(own, to) };
-        let receive = Transfer { direction: Direction::RecvFrom, peer: group[from], piece: from };
-        [send, receive]
+        [
+            transfer(i, Direction::SendTo, group[to], piece(own, to)),
+            transfer(i, Direction::RecvFrom, group[from], from),
+        ]
     };
-    (1..size).flat_map(step).collect()
+    (1..size).flat_map(round).collect()
 }
 
-fn others(group: &[PeerId], me: PeerId) -> impl Iterator<Item = (usize, PeerId)> {
-    group.iter().copied().enumerate().filter(move |(_, peer)| *peer != me)
+fn transfer(round: usize, direction: Direction, peer: PeerId, piece: usize) -> Transfer {
+    Transfer { round, direction, peer, piece }
 }
 
-fn is_member(group: &[PeerId], peer: PeerId) -> bool {
-    group.contains(&peer)
+fn index_of(group: &[PeerId], peer: PeerId) -> Option<usize> {
+    group.iter().position(|member| *member == peer)
 }
 
 #[cfg(test)]

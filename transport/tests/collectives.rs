@@ -1,78 +1,107 @@
-//! Collectives over every transport, and their freedom from deadlock.
+//! Collectives over every transport, in chunks and several at once, and their freedom from deadlock.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ditmesh_transport::collectives::{
-    Collective, Pieces, Transfer, Window, all_gather, all_to_all, broadcast, exchange, gather,
+    Collective, Direction, Pieces, Transfer, Window, all_gather, all_to_all, broadcast, exchange,
+    gather, ring,
 };
 use ditmesh_transport::{
-    PeerId, Received, RunId, SimConfig, SimNetwork, Slice, Tag, Transport, TransportError,
+    PeerId, RunId, SimConfig, SimNetwork, Slice, Tag, Transport, TransportError,
 };
 use proptest::prelude::*;
 
 use crate::support::{EPOCH, World, soon};
 
-const TIGHTEST: Window = Window { receives: 1, sends: 1 };
+const TIGHTEST: Window = Window { receives: 1, sends: 1, chunk_bytes: 7000 };
 
-fn piece(from: usize, to: usize, len: usize) -> Slice {
-    Slice::copy_of(&vec![(from * 16 + to + 1) as u8; len])
-}
+const KINDS: usize = 6;
 
-fn group(size: usize) -> Vec<PeerId> {
-    (0..size as u32).map(PeerId).collect()
-}
-
-/// Every member's collective, sizes by `len(from, to)`; `to` is `None` where all get the same.
-fn prepare(
-    members: &[Arc<dyn Transport>],
-    gathering: bool,
+/// One collective of some members of a network.
+#[derive(Clone, Debug)]
+struct Work {
+    kind: usize,
+    /// Members by number, in the order of the group.
+    members: Vec<usize>,
+    root: usize,
+    lens: Vec<usize>,
     window: Window,
-    len: &dyn Fn(usize, usize) -> usize,
-) -> Vec<Collective> {
-    let group = group(members.len());
-    let prepare_one = |(me, transport): (usize, &Arc<dyn Transport>)| {
-        let to = |other| if gathering { 0 } else { other };
-        let outgoing: Vec<_> =
-            (0..members.len()).map(|other| piece(me, to(other), len(me, to(other)))).collect();
-        let incoming: Vec<_> = (0..members.len()).map(|from| len(from, to(me))).collect();
-        let schedule: Vec<Transfer> = match gathering {
-            true => all_gather(&group, group[me]),
-            false => all_to_all(&group, group[me]),
-        };
-        let pieces = Pieces::raw(EPOCH, &outgoing, &incoming);
-        Collective::new(Arc::clone(transport), (RunId(1), Tag(1)), &schedule, pieces, window)
-    };
-    members.iter().enumerate().map(prepare_one).collect()
 }
 
-fn check(
-    me: usize,
-    gathering: bool,
-    received: impl Iterator<Item = (usize, Received)>,
-    len: &dyn Fn(usize, usize) -> usize,
-) -> usize {
-    let to = if gathering { 0 } else { me };
-    let mut count = 0;
-    for (from, received) in received {
-        assert_eq!(received.len, len(from, to));
-        let expected = piece(from, to, received.len);
-        assert_eq!(&received.region.bytes()[..received.len], expected.bytes());
-        count += 1;
+impl Work {
+    fn group(&self) -> Vec<PeerId> {
+        self.members.iter().map(|&member| PeerId(member as u32)).collect()
     }
-    count
+
+    fn schedule(&self, own: usize) -> Vec<Transfer> {
+        let group = self.group();
+        let (me, root) = (group[own], group[self.root % group.len()]);
+        match self.kind {
+            0 => all_to_all(&group, me),
+            1 => all_gather(&group, me),
+            2 => ring(&group, me),
+            3 => exchange(&group, me),
+            4 => broadcast(&group, root, me),
+            _ => gather(&group, root, me),
+        }
+    }
+
+    /// Bytes of the piece that member `from` brings for member `to`.
+    fn bytes(&self, from: usize, to: usize) -> Vec<u8> {
+        let root = self.root % self.members.len();
+        let (from, to) = match self.kind {
+            0 => (from, to),
+            4 => (root, 0),
+            _ => (from, 0),
+        };
+        let len = self.lens[(from * 8 + to) % self.lens.len()];
+        (0..len).map(|at| (at * 31 + from * 16 + to + self.kind) as u8).collect()
+    }
+
+    /// The collective of the member `own`, which brings only what is its own.
+    fn of(&self, own: usize, transport: &Arc<dyn Transport>, tag: Tag) -> Collective {
+        let schedule = self.schedule(own);
+        let to_all = self.kind == 0;
+        let brings = |t: &&Transfer| {
+            let root = self.root % self.members.len();
+            let is_own = if self.kind == 4 { own == root } else { t.piece == own };
+            t.direction == Direction::SendTo && (to_all || is_own)
+        };
+        let slice = |t: &Transfer| (t.piece, Slice::copy_of(&self.bytes(own, t.piece)));
+        let comes = schedule.iter().filter(|t| t.direction == Direction::RecvFrom);
+        let pieces = Pieces {
+            epoch: EPOCH,
+            outgoing: schedule.iter().filter(brings).map(slice).collect(),
+            incoming_bytes: comes.map(|t| (t.piece, self.bytes(t.piece, own).len())).collect(),
+        };
+        let ids = (RunId(1), tag);
+        Collective::new(Arc::clone(transport), ids, &schedule, pieces, self.window).unwrap()
+    }
+
+    fn check(&self, own: usize, received: BTreeMap<usize, Vec<Slice>>) {
+        let comes = self.schedule(own);
+        let comes = comes.iter().filter(|t| t.direction == Direction::RecvFrom).count();
+        assert_eq!(received.len(), comes);
+        for (from, chunks) in received {
+            let bytes: Vec<u8> = chunks.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
+            assert_eq!(bytes, self.bytes(from, own), "{self:?}");
+            assert!(chunks.iter().all(|chunk| chunk.len() <= self.window.chunk_bytes.max(1)));
+        }
+    }
 }
 
-fn over_threads(world: &World, gathering: bool) {
-    let len = |from: usize, to: usize| (from * 7919 + to * 104_729) % 50_000;
-    let members = world.members.len();
-    let all = prepare(&world.members, gathering, TIGHTEST, &len);
+fn over_threads(world: &World, kind: usize) {
+    let lens = (0..64).map(|index| index * 7919 % 50_000).collect();
+    let members = (0..world.members.len()).collect();
+    let work = Work { kind, members, root: 1, lens, window: TIGHTEST };
     std::thread::scope(|scope| {
-        for (me, collective) in all.into_iter().enumerate() {
+        for (own, transport) in world.members.iter().enumerate() {
+            let work = &work;
             scope.spawn(move || {
-                let received = collective.wait(soon()).unwrap();
-                let count = check(me, gathering, received.into_iter(), &len);
-                assert_eq!(count, members - 1);
+                let collective = work.of(own, transport, Tag((kind as u64) << 32));
+                work.check(own, collective.wait(soon()).unwrap());
             });
         }
     });
@@ -80,17 +109,21 @@ fn over_threads(world: &World, gathering: bool) {
 
 #[test]
 fn collectives_between_threads_at_the_smallest_window() {
-    over_threads(&World::in_process(5), false);
-    over_threads(&World::in_process(5), true);
-    over_threads(&World::quic(4), false);
-    over_threads(&World::quic(4), true);
+    let (memory, quic) = (World::in_process(5), World::quic(4));
+    for kind in 0..KINDS {
+        over_threads(&memory, kind);
+        over_threads(&quic, kind);
+    }
 }
 
 /// Polls every member and lets virtual time pass, until all are done.
-fn drive(network: &SimNetwork, all: &mut [Collective]) -> Result<(), TransportError> {
+fn drive(
+    network: &SimNetwork,
+    all: &mut [(usize, usize, Collective)],
+) -> Result<(), TransportError> {
     loop {
         let mut done = true;
-        for collective in all.iter_mut() {
+        for (_, _, collective) in all.iter_mut() {
             done &= collective.poll()?;
         }
         if done {
@@ -103,39 +136,42 @@ fn drive(network: &SimNetwork, all: &mut [Collective]) -> Result<(), TransportEr
 #[derive(Clone, Debug)]
 struct Case {
     seed: u64,
-    members: usize,
-    lens: Vec<usize>,
-    gathering: bool,
-    receives: usize,
-    sends: usize,
+    works: Vec<Work>,
     loss_per_million: u32,
     latency_max_us: u64,
 }
 
-fn any_case() -> impl Strategy<Value = Case> {
-    let network = (any::<u64>(), 0..300_000_u32, 0..20_000_u64);
-    let work = (2..7_usize, prop::collection::vec(0..3000_usize, 64), any::<bool>());
-    (network, work, 1..3_usize, 1..3_usize).prop_map(
-        |(
-            (seed, loss_per_million, latency_max_us),
-            (members, lens, gathering),
-            receives,
-            sends,
-        )| {
-            Case {
-                seed,
-                members,
-                lens,
-                gathering,
-                receives,
-                sends,
-                loss_per_million,
-                latency_max_us,
-            }
+/// Members of a network; groups are any of them in any order.
+const MEMBERS: usize = 7;
+
+fn any_work() -> impl Strategy<Value = Work> {
+    let members = Just((0..MEMBERS).collect::<Vec<_>>()).prop_shuffle();
+    let lens = prop::collection::vec(0..3000_usize, 64);
+    let window = (0..4_usize, 0..4_usize, 1..1200_usize);
+    (0..KINDS, members, 1..=MEMBERS, 0..MEMBERS, lens, window).prop_map(
+        |(kind, mut members, size, root, lens, (receives, sends, chunk))| {
+            members.truncate(size);
+            // Small chunks of short pieces only: every chunk is a frame.
+            let chunk_bytes = chunk.max(lens.iter().max().copied().unwrap_or(0) / 12);
+            let window = Window { receives, sends, chunk_bytes };
+            Work { kind, members, root, lens, window }
         },
     )
 }
 
+fn any_case() -> impl Strategy<Value = Case> {
+    let works = prop::collection::vec(any_work(), 1..4);
+    (any::<u64>(), works, 0..300_000_u32, 0..20_000_u64).prop_map(
+        |(seed, works, loss_per_million, latency_max_us)| Case {
+            seed,
+            works,
+            loss_per_million,
+            latency_max_us,
+        },
+    )
+}
+
+/// All collectives of a case at once; the virtual time they took.
 fn simulate(case: &Case) -> Duration {
     let network = SimNetwork::new(
         case.seed,
@@ -148,28 +184,27 @@ fn simulate(case: &Case) -> Duration {
             ..SimConfig::default()
         },
     );
-    let members: Vec<_> =
-        group(case.members).into_iter().map(|peer| network.transport(peer)).collect();
-    let len = |from: usize, to: usize| case.lens[from * 8 + to];
-    let window = Window { receives: case.receives, sends: case.sends };
-    let mut all = prepare(&members, case.gathering, window, &len);
+    let transports: Vec<_> =
+        (0..MEMBERS).map(|peer| network.transport(PeerId(peer as u32))).collect();
+    let mut all = Vec::new();
+    for (number, work) in case.works.iter().enumerate() {
+        for (own, &member) in work.members.iter().enumerate() {
+            let tag = Tag((number as u64) << 32);
+            all.push((number, own, work.of(own, &transports[member], tag)));
+        }
+    }
     drive(&network, &mut all).unwrap();
-    for (me, collective) in all.into_iter().enumerate() {
-        let count = check(me, case.gathering, collective.into_received().into_iter(), &len);
-        assert_eq!(count, case.members - 1);
+    for (number, own, collective) in all {
+        case.works[number].check(own, collective.into_received());
     }
     network.now()
 }
 
-fn cases() -> ProptestConfig {
-    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) }
-}
-
 proptest! {
-    #![proptest_config(cases())]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
     #[test]
-    fn any_sizes_delays_losses_and_windows_complete(case in any_case()) {
+    fn any_groups_sizes_chunks_delays_losses_and_windows_complete_several_at_once(case in any_case()) {
         simulate(&case);
     }
 
@@ -179,43 +214,27 @@ proptest! {
     }
 }
 
+/// Who passes a piece on does not wait for all of it: virtual time of a tree of three levels.
 #[test]
-fn exchange_broadcast_and_gather_move_what_they_say() {
-    let world = World::sim(3);
-    let network = SimNetwork::new(1, SimConfig { epoch: EPOCH, ..SimConfig::default() });
-    let members: Vec<_> = group(3).into_iter().map(|peer| network.transport(peer)).collect();
-    drop(world);
-    let group = group(3);
-    let run = |tag: u64, schedules: Vec<Vec<Transfer>>| -> Vec<Vec<usize>> {
-        let mut all: Vec<_> = schedules
-            .iter()
-            .enumerate()
-            .map(|(me, schedule)| {
-                let outgoing: Vec<_> = (0..3).map(|_| piece(me, 0, 10)).collect();
-                let pieces = Pieces::raw(EPOCH, &outgoing, &[10, 10, 10]);
-                let ids = (RunId(1), Tag(tag));
-                Collective::new(Arc::clone(&members[me]), ids, schedule, pieces, TIGHTEST)
-            })
-            .collect();
-        drive(&network, &mut all).unwrap();
-        all.into_iter().map(|done| done.into_received().into_keys().collect()).collect()
+fn chunks_are_passed_on_while_the_next_ones_come() {
+    let took = |chunk_bytes| {
+        let window = Window { receives: 512, sends: 512, chunk_bytes };
+        let work =
+            Work { kind: 4, members: (0..5).collect(), root: 0, lens: vec![1_000_000], window };
+        simulate(&Case { seed: 1, works: vec![work], loss_per_million: 0, latency_max_us: 50 })
     };
-    let pair = &group[..2];
-    let swapped = run(1, pair.iter().map(|me| exchange(pair, *me)).collect());
-    assert_eq!(swapped, vec![vec![1], vec![0]]);
-    let spread = run(2, group.iter().map(|me| broadcast(&group, group[1], *me)).collect());
-    assert_eq!(spread, vec![vec![0], vec![], vec![0]]);
-    let gathered = run(3, group.iter().map(|me| gather(&group, group[2], *me)).collect());
-    assert_eq!(gathered, vec![vec![], vec![], vec![0, 1]]);
+    let (whole, chunked) = (took(usize::MAX), took(10_000));
+    assert!(chunked.as_secs_f64() < 0.8 * whole.as_secs_f64(), "{whole:?} {chunked:?}");
 }
 
 #[test]
 fn a_missing_piece_is_an_error_not_a_panic() {
     let world = World::in_process(2);
-    let schedule = all_to_all(&group(2), PeerId(0));
-    let pieces = Pieces::raw(EPOCH, &[], &[]);
+    let schedule = all_to_all(&[PeerId(0), PeerId(1)], PeerId(0));
+    let (outgoing, incoming_bytes) = (BTreeMap::new(), BTreeMap::new());
+    let pieces = Pieces { epoch: EPOCH, outgoing, incoming_bytes };
     let transport = Arc::clone(&world.members[0]);
-    let mut collective =
+    let collective =
         Collective::new(transport, (RunId(1), Tag(1)), &schedule, pieces, Window::default());
-    assert!(matches!(collective.poll(), Err(TransportError::Mismatch { .. })));
+    assert!(matches!(collective.err(), Some(TransportError::Mismatch { .. })));
 }
