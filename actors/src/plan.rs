@@ -24,7 +24,9 @@ use ditmesh_model::phase::{ForwardShape, Phase, Transfer, phases};
 use ditmesh_model::rows::{PatchRange, RowSet, share, strips};
 use ditmesh_model::spec::ModelSpec;
 use ditmesh_model::vae::phase::DecodeLayer;
+use ditmesh_transport::collectives;
 use ditmesh_transport::frame::Dtype;
+use ditmesh_transport::ids::PeerId;
 
 use crate::parallel::{cfg, pipefusion, step_cache, vae};
 use crate::protocol::RunSpec;
@@ -54,6 +56,20 @@ pub struct Plan {
 /// The blocks of one stage: shares that differ by at most one block.
 pub fn stage_blocks(blocks: usize, stages: usize, stage: usize) -> Range<usize> {
     ditmesh_model::rows::share(blocks, stage, stages)
+}
+
+/// A rank as the collectives name it.
+fn peer_id(rank: usize) -> PeerId {
+    PeerId(rank as u32)
+}
+
+/// The operation of one transfer of a collective.
+fn op_of(transfer: &collectives::Transfer, message: Message) -> Op {
+    let peer = transfer.peer.0 as usize;
+    match transfer.direction {
+        collectives::Direction::SendTo => Op::Send { peer, message },
+        collectives::Direction::RecvFrom => Op::Recv { peer, message },
+    }
 }
 
 /// FNV-1a: the same on every machine and in every build, unlike the standard hasher.
@@ -219,20 +235,18 @@ impl Plan {
         Program { ops, unit_ends }
     }
 
-    /// Text to every rank, initial latents to the first and the last stage.
+    /// Text to every rank, from rank to rank; initial latents to the first and the last stage.
     fn prologue(&self, rank: usize, at: Coordinates, ops: &mut Vec<Op>) {
         let text = self.text_messages();
         if rank == 0 && self.run.embeds_tokens.is_none() {
             ops.push(Op::Encode);
-        } else {
-            let source = if rank == 0 { self.controller() } else { 0 };
-            ops.extend(text.iter().cloned().map(|message| Op::Recv { peer: source, message }));
+        } else if rank == 0 {
+            let peer = self.controller();
+            ops.extend(text.iter().cloned().map(|message| Op::Recv { peer, message }));
         }
-        if rank == 0 {
-            let sends = (1..self.mesh.world_size()).flat_map(|peer| {
-                text.iter().cloned().map(move |message| Op::Send { peer, message })
-            });
-            ops.extend(sends);
+        let ranks: Vec<PeerId> = (0..self.mesh.world_size()).map(peer_id).collect();
+        for transfer in collectives::broadcast(&ranks, peer_id(0), peer_id(rank)) {
+            ops.extend(text.iter().cloned().map(|message| op_of(&transfer, message)));
         }
         ops.push(Op::Condition);
         if at.stage == 0 || at.stage + 1 == self.mesh.stages() {
@@ -300,13 +314,12 @@ impl Plan {
             let shape = self.latent_shape(self.images(), count);
             (count > 0).then(|| Message::once(MessageKind::FinalRows, shape))
         };
-        if rank != output {
-            ops.extend(rows(at.sp).map(|message| Op::Send { peer: output, message }));
-            return vae::decode(self, at, ops);
+        let group: Vec<PeerId> = self.mesh.sequence_group(at).into_iter().map(peer_id).collect();
+        for transfer in collectives::gather(&group, peer_id(output), peer_id(rank)) {
+            ops.extend(rows(transfer.piece).map(|message| op_of(&transfer, message)));
         }
-        for sp in 1..self.mesh.sequence() {
-            let peer = self.mesh.rank(Coordinates { sp, ..at });
-            ops.extend(rows(sp).map(|message| Op::Recv { peer, message }));
+        if rank != output {
+            return vae::decode(self, at, ops);
         }
         ops.push(Op::Gather);
         vae::decode(self, at, ops);
