@@ -9,6 +9,7 @@ mod args;
 mod bench;
 mod certs;
 mod completions;
+mod doctor;
 mod down;
 mod failure;
 mod generate;
@@ -60,6 +61,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
         Command::Down(args) => down::run(&args, terminal),
         Command::Status(args) => status::run(&args, terminal),
         Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Doctor(args) => doctor::run(&args, terminal),
         Command::Bench(args) => bench::run(&args.command, terminal),
         Command::Certs(args) => certs::run(&args, terminal),
         Command::Completions(args) => completions::run(&args, terminal),

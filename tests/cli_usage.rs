@@ -134,3 +134,19 @@ fn completions_and_manual_are_made_from_the_same_definition() {
     }
     assert!(!folder.path().join("pages/ditmesh-worker.1").exists());
 }
+
+#[test]
+fn doctor_tells_people_and_machines_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = crate::cli_process::ditmesh(folder.path(), &["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let text = crate::cli_process::ditmesh(folder.path(), &["doctor"]).stdout;
+    for check in ["UDP receive", "UDP send", "send offload", "open files", "UCX"] {
+        let finding = findings.iter().find(|finding| finding["check"] == check).unwrap();
+        assert!(text.contains(check), "{text}");
+        assert!(
+            finding["level"] == "ok" || finding["level"] == "unknown" || finding["fix"].is_string()
+        );
+    }
+}

@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show how a picture or a latents file was made
     Inspect(InspectArgs),
+    /// Check what makes links slow or broken, and say what fixes it
+    Doctor(DoctorArgs),
     /// Measure speed and memory on this machine
     Bench(BenchArgs),
     /// Make the cluster's authority and the certificates of its nodes and clients
@@ -128,6 +130,18 @@ pub(crate) struct InspectArgs {
     pub(crate) file: PathBuf,
 
     /// Print the recipe as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Check the nodes of this cluster too, as seen from here
+    #[arg(long, value_name = "MANIFEST", value_hint = ValueHint::FilePath)]
+    pub(crate) cluster: Option<PathBuf>,
+
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &CertsArgs, terminal: &Terminal) -> Result<(), Failure> 
     terminal.result(&dir.display().to_string())
 }
 
-fn certs_dir(manifest: &Manifest) -> PathBuf {
+pub(crate) fn certs_dir(manifest: &Manifest) -> PathBuf {
     let own = || manifest.cluster.state_dir.join("certs");
     manifest.security.certs_dir.clone().unwrap_or_else(own)
 }

@@ -17,6 +17,7 @@ mod endpoint;
 pub mod error;
 pub mod fabric;
 pub mod frame;
+pub mod heap;
 pub mod identity;
 pub mod ids;
 pub mod in_process;

@@ -2,6 +2,7 @@
 //!
 //! Owns starting, watching and ending one worker. Does not decide when.
 
+use ditmesh_transport::heap::heap_tunables;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -88,6 +89,7 @@ impl ProcessHome {
         let orders = self.orders.get(index).ok_or("there is no such device")?;
         let orders = WorkerBootstrap { incarnation: incarnation.0, ..orders.clone() };
         let mut child = Command::new(&self.program)
+            .envs(heap_tunables())
             .arg(SUBCOMMAND)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -62,3 +62,15 @@ fn names_that_cannot_stand_in_a_certificate_are_refused() {
         assert!(authority.issue(Role::Node, name).is_err(), "{name}");
     }
 }
+
+#[test]
+fn a_certificate_is_good_until_its_last_day_and_not_before_its_first() {
+    use std::time::{Duration, SystemTime};
+    let identity = ClusterCa::generate("emoji").unwrap().issue(Role::Node, "n1").unwrap();
+    let years = |years: u64| Duration::from_secs(years * 365 * 86_400);
+    let now = SystemTime::now();
+    identity.verify_at(now).unwrap();
+    identity.verify_at(now + years(9)).unwrap();
+    assert!(identity.verify_at(now + years(11)).is_err());
+    assert!(identity.verify_at(now - years(1)).is_err());
+}

@@ -4,11 +4,12 @@
 //! no way here to accept a certificate of another authority, or none.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -28,6 +29,27 @@ pub enum TlsRole {
 }
 
 impl Identity {
+    /// Whether members would accept this certificate at `time`: its dates and the authority's
+    /// signature.
+    ///
+    /// # Errors
+    /// [`IdentityError::Tls`] with what is wrong.
+    pub fn verify_at(&self, time: SystemTime) -> Result<(), IdentityError> {
+        let wrong = |error: webpki::Error| IdentityError::Tls {
+            what: "accept this certificate",
+            cause: error.to_string(),
+        };
+        let (leaf, authority) = (self.certificate()?, self.authority()?);
+        let anchors = [webpki::anchor_from_trusted_cert(&authority).map_err(wrong)?];
+        let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(wrong)?;
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let usage = webpki::KeyUsage::client_auth();
+        let algorithms = provider().signature_verification_algorithms.all;
+        let time = UnixTime::since_unix_epoch(since);
+        let verified = leaf.verify_for_usage(algorithms, &anchors, &[], time, usage, None, None);
+        verified.map(drop).map_err(wrong)
+    }
+
     /// TLS over a stream of bytes.
     ///
     /// # Errors

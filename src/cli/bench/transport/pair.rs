@@ -9,6 +9,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use ditmesh_transport::heap::heap_tunables;
+
 use super::end::{Answer, Done, Order, Settings, Start};
 use super::subject::Subject;
 use super::wire::{Act, Run};
@@ -119,6 +121,7 @@ impl EndProcess {
             }
             None => Command::new(program),
         };
+        command.envs(heap_tunables());
         let started = command.arg("bench-end").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut process = started.map_err(|error| format!("cannot start an end: {error}"))?;
         let (Some(orders), Some(stdout)) = (process.stdin.take(), process.stdout.take()) else {
