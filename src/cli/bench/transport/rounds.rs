@@ -35,9 +35,12 @@ const SIZES: [usize; 10] = [
     256 << 20,
 ];
 /// What is moved for one row of the table, in bytes and messages.
-const SIZE_TOTAL_BYTES: usize = 512 << 20;
+/// At most, and of the messages compared by not more than these.
+const SIZE_TOTAL_BYTES_MAX: usize = 512 << 20;
+const SIZE_COMPARED_MAX: usize = 8;
 const SIZE_MESSAGES_MAX: usize = 8192;
 const SIZE_ROUNDS: usize = 3;
+const AHEAD: u64 = 64;
 
 /// Everything asked for, over one link.
 pub(super) fn measure(
@@ -144,17 +147,20 @@ fn tables(
     args: &TransportBenchArgs,
     exchanged: usize,
 ) -> Result<(Vec<Size>, Vec<Exchange>), String> {
+    let total = SIZE_TOTAL_BYTES_MAX.min(SIZE_COMPARED_MAX * exchanged);
     let largest = (args.largest_mib as usize) << 20;
     let mut rates = std::collections::BTreeMap::<_, Vec<f64>>::new();
     let mut exchange_rates = std::collections::BTreeMap::<_, Vec<f64>>::new();
     for _ in 0..SIZE_ROUNDS {
         for subject in subjects {
             for bytes in SIZES.into_iter().filter(|bytes| *bytes <= largest) {
-                let count = (SIZE_TOTAL_BYTES / bytes).clamp(1, SIZE_MESSAGES_MAX) as u64;
+                let count = (total / bytes).clamp(1, SIZE_MESSAGES_MAX) as u64;
+                // Pools and payloads of this size are touched before they are timed.
+                pair.measure(*subject, Act::Stream, bytes, count.min(AHEAD))?;
                 let rate = rate(pair, *subject, Act::Stream, bytes, count)?;
                 rates.entry((subject.name(), bytes)).or_default().push(rate);
             }
-            let count = (SIZE_TOTAL_BYTES / exchanged).max(1) as u64;
+            let count = (total / exchanged).max(1) as u64;
             let rate = rate(pair, *subject, Act::Exchange, exchanged, count)?;
             exchange_rates.entry(subject.name()).or_default().push(rate);
         }
