@@ -76,6 +76,9 @@ fn the_example_of_the_readme_is_valid() {
     expected.coordinator = with_defaults.coordinator.clone();
     expected.security = with_defaults.security.clone();
     expected.telemetry = with_defaults.telemetry.clone();
+    expected.transport.same_host = with_defaults.transport.same_host;
+    expected.transport.other_host = with_defaults.transport.other_host;
+    expected.transport.ucx_devices = with_defaults.transport.ucx_devices.clone();
     expected.groups[0].nodes = with_defaults.groups[0].nodes.clone();
     expected.nodes[0].bulk_ports = with_defaults.nodes[0].bulk_ports;
     expected.nodes[0].devices[0].cores = with_defaults.nodes[0].devices[0].cores.clone();
