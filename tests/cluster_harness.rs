@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) devices: usize,
     /// Failure detection as a user has it; otherwise patient, for loaded machines.
     pub(crate) quick: bool,
+    /// Frames ride on UCX; nothing else will do.
+    pub(crate) ucx: bool,
 }
 
 /// Nodes `a` (coordinator) and `b`, in a folder of their own.
@@ -47,6 +49,9 @@ impl Cluster {
         writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ pipefusion_degree = 2 }}").unwrap();
         if !settings.quick {
             writeln!(text, "[health]\nsuspect_ms = 5000\ndead_ms = 10000").unwrap();
+        }
+        if settings.ucx {
+            text.push_str("[transport]\nkind = \"ucx\"\n");
         }
         let path = folder.path().join("cluster.toml");
         std::fs::write(&path, text).unwrap();

@@ -1,4 +1,5 @@
-//! The same latents from four worker processes over QUIC as from diffusers and from one process.
+//! The same latents from four worker processes, over QUIC and over UCX, as from diffusers and from
+//! one process.
 
 use crate::cli_generate::{CASE, fixtures, relative, tensor};
 use crate::cluster_harness::{Cluster, Settings};
@@ -7,7 +8,24 @@ const OUTPUT: &str = "out.safetensors";
 
 #[test]
 fn processes_over_quic_give_the_latents_of_diffusers_and_of_one_process() {
-    let cluster = Cluster::up(Settings { devices: 2, ..Settings::default() });
+    processes_give_the_latents(Settings { devices: 2, ..Settings::default() });
+}
+
+#[test]
+fn processes_over_ucx_give_the_latents_of_diffusers_and_of_one_process() {
+    match ditmesh_transport::ucx::version() {
+        Ok(_) => {
+            processes_give_the_latents(Settings { devices: 2, ucx: true, ..Settings::default() });
+        }
+        Err(error) => {
+            assert!(std::env::var_os("DITMESH_TEST_UCX").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+        }
+    }
+}
+
+fn processes_give_the_latents(settings: Settings) {
+    let cluster = Cluster::up(settings);
     let inputs = fixtures().join("cases").join(CASE).join("square.safetensors");
     let model = fixtures().join("pipelines").join(CASE);
     let (inputs, model) = (inputs.to_str().unwrap(), model.to_str().unwrap());
@@ -27,4 +45,8 @@ fn processes_over_quic_give_the_latents_of_diffusers_and_of_one_process() {
     }
     let stages = ["--cfg-degree", "2", "--pipefusion-degree", "2", "--num-pipeline-patch", "4"];
     assert_eq!(latents(&processes, &stages), latents(&memory, &stages), "to the bit");
+    let mesh = cluster.status().mesh.unwrap();
+    let carrier = if settings.ucx { "ucx-shm" } else { "quic" };
+    assert!(!mesh.links.is_empty());
+    assert!(mesh.links.iter().all(|link| link.transport == carrier), "{:?}", mesh.links);
 }
