@@ -19,6 +19,7 @@ mod log;
 mod man;
 mod mesh_text;
 mod outcome;
+mod plan;
 mod status;
 mod supervisor;
 mod telemetry;
@@ -60,6 +61,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
         Command::Up(args) => up::run(&args, terminal),
         Command::Down(args) => down::run(&args, terminal),
         Command::Status(args) => status::run(&args, terminal),
+        Command::Plan(args) => plan::run(&args, terminal),
         Command::Inspect(args) => inspect::run(&args, terminal),
         Command::Doctor(args) => doctor::run(&args, terminal),
         Command::Bench(args) => bench::run(&args.command, terminal),

@@ -81,8 +81,10 @@ fn the_example_of_the_readme_is_valid() {
     expected.transport.ucx_devices = with_defaults.transport.ucx_devices.clone();
     expected.groups[0].nodes = with_defaults.groups[0].nodes.clone();
     expected.nodes[0].bulk_ports = with_defaults.nodes[0].bulk_ports;
+    expected.links = with_defaults.links.clone();
     expected.nodes[0].devices[0].cores = with_defaults.nodes[0].devices[0].cores.clone();
     expected.nodes[0].devices[0].memory_bytes = with_defaults.nodes[0].devices[0].memory_bytes;
+    expected.nodes[0].devices[0].profile = with_defaults.nodes[0].devices[0].profile.clone();
     assert_eq!(with_defaults, expected);
 }
 

@@ -9,6 +9,7 @@ mod cli_cluster;
 mod cli_files;
 mod cli_generate;
 mod cli_manifest;
+mod cli_plan;
 mod cli_process;
 mod cli_trace;
 mod cli_usage;

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cost::link::LinkProfile;
 use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
 /// A whole cluster, as written in `cluster.toml` or built by an embedding program.
@@ -37,6 +38,9 @@ pub struct Manifest {
     /// Which nodes serve which model with which degrees; all nodes, automatic by default.
     #[serde(rename = "group", default)]
     pub groups: Vec<GroupSection>,
+    /// What links sustain, as far as a plan should not take it from measurements.
+    #[serde(rename = "link", default)]
+    pub links: Vec<LinkSection>,
     /// The data plane.
     #[serde(default)]
     pub transport: TransportSection,
@@ -128,10 +132,52 @@ pub struct DeviceSection {
     /// Cores to pin those threads to.
     #[serde(default)]
     pub cores: Vec<usize>,
-    /// Memory for weights and runs, in bytes: a second run shares a mesh only where both fit.
-    /// Without it nobody counts.
+    /// Memory for weights and runs, in bytes: a mesh is planned, and a second run shares one, only
+    /// where they fit. By default a plan takes what its profile says and runs are not counted.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
+    /// Name of its profile in the calibration; `cpu-<threads>` by default.
+    #[serde(default)]
+    pub profile: Option<String>,
+}
+
+/// Which links a [`LinkSection`] is about, when it names no nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkClass {
+    /// Between devices of one node.
+    SameNode,
+    /// Between nodes.
+    #[default]
+    OtherNode,
+}
+
+/// `[[link]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkSection {
+    /// All links of a class.
+    #[serde(default)]
+    pub class: LinkClass,
+    /// Two nodes that differ from their class; the same one twice for its own devices.
+    #[serde(default)]
+    pub nodes: Vec<String>,
+    /// Payload bytes per second; between nodes, of all devices of a node together.
+    pub bytes_per_s: f64,
+    /// From sending to the receiver's wake-up, seconds.
+    #[serde(default)]
+    pub latency_s: f64,
+    /// What each message costs its sender, seconds.
+    #[serde(default)]
+    pub message_s: f64,
+}
+
+impl LinkSection {
+    /// What it sustains.
+    pub fn profile(&self) -> LinkProfile {
+        let Self { bytes_per_s, latency_s, message_s, .. } = *self;
+        LinkProfile { bytes_per_s, latency_s, message_s }
+    }
 }
 
 /// `[[model]]`.
@@ -180,12 +226,26 @@ pub struct GroupSection {
     /// a table of axes), `wire_residual` and `wire_refresh_every`.
     #[serde(default)]
     pub wire: Wire,
+    /// What automatic degrees may do to the picture.
+    #[serde(default)]
+    pub quality: Quality,
 }
 
 /// A batch gives each picture only up to the order of float additions what it is alone: by default
 /// what a request gives does not depend on who else is there.
 pub(crate) fn default_max_batch() -> u32 {
     1
+}
+
+/// What the planner may do to the picture for speed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quality {
+    /// Any method, PipeFusion's stale keys and values included.
+    #[default]
+    Any,
+    /// Only methods that give the picture of one device.
+    Exact,
 }
 
 /// `degrees = "auto"` or a table of degrees.
@@ -394,6 +454,7 @@ impl Manifest {
                 text_encoder: TextEncoderPolicy::default(),
             }],
             groups: Vec::new(),
+            links: Vec::new(),
             transport: TransportSection { kind: TransportKind::InProcess, ..Default::default() },
             health: HealthSection::default(),
             security: SecuritySection::default(),

@@ -8,7 +8,9 @@
 pub mod batch;
 pub mod bytes;
 pub mod check;
+pub mod footprint;
 pub mod interleave;
+pub mod layout;
 pub mod memory;
 pub mod mesh;
 pub mod message;
@@ -31,6 +33,7 @@ use ditmesh_transport::ids::PeerId;
 use crate::parallel::{cfg, pipefusion, step_cache, vae};
 use crate::protocol::RunSpec;
 use crate::request::{Degrees, GenerateRequest, StepCache};
+use layout::Layout;
 use mesh::{Coordinates, DeviceMesh};
 use message::{Message, MessageKind};
 use program::{Op, Patch, Program};
@@ -49,13 +52,10 @@ pub struct Plan {
     pub grid: LatentGrid,
     /// The patches; fewer than asked for when rows do not divide.
     pub strips: Vec<PatchRange>,
+    /// Blocks of each stage.
+    pub layout: Layout,
     /// What the user should know.
     pub warnings: Vec<String>,
-}
-
-/// The blocks of one stage: shares that differ by at most one block.
-pub fn stage_blocks(blocks: usize, stages: usize, stage: usize) -> Range<usize> {
-    ditmesh_model::rows::share(blocks, stage, stages)
 }
 
 /// A rank as the collectives name it.
@@ -80,12 +80,28 @@ fn fnv(text: &str) -> u64 {
 }
 
 impl Plan {
-    /// Plans `run` of `model` on a mesh of `degrees`.
+    /// Plans `run` of `model` on a mesh of `degrees`, its blocks dealt evenly to the stages.
     ///
     /// # Errors
     /// When the degrees do not fit the model or the run.
     pub fn new(degrees: Degrees, model: &ModelSpec, run: &RunSpec) -> Result<Self, PlanError> {
+        let layout = Layout::even(model.blocks, degrees.pipefusion_degree.max(1) as usize);
+        Self::with_layout(degrees, layout, model, run)
+    }
+
+    /// Plans `run` of `model` on a mesh of `degrees` whose stages hold the blocks of `layout`.
+    ///
+    /// # Errors
+    /// When the degrees do not fit the model or the run.
+    pub fn with_layout(
+        degrees: Degrees,
+        layout: Layout,
+        model: &ModelSpec,
+        run: &RunSpec,
+    ) -> Result<Self, PlanError> {
         resolve::check_run(run, model, degrees)?;
+        let stages = degrees.pipefusion_degree as usize;
+        let layout = Layout::from_ends(&layout.ends(), model.blocks, stages)?;
         let grid = resolve::latent_grid(model, run.height, run.width);
         let asked = run.num_pipeline_patch as usize;
         let strips = strips(grid.token_rows(), asked);
@@ -99,12 +115,13 @@ impl Plan {
             ));
         }
         let mesh = DeviceMesh::new(degrees);
-        Ok(Self { mesh, model: model.clone(), run: run.clone(), grid, strips, warnings })
+        Ok(Self { mesh, model: model.clone(), run: run.clone(), grid, strips, layout, warnings })
     }
 
     /// Equal on all ranks that planned the same run.
     pub fn digest(&self) -> u64 {
-        fnv(&format!("{:?}{:?}{:?}{:?}", self.mesh, self.model, self.run, self.strips))
+        let (mesh, model, run) = (&self.mesh, &self.model, &self.run);
+        fnv(&format!("{mesh:?}{model:?}{run:?}{:?}{:?}", self.strips, self.layout))
     }
 
     /// The controller's member number, one past the last rank.
@@ -150,7 +167,7 @@ impl Plan {
 
     /// Blocks held by the ranks of a stage.
     pub fn blocks(&self, stage: usize) -> Range<usize> {
-        stage_blocks(self.model.blocks, self.mesh.stages(), stage)
+        self.layout.blocks(stage)
     }
 
     /// Token rows that sequence rank `sp` owns of `patch`.
@@ -378,7 +395,8 @@ impl Plan {
         })
     }
 
-    fn expand(&self, at: Coordinates, op: Op) -> Vec<Action> {
+    /// What an operation sends, waits for and computes, in order.
+    pub(crate) fn expand(&self, at: Coordinates, op: Op) -> Vec<Action> {
         match op {
             Op::Recv { peer, message } => vec![Action::Recv(peer, message)],
             Op::Send { peer, message } | Op::Checkpoint { peer, message } => {

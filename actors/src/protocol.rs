@@ -285,6 +285,8 @@ pub struct Form {
     pub rank: u32,
     /// Degrees; their product is the number of ranks.
     pub degrees: Degrees,
+    /// One past the last block of each pipeline stage.
+    pub stage_ends: Vec<u32>,
     /// Folder of the checkpoint, as this node sees it.
     pub model: String,
     /// Digest of the checkpoint the coordinator planned with.

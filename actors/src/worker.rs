@@ -27,6 +27,7 @@ use crate::executor::agenda::{Agenda, AgendaError, Retired};
 use crate::manifest::DeviceKind;
 use crate::plan::Plan;
 use crate::plan::interleave::Entry;
+use crate::plan::layout::Layout;
 use crate::protocol::{DeviceId, Form, FormFault, LinkCarrier, RankOutcome, Start, ToCoordinator};
 use compute::{ComputeThread, Load, Loaded, Run};
 
@@ -307,7 +308,10 @@ impl State {
             let cause = format!("stale epoch {}: this is epoch {}", start.epoch, mesh.epoch);
             return Err(refuse(cause));
         }
-        let plan = Plan::new(mesh.form.degrees, &mesh.loaded.model.spec, &start.spec)
+        let (model, degrees) = (&mesh.loaded.model.spec, mesh.form.degrees);
+        let stages = degrees.pipefusion_degree as usize;
+        let plan = Layout::from_ends(&mesh.form.stage_ends, model.blocks, stages)
+            .and_then(|layout| Plan::with_layout(degrees, layout, model, &start.spec))
             .map_err(|error| refuse(error.to_string()))?;
         if plan.digest() != start.plan_digest {
             let cause = "this rank and the coordinator plan the run differently; run the same \

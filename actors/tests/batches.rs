@@ -20,6 +20,7 @@ fn batching(devices: usize, degrees: Degrees) -> Manifest {
         degrees: DegreesSetting::Fixed(degrees.into()),
         max_batch: 4,
         wire: Wire::default(),
+        quality: Default::default(),
     }];
     manifest
 }

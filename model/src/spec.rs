@@ -2,6 +2,9 @@
 //!
 //! Owns sizes and counts. Does not own how a block computes, nor any tensor.
 
+pub mod description;
+pub mod work;
+
 use crate::vae::VaeSpec;
 
 /// Which DiT family a model belongs to.
@@ -9,6 +12,12 @@ use crate::vae::VaeSpec;
 pub enum Family {
     /// PixArt-alpha and PixArt-Sigma.
     PixArt,
+    /// Stable Diffusion 3; can be planned, not run.
+    StableDiffusion3,
+    /// FLUX.1; can be planned, not run.
+    Flux,
+    /// CogVideoX; can be planned, not run.
+    CogVideoX,
 }
 
 /// How text reaches the image tokens.

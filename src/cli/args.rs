@@ -5,6 +5,8 @@
 
 mod bench;
 mod generate;
+mod plan;
+mod wire;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,7 @@ pub(crate) use bench::{
     TransportArg, TransportBenchArgs,
 };
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};
+pub(crate) use plan::PlanArgs;
 
 use super::outcome::EXIT_CODES;
 
@@ -43,6 +46,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Draw a picture from a prompt
     Generate(Box<GenerateArgs>),
+    /// Say before anything runs which mesh is the fastest, and what it holds and sends
+    Plan(Box<PlanArgs>),
     /// Start the nodes and workers of a manifest
     Up(UpArgs),
     /// Stop a cluster; certificates, caches and pictures stay

@@ -85,7 +85,7 @@ fn mesh_text(mesh: &MeshStatus) -> String {
 }
 
 /// Columns of equal width, two spaces apart.
-fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |c| c.chars().count());
     let widths: Vec<usize> = (0..columns)

@@ -1,16 +1,22 @@
 //! The model a cluster serves, as far as planning needs it.
 //!
-//! Owns how a model's source becomes a folder. Reads configuration files only, never weights.
+//! Owns how a model's source becomes a folder, and which mesh serves a request that names none: the
+//! planner's choice for the model's own size. Reads configuration files only, never weights.
 
 use std::path::PathBuf;
 
 use candle_core::DType;
 use ditmesh_model::pipeline::describe;
 use ditmesh_model::spec::ModelSpec;
+use ditmesh_model::spec::description::{Description, describe_any};
 
+use crate::cost::calibration::Calibration;
+use crate::cost::cluster::Cluster;
 use crate::generation::GenerateError;
-use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection};
-use crate::plan::resolve::{auto_degrees, check_degrees};
+use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection, Quality};
+use crate::plan::layout::Layout;
+use crate::plan::resolve::check_degrees;
+use crate::planner::{self, Wish};
 use crate::protocol::DeviceId;
 use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
@@ -26,7 +32,17 @@ pub(crate) struct Model {
     pub(crate) wire: Wire,
     /// The devices of its group, in rank order.
     pub(crate) devices: Vec<DeviceId>,
-    fixed: Option<Degrees>,
+    description: Box<Description>,
+    cluster: Box<Cluster>,
+    mesh: Mesh,
+}
+
+/// Degrees of requests that leave them open.
+enum Mesh {
+    /// As the manifest says.
+    Fixed(Degrees),
+    /// As the planner chose, with the number of patches: for requests with guidance and without.
+    Planned { guided: (Degrees, u32), unguided: (Degrees, u32) },
 }
 
 impl Model {
@@ -50,28 +66,83 @@ impl Model {
             ModelSource::Folder(path) => path.display().to_string(),
         };
         let devices = devices_of(manifest, group);
-        let fixed = match group.map(|group| group.degrees) {
-            Some(DegreesSetting::Fixed(table)) => Some(Degrees::from(table)),
-            Some(DegreesSetting::Auto) | None => None,
-        };
-        if let Some(degrees) = fixed {
-            check_degrees(&spec, degrees, devices.len())
-                .map_err(|error| GenerateError::Refused(error.to_string()))?;
-        }
-        let text_encoder = policy.unwrap_or_default();
+        let description = describe_any(&folder, to_candle(dtype))
+            .map_err(|error| GenerateError::Failed(error.to_string()))?;
+        let calibration = Calibration::find(&manifest.cluster.state_dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "planning without a calibration");
+            Calibration::default()
+        });
+        let cluster = Cluster::of(manifest, &calibration);
         let wire = group.map_or(Wire::default(), |group| group.wire);
-        Ok(Self { folder, name, dtype, text_encoder, spec, wire, devices, fixed })
+        let mesh = match group.map(|group| group.degrees) {
+            Some(DegreesSetting::Fixed(table)) => {
+                let degrees = Degrees::from(table);
+                check_degrees(&spec, degrees, devices.len())
+                    .map_err(|error| GenerateError::Refused(error.to_string()))?;
+                Mesh::Fixed(degrees)
+            }
+            Some(DegreesSetting::Auto) | None => {
+                let exact = group.is_some_and(|group| group.quality == Quality::Exact);
+                plan_meshes(&description, &cluster, exact, dtype, wire)?
+            }
+        };
+        let (description, cluster) = (Box::new(description), Box::new(cluster));
+        let text_encoder = policy.unwrap_or_default();
+        Ok(Self {
+            folder,
+            name,
+            dtype,
+            text_encoder,
+            spec,
+            wire,
+            devices,
+            description,
+            cluster,
+            mesh,
+        })
     }
 
-    /// Degrees of the mesh for a request that leaves them open.
-    pub(crate) fn degrees(&self, guided: bool) -> Degrees {
-        match self.fixed {
+    /// Degrees of the mesh for a request that leaves them open, and the number of patches when the
+    /// planner chose it.
+    pub(crate) fn mesh(&self, guided: bool) -> (Degrees, Option<u32>) {
+        match &self.mesh {
             // Without guidance there is one branch: the other copy of the mesh has nothing to do.
-            Some(degrees) if !guided => Degrees { cfg_degree: 1, ..degrees },
-            Some(degrees) => degrees,
-            None => auto_degrees(&self.spec, self.devices.len(), guided),
+            Mesh::Fixed(degrees) if !guided => (Degrees { cfg_degree: 1, ..*degrees }, None),
+            Mesh::Fixed(degrees) => (*degrees, None),
+            Mesh::Planned { guided: with, unguided } => {
+                let (degrees, patches) = if guided { with } else { unguided };
+                (*degrees, Some(*patches))
+            }
         }
     }
+
+    /// Which blocks each stage of a mesh of `degrees` holds when its ranks run on `devices`.
+    pub(crate) fn layout(&self, degrees: Degrees, devices: &[DeviceId]) -> Layout {
+        let names: Vec<String> = devices.iter().map(ToString::to_string).collect();
+        let cluster = self.cluster.of_devices(&names);
+        let wish = Wish::new(&self.description, self.dtype);
+        planner::layout(&self.description, &cluster, &wish, degrees)
+    }
+}
+
+/// The planner's choice for the model's own size and the command line's number of steps.
+fn plan_meshes(
+    model: &Description,
+    cluster: &Cluster,
+    exact: bool,
+    dtype: Dtype,
+    wire: Wire,
+) -> Result<Mesh, GenerateError> {
+    let choose = |guided| {
+        let wish = Wish { guided, exact, wire, ..Wish::new(model, dtype) };
+        let decision = planner::choose(model, cluster, &wish)
+            .map_err(|error| GenerateError::Refused(error.to_string()))?;
+        let best = decision.best().map(|trial| trial.candidate);
+        let best = best.ok_or_else(|| GenerateError::Refused("no mesh fits".into()))?;
+        tracing::info!(mesh = %best, guided, considered = decision.considered, "mesh planned");
+        Ok((best.degrees, best.num_pipeline_patch))
+    };
+    Ok(Mesh::Planned { guided: choose(true)?, unguided: choose(false)? })
 }
 
 /// The folder of a model, unpacking the built-in one when needed.
@@ -98,7 +169,7 @@ fn builtin_folder() -> Result<PathBuf, String> {
 }
 
 /// The library's name of a precision.
-pub(crate) fn to_candle(dtype: Dtype) -> DType {
+pub fn to_candle(dtype: Dtype) -> DType {
     match dtype {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,

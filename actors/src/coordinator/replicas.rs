@@ -20,6 +20,7 @@ use crate::groups::{
 };
 use crate::membership::{Loss, Member};
 use crate::plan::Plan;
+use crate::plan::layout::Layout;
 use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{DeviceId, Form, Member as MeshMember};
 use crate::request::Degrees;
@@ -33,6 +34,8 @@ pub(super) struct Replica {
     pub(super) mesh: Degrees,
     /// Degrees of this replica alone: `data_degree` is 1.
     pub(super) degrees: Degrees,
+    /// Blocks of each stage.
+    pub(super) layout: Layout,
     /// By rank.
     pub(super) devices: Vec<DeviceId>,
     pub(super) actor: ActorRef<ReplicaMsg>,
@@ -65,7 +68,7 @@ impl State {
                 tracing::info!(model = model.name, blocks = model.spec.blocks, "model found");
                 let devices = model.devices.clone();
                 self.absent = "waiting for devices".into();
-                self.formation = Some(Formation::new(devices, model.degrees(true)));
+                self.formation = Some(Formation::new(devices, model.mesh(true).0));
             }
             Err(error) => {
                 tracing::warn!(%error, "no model");
@@ -97,7 +100,8 @@ impl State {
         let Some(Ok(model)) = &self.model else { return };
         let (mesh, degrees) = (degrees, Degrees { data_degree: 1, ..degrees });
         tracing::info!(epoch, %degrees, "forming a mesh");
-        let form = self.form_order(model, epoch, degrees, &devices);
+        let layout = model.layout(degrees, &devices);
+        let form = self.form_order(model, epoch, degrees, &layout, &devices);
         let args = ReplicaArgs {
             seats: self.seats(degrees, &devices),
             blocks: model.spec.blocks as u32,
@@ -109,8 +113,17 @@ impl State {
             Ok((actor, _)) => {
                 self.replica_actors.insert(actor.get_id(), epoch);
                 let (ranks, transport) = (None, None);
-                let replica =
-                    Replica { data, mesh, degrees, devices, actor, ranks, transport, joining };
+                let replica = Replica {
+                    data,
+                    mesh,
+                    degrees,
+                    layout,
+                    devices,
+                    actor,
+                    ranks,
+                    transport,
+                    joining,
+                };
                 self.replicas.insert(epoch, replica);
             }
             Err(error) => {
@@ -128,6 +141,7 @@ impl State {
         model: &Model,
         epoch: u64,
         degrees: Degrees,
+        layout: &Layout,
         devices: &[DeviceId],
     ) -> Form {
         let mut members: Vec<MeshMember> = devices
@@ -148,6 +162,7 @@ impl State {
             epoch,
             rank: 0,
             degrees,
+            stage_ends: layout.ends(),
             model: model.folder.display().to_string(),
             model_id: model.spec.id.0,
             dtype: model.dtype,

@@ -51,7 +51,7 @@ impl State {
         };
         let span = tracing::info_span!("request", request = id.cast_signed());
         trace_context::adopt(&span, request.traceparent.as_deref());
-        match plan_request(model, &request) {
+        match plan_request(model, &mut request) {
             Err(refusal) => sink.result(Err(GenerateError::Refused(refusal))),
             Ok((spec, degrees)) => {
                 let bytes = self.run_bytes(&spec, degrees);
@@ -86,7 +86,8 @@ impl State {
         };
         let specs = requests.iter().filter_map(|id| Some(&self.requests.get(id)?.spec));
         let Some(spec) = batch::join(specs) else { return false };
-        let plan = match Plan::new(replica.degrees, &model.spec, &spec) {
+        let (degrees, layout) = (replica.degrees, replica.layout.clone());
+        let plan = match Plan::with_layout(degrees, layout, &model.spec, &spec) {
             Ok(plan) => Arc::new(plan),
             Err(error) => {
                 let error = GenerateError::Refused(error.to_string());
@@ -238,9 +239,17 @@ impl State {
 }
 
 /// What a request asks for, with every default filled in, and the mesh it needs.
-fn plan_request(model: &Model, request: &GenerateRequest) -> Result<(RunSpec, Degrees), String> {
-    let degrees = request.degrees.unwrap_or_else(|| model.degrees(request.is_guided()));
+fn plan_request(
+    model: &Model,
+    request: &mut GenerateRequest,
+) -> Result<(RunSpec, Degrees), String> {
+    let (degrees, patches) = match request.degrees {
+        Some(degrees) => (degrees, None),
+        None => model.mesh(request.is_guided()),
+    };
     check_degrees(&model.spec, degrees, model.devices.len()).map_err(|error| error.to_string())?;
+    // What the planner chose for the mesh, unless the caller says otherwise.
+    request.num_pipeline_patch = request.num_pipeline_patch.or(patches);
     let spec = resolve(request, &model.spec, degrees).map_err(|error| error.to_string())?;
     let wire = request.wire.unwrap_or(model.wire);
     Ok((RunSpec { wire, ..spec }, degrees))

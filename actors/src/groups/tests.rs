@@ -85,6 +85,7 @@ async fn replica(deadline_ms: u32) -> Fixture {
     let form = Form {
         epoch: EPOCH,
         rank: 0,
+        stage_ends: vec![1, 2],
         degrees: degrees(),
         model: "model".into(),
         model_id: 1,

@@ -19,8 +19,9 @@ use self::section::{Fault, Section};
 use super::error::{ManifestError, Place, Problem};
 use super::{
     ClusterSection, CoordinatorSection, DegreesSetting, DegreesTable, DeviceSection, GroupSection,
-    HealthSection, LauncherSection, Manifest, ModelSection, NodeSection, SecuritySection,
-    TelemetrySection, TransportSection, default_address, default_state_dir, validate,
+    HealthSection, LauncherSection, LinkSection, Manifest, ModelSection, NodeSection,
+    SecuritySection, TelemetrySection, TransportSection, default_address, default_state_dir,
+    validate,
 };
 use crate::request::wire::{Axis, Wire, WireDtype};
 
@@ -94,6 +95,7 @@ fn manifest(root: &Section<'_, '_>) -> Result<Manifest, Fault> {
         "node",
         "model",
         "group",
+        "link",
         "transport",
         "health",
         "security",
@@ -116,6 +118,7 @@ fn manifest(root: &Section<'_, '_>) -> Result<Manifest, Fault> {
         nodes: root.sections("node")?.iter().map(node).collect::<Result<_, _>>()?,
         models,
         groups: root.sections("group")?.iter().map(group).collect::<Result<_, _>>()?,
+        links: root.sections("link")?.iter().map(link).collect::<Result<_, _>>()?,
         transport: root.section("transport")?.map_or(Ok(Default::default()), |s| transport(&s))?,
         health: root.section("health")?.map_or(Ok(Default::default()), |s| health(&s))?,
         security: root.section("security")?.map_or(Ok(Default::default()), |s| security(&s))?,
@@ -149,13 +152,25 @@ fn node(section: &Section<'_, '_>) -> Result<NodeSection, Fault> {
 }
 
 fn device(section: &Section<'_, '_>) -> Result<DeviceSection, Fault> {
-    section.keys(&["kind", "index", "threads", "cores", "memory_bytes"])?;
+    section.keys(&["kind", "index", "threads", "cores", "memory_bytes", "profile"])?;
     Ok(DeviceSection {
         kind: section.or("kind", Default::default())?,
         index: section.optional("index")?,
         threads: section.optional("threads")?,
         cores: section.or("cores", Vec::new())?,
         memory_bytes: section.optional("memory_bytes")?,
+        profile: section.optional("profile")?,
+    })
+}
+
+fn link(section: &Section<'_, '_>) -> Result<LinkSection, Fault> {
+    section.keys(&["class", "nodes", "bytes_per_s", "latency_s", "message_s"])?;
+    Ok(LinkSection {
+        class: section.or("class", Default::default())?,
+        nodes: section.or("nodes", Vec::new())?,
+        bytes_per_s: section.required("bytes_per_s")?,
+        latency_s: section.or("latency_s", 0.0)?,
+        message_s: section.or("message_s", 0.0)?,
     })
 }
 
@@ -175,6 +190,7 @@ fn group(section: &Section<'_, '_>) -> Result<GroupSection, Fault> {
         "nodes",
         "degrees",
         "max_batch",
+        "quality",
         "wire_dtype",
         "wire_residual",
         "wire_refresh_every",
@@ -185,6 +201,7 @@ fn group(section: &Section<'_, '_>) -> Result<GroupSection, Fault> {
         degrees: degrees(section)?,
         max_batch: section.or("max_batch", super::default_max_batch())?,
         wire: wire(section)?,
+        quality: section.or("quality", Default::default())?,
     })
 }
 

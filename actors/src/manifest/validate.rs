@@ -6,6 +6,7 @@
 //! Invariant: a violation names the value by its path, so that a reader can be shown the line.
 
 mod groups;
+mod links;
 mod nodes;
 
 use std::collections::HashMap;
@@ -65,6 +66,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), Violation> {
     nodes::check(manifest)?;
     models(manifest)?;
     groups::check(manifest)?;
+    links::check(manifest)?;
     transport(manifest)?;
     health(&manifest.health)?;
     telemetry(&manifest.telemetry)?;

@@ -241,21 +241,6 @@ pub fn check_degrees(model: &ModelSpec, degrees: Degrees, devices: usize) -> Res
     Ok(())
 }
 
-/// Degrees for `devices` devices when none are given: both guidance branches apart if there are
-/// two, the rest as pipeline stages (the method that sends least), the rest of that as Ulysses.
-pub fn auto_degrees(model: &ModelSpec, devices: usize, guided: bool) -> Degrees {
-    let cfg_degree = if guided && devices >= 2 { 2 } else { 1 };
-    let rest = devices.max(1) / cfg_degree;
-    let pipefusion_degree = rest.min(model.blocks);
-    let ulysses_degree = (rest / pipefusion_degree).min(model.heads).max(1);
-    Degrees {
-        cfg_degree: cfg_degree as u32,
-        pipefusion_degree: pipefusion_degree as u32,
-        ulysses_degree: ulysses_degree as u32,
-        ..Degrees::default()
-    }
-}
-
 fn check_size(axis: &'static str, pixels: u32, multiple: u32) -> Result<(), PlanError> {
     let max = IMAGE_EDGE_PIXELS_MAX;
     if pixels > 0 && pixels <= max && pixels.is_multiple_of(multiple) {

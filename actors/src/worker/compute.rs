@@ -24,8 +24,9 @@ use super::runs::work_off;
 use super::{WorkerConfig, device};
 use crate::executor::abort::AbortFlag;
 use crate::executor::agenda::Agenda;
+use crate::plan::Plan;
+use crate::plan::layout::Layout;
 use crate::plan::mesh::DeviceMesh;
-use crate::plan::{Plan, stage_blocks};
 use crate::protocol::{Form, ToCoordinator};
 use crate::request::{Degrees, Dtype, TextEncoderPolicy};
 
@@ -39,6 +40,7 @@ pub(super) struct Load {
     dtype: Dtype,
     text_encoder: TextEncoderPolicy,
     degrees: Degrees,
+    stage_ends: Vec<u32>,
     rank: usize,
 }
 
@@ -50,6 +52,7 @@ impl Load {
             dtype: form.dtype,
             text_encoder: form.text_encoder,
             degrees: form.degrees,
+            stage_ends: form.stage_ends.clone(),
             rank: form.rank as usize,
         }
     }
@@ -185,8 +188,10 @@ fn find_or_load(load: &Load, device: &Device, held: &mut Option<Loaded>) -> Resu
     }
     let at = DeviceMesh::new(load.degrees).coordinates(load.rank);
     let stages = load.degrees.pipefusion_degree as usize;
+    let layout = Layout::from_ends(&load.stage_ends, spec.blocks, stages)
+        .map_err(|error| error.to_string())?;
     let parts = Parts {
-        blocks: stage_blocks(spec.blocks, stages, at.stage),
+        blocks: layout.blocks(at.stage),
         text_encoder: (load.rank == 0).then_some(match load.text_encoder {
             TextEncoderPolicy::Release => text::TextEncoderPolicy::Release,
             TextEncoderPolicy::Resident => text::TextEncoderPolicy::Resident,

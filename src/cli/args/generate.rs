@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum, ValueHint};
-use ditmesh::{
-    Dtype, OutputKind, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, WIRE_REFRESH_EVERY, Wire,
-    WireDtypeError,
-};
+use ditmesh::{Dtype, OutputKind, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD};
+
+use super::wire::WireArgs;
 
 /// Pictures of one call, at most.
 const PICTURES_MAX: u64 = ditmesh::IMAGES_PER_PROMPT_MAX as u64;
@@ -112,6 +111,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", value_parser = counted(DEVICES_MAX), help_heading = "How")]
     pub(crate) data_degree: Option<u32>,
 
+    /// When no degree is given: only methods that give the picture of one device
+    #[arg(long, conflicts_with = "cluster", help_heading = "How")]
+    pub(crate) exact: bool,
+
     /// Strips that PipeFusion cuts the picture into [default: the pipefusion degree]
     #[arg(long, value_name = "N", value_parser = counted(65_536), help_heading = "How")]
     pub(crate) num_pipeline_patch: Option<u32>,
@@ -139,19 +142,8 @@ pub(crate) struct GenerateArgs {
     #[arg(value_parser = counted(1000), requires = "step_cache", help_heading = "How")]
     pub(crate) step_cache_reuses_max: u32,
 
-    /// Send activations in fewer bytes: f32, bf16, f16 or int8 for all axes, or AXIS=TYPE with cfg,
-    /// ulysses, ring or pipefusion, several with commas [default: the cluster's, or f32]
-    #[arg(long, value_name = "TYPES", value_parser = wire_dtype, help_heading = "How")]
-    pub(crate) wire_dtype: Option<Wire>,
-
-    /// Send hidden states between stages as the change since the step before
-    #[arg(long, requires = "wire_dtype", help_heading = "How")]
-    pub(crate) wire_residual: bool,
-
-    /// Steps between those in which they are sent whole nevertheless; 0 for the first only
-    #[arg(long, value_name = "K", default_value_t = WIRE_REFRESH_EVERY, requires = "wire_residual")]
-    #[arg(help_heading = "How")]
-    pub(crate) wire_refresh_every: u32,
+    #[command(flatten)]
+    pub(crate) wire: WireArgs,
 
     /// Whether all ranks decode the picture, each a band of rows [default: where it is faster]
     #[arg(long, value_name = "WHEN", value_enum, num_args = 0..=1, require_equals = true)]
@@ -176,12 +168,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) trace: Option<PathBuf>,
 }
 
-fn counted(max: u64) -> RangedU64ValueParser<u32> {
+pub(super) fn counted(max: u64) -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(1..=max)
-}
-
-fn wire_dtype(text: &str) -> Result<Wire, String> {
-    text.parse().map_err(|error: WireDtypeError| error.to_string())
 }
 
 fn scale(text: &str) -> Result<f32, String> {

@@ -115,7 +115,8 @@ fn manifest(
     let model = manifest.models.first().map_or(String::new(), |model| model.name.clone());
     let degrees = DegreesSetting::Fixed(degrees.into());
     let (nodes, wire) = (Vec::new(), Wire::default());
-    manifest.groups = vec![GroupSection { model, nodes, degrees, max_batch: 1, wire }];
+    let quality = Default::default();
+    manifest.groups = vec![GroupSection { model, nodes, degrees, max_batch: 1, wire, quality }];
     if transport == TransportArg::Quic {
         manifest.transport = TransportSection::default();
         manifest.launcher = LauncherSection::default();

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ditmesh::manifest::{self, DegreesSetting, GroupSection, Manifest};
+use ditmesh::manifest::{self, DegreesSetting, GroupSection, Manifest, Quality};
 use ditmesh::{Degrees, GenerateRequest, ModelSource, StepCache, Wire, tensor_file};
 
 use crate::cli::args::{GenerateArgs, StepCacheArg, SwitchArg};
@@ -33,11 +33,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
             reuses_max: args.step_cache_reuses_max,
             replay: None,
         }),
-        wire: args.wire_dtype.map(|wire| Wire {
-            residual: args.wire_residual,
-            refresh_every: args.wire_refresh_every,
-            ..wire
-        }),
+        wire: args.wire.choice(),
         checkpoint_every: 0,
         output: args.output_type.into(),
         vae_parallel: args.use_parallel_vae.and_then(SwitchArg::forced),
@@ -66,13 +62,15 @@ pub(crate) fn manifest(args: &GenerateArgs) -> Result<Manifest, Failure> {
     for model in &mut manifest.models {
         model.dtype = args.dtype.map(Into::into).unwrap_or_default();
     }
-    if let (Some(degrees), Some(model)) = (degrees, manifest.models.first()) {
+    if let Some(model) = manifest.models.first() {
+        let fixed = |degrees: Degrees| DegreesSetting::Fixed(degrees.into());
         manifest.groups = vec![GroupSection {
             model: model.name.clone(),
             nodes: Vec::new(),
-            degrees: DegreesSetting::Fixed(degrees.into()),
+            degrees: degrees.map_or(DegreesSetting::Auto, fixed),
             max_batch: 1,
             wire: Wire::default(),
+            quality: if args.exact { Quality::Exact } else { Quality::Any },
         }];
     }
     Ok(manifest)

@@ -10,7 +10,8 @@ use toml::de::DeValue;
 
 use super::super::error::nearest;
 use super::super::{
-    CarrierKind, CongestionKind, DeviceKind, Isolation, LauncherKind, TransportKind,
+    CarrierKind, CongestionKind, DeviceKind, Isolation, LauncherKind, LinkClass, Quality,
+    TransportKind,
 };
 use super::section::Fault;
 use crate::request::{Dtype, TextEncoderPolicy, WireDtype};
@@ -89,6 +90,18 @@ macro_rules! whole_number {
 }
 whole_number!(u8, u16, u32, u64);
 
+impl FromToml for f64 {
+    fn from_toml(value: &Spanned<DeValue<'_>>) -> Result<Self, Fault> {
+        let text = match value.get_ref() {
+            DeValue::Integer(number) => number.as_str(),
+            DeValue::Float(number) => number.as_str(),
+            other => return Err(expected(value.span(), other, "a number")),
+        };
+        let number = text.replace('_', "").parse::<Self>().ok().filter(|x| x.is_finite());
+        number.ok_or_else(|| expected(value.span(), value.get_ref(), "a finite number"))
+    }
+}
+
 impl FromToml for usize {
     fn from_toml(value: &Spanned<DeValue<'_>>) -> Result<Self, Fault> {
         u32::from_toml(value).map(|number| number as usize)
@@ -158,6 +171,8 @@ macro_rules! words {
 words! {
     DeviceKind: "cpu" => DeviceKind::Cpu, "cuda" => DeviceKind::Cuda;
     Dtype: "f32" => Dtype::F32, "f16" => Dtype::F16, "bf16" => Dtype::Bf16;
+    LinkClass: "same-node" => LinkClass::SameNode, "other-node" => LinkClass::OtherNode;
+    Quality: "any" => Quality::Any, "exact" => Quality::Exact;
     Isolation: "process" => Isolation::Process, "thread" => Isolation::Thread;
     LauncherKind: "local" => LauncherKind::Local;
     TextEncoderPolicy: "release" => TextEncoderPolicy::Release,

@@ -16,6 +16,7 @@ fn cluster() -> Manifest {
         degrees: DegreesSetting::Fixed(DegreesTable { cfg_degree: 2, ..Default::default() }),
         max_batch: 1,
         wire: Wire::default(),
+        quality: Default::default(),
     }];
     manifest
 }
