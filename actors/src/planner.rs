@@ -86,6 +86,7 @@ impl Wish {
     fn run(
         &self,
         model: &Description,
+        cluster: &Cluster,
         candidate: &Candidate,
         steps: u32,
     ) -> Result<RunSpec, PlanError> {
@@ -100,7 +101,7 @@ impl Wish {
             output: if self.transformer_only { OutputKind::Latent } else { OutputKind::Image },
             ..GenerateRequest::default()
         };
-        let run = resolve::resolve(&request, &model.spec, candidate.degrees)?;
+        let run = resolve::resolve_at(&request, &model.spec, candidate.degrees, &cluster.pace())?;
         Ok(RunSpec { embeds_tokens: self.embeds_tokens(model), ..run })
     }
 }
@@ -116,7 +117,7 @@ pub fn plan_of(
     candidate: &Candidate,
     steps: u32,
 ) -> Result<Plan, PlanError> {
-    let run = wish.run(model, candidate, steps)?;
+    let run = wish.run(model, cluster, candidate, steps)?;
     let layout = layout(model, cluster, wish, candidate.degrees);
     let mut plan = Plan::with_layout(candidate.degrees, layout, &model.spec, &run)?;
     plan.grid.frames = model.work.frames;

@@ -1,14 +1,19 @@
-//! Memory of a PipeFusion rank: its share of the blocks, and no second copy of it.
+//! Memory of a rank: its share of the blocks and no second copy of it, and what a plan predicted.
 
 use std::path::Path;
 
 use candle_core::DType;
-use ditmesh_actors::request::{FloatTensor, GenerateRequest, OutputKind, PromptEmbeds};
+use ditmesh_actors::plan::{Plan, footprint, resolve};
+use ditmesh_actors::protocol::RunSpec;
+use ditmesh_actors::request::{
+    Degrees, Dtype, FloatTensor, GenerateRequest, OutputKind, PromptEmbeds,
+};
 use ditmesh_model::pipeline::describe;
 use ditmesh_model::random_pipeline::{CAPTION_CHANNELS, RandomPixArt};
 use ditmesh_model::spec::ModelSpec;
+use ditmesh_model::spec::description::{Description, describe_any};
 
-use crate::harness::{Outcome, degrees, run};
+use crate::harness::{Outcome, degrees, full, run};
 
 /// 264 MB of transformer, nearly all of it in its blocks.
 const SIZES: RandomPixArt = RandomPixArt { hidden: 960, heads: 16, blocks: 4, latent: 8 };
@@ -58,6 +63,52 @@ fn check(dir: &Path, spec: &ModelSpec, stages: u32) {
             "rank {rank} of {stages}: blocks {share}, read {read}, held {}, most {}",
             held.loaded.now, held.end.most
         );
+    }
+}
+
+/// What `plan` said against what the rank's thread held at most.
+fn check_prediction(dir: &Path, model: &Description, degrees: Degrees, request: &GenerateRequest) {
+    let Outcome { ranks, held, .. } = run(dir, degrees, request);
+    let run = resolve::resolve(request, &model.spec, degrees).unwrap();
+    let run = RunSpec { embeds_tokens: Some(TOKENS as u32), ..run };
+    let plan = Plan::new(degrees, &model.spec, &run).unwrap();
+    for (report, held) in ranks.iter().zip(held) {
+        let predicted = footprint::of_rank(&plan, report.rank as usize, model, Dtype::F32);
+        let ratio = held.end.most as f64 / predicted.total() as f64;
+        let rank = report.rank;
+        println!("{degrees:?} rank {rank}: held {}, predicted {predicted:?}", held.end.most);
+        assert!((ratio - 1.0).abs() < 0.1, "{degrees:?} rank {rank}: {ratio:.3} of {predicted:?}");
+    }
+}
+
+#[test]
+fn the_peak_of_every_rank_is_within_a_tenth_of_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    RandomPixArt { latent: 32, ..SIZES }.write(dir.path()).unwrap();
+    let model = describe_any(dir.path(), DType::F32).unwrap();
+    let base = GenerateRequest { num_inference_steps: 3, ..request() };
+    let (latent, image) = (OutputKind::Latent, OutputKind::Image);
+    let ring = Degrees { ring_degree: 2, ..degrees(1, 1, 1) };
+    let mut cases = vec![
+        (degrees(1, 2, 1), 4, image),
+        (degrees(1, 1, 2), 1, latent),
+        (degrees(1, 2, 2), 2, image),
+    ];
+    if full() {
+        cases.extend([
+            (degrees(1, 1, 1), 1, latent),
+            (degrees(1, 1, 1), 1, image),
+            (degrees(2, 1, 1), 1, image),
+            (degrees(1, 4, 1), 4, latent),
+            (degrees(1, 4, 1), 8, image),
+            (ring, 1, latent),
+            (Degrees { ulysses_degree: 2, ..ring }, 1, latent),
+            (Degrees { pipefusion_degree: 2, ..ring }, 4, latent),
+        ]);
+    }
+    for (degrees, patches, output) in cases {
+        let request = GenerateRequest { num_pipeline_patch: Some(patches), output, ..base.clone() };
+        check_prediction(dir.path(), &model, degrees, &request);
     }
 }
 

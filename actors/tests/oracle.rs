@@ -256,7 +256,7 @@ fn patch(
         };
         let scale = 1.0 / (qkv.q.dim(3).unwrap() as f64).sqrt();
         let out = attention(&qkv.q, &k, &v, scale, None).unwrap();
-        hidden = pass.project_out(block, hidden, &out.out).unwrap();
+        hidden = pass.project_out(block, hidden, out.out).unwrap();
         *held = Some((k, v));
     }
     if let Some((fresh, after)) = residual {

@@ -77,7 +77,7 @@ mod gpu {
             for block in 0..BLOCKS {
                 let qkv = pass.project_qkv(block, &x)?;
                 let out = attention_in(precision, &qkv.q, &qkv.k, &qkv.v, scale, None)?.out;
-                x = pass.project_out(block, x, &out)?;
+                x = pass.project_out(block, x, out)?;
             }
             device.synchronize()?;
             if round >= 3 {

@@ -109,7 +109,8 @@ pub trait ForwardPass: Send {
     fn project_qkv(&self, block: usize, x: &Activation) -> Result<Qkv, ModelError>;
 
     /// The rest of `block` after self-attention: output projection, gate, residual,
-    /// cross-attention, feed-forward. `attended` is `[B, n, heads, head_dim]`.
+    /// cross-attention, feed-forward. `attended` is `[B, n, heads, head_dim]`; both are given up,
+    /// so that nothing is held longer than it is needed.
     ///
     /// # Errors
     /// When the block is not held here, or on a wrong shape.
@@ -117,7 +118,7 @@ pub trait ForwardPass: Send {
         &self,
         block: usize,
         x: Activation,
-        attended: &Tensor,
+        attended: Tensor,
     ) -> Result<Activation, ModelError>;
 
     /// Final norm, projection and unpatchify: the model output for `rows`, f32

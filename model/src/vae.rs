@@ -31,7 +31,7 @@ use self::phase::DecodeShape;
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::error::ModelError;
 pub use config::AutoencoderKlConfig;
-pub use conv::{Conv2d, Halo};
+pub use conv::{COLUMN_BYTES_MAX, Conv2d, Halo};
 pub use group_norm::{GroupNorm, Moments};
 pub use spec::VaeSpec;
 

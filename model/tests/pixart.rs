@@ -90,7 +90,7 @@ fn run_block(
     let qkv = pass.project_qkv(block, &x)?;
     let scale = 1.0 / (head_dim as f64).sqrt();
     let attended = attention(&qkv.q, &qkv.k, &qkv.v, scale, None)?.out;
-    pass.project_out(block, x, &attended)
+    pass.project_out(block, x, attended)
 }
 
 /// A whole forward pass on one partition that holds every block.

@@ -14,6 +14,7 @@ use crate::cost::calibration::Calibration;
 use crate::cost::cluster::Cluster;
 use crate::generation::GenerateError;
 use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection, Quality};
+use crate::parallel::vae::worth::Pace;
 use crate::plan::layout::Layout;
 use crate::plan::resolve::check_degrees;
 use crate::planner::{self, Wish};
@@ -114,6 +115,13 @@ impl Model {
                 (*degrees, Some(*patches))
             }
         }
+    }
+
+    /// What decodes a picture on a mesh of `degrees`: its slowest device and link.
+    pub(crate) fn pace(&self, degrees: Degrees) -> Pace {
+        let devices = self.devices.iter().take(degrees.world_size());
+        let names: Vec<String> = devices.map(ToString::to_string).collect();
+        self.cluster.of_devices(&names).pace()
     }
 
     /// Which blocks each stage of a mesh of `degrees` holds when its ranks run on `devices`.

@@ -16,7 +16,7 @@ use crate::controller::Inputs;
 use crate::dispatcher::{DispatcherEvent, Need, QUEUE_REQUESTS_MAX, RequestId, RunNumber};
 use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::ReplicaMsg;
-use crate::plan::resolve::{check_degrees, resolve};
+use crate::plan::resolve::{check_degrees, resolve_at};
 use crate::plan::{Plan, batch};
 use crate::protocol::{RankOutcome, RunSpec, Start};
 use crate::request::{Degrees, Event, GenerateRequest};
@@ -250,7 +250,7 @@ fn plan_request(
     check_degrees(&model.spec, degrees, model.devices.len()).map_err(|error| error.to_string())?;
     // What the planner chose for the mesh, unless the caller says otherwise.
     request.num_pipeline_patch = request.num_pipeline_patch.or(patches);
-    let spec = resolve(request, &model.spec, degrees).map_err(|error| error.to_string())?;
-    let wire = request.wire.unwrap_or(model.wire);
-    Ok((RunSpec { wire, ..spec }, degrees))
+    request.wire = request.wire.or(Some(model.wire));
+    let spec = resolve_at(request, &model.spec, degrees, &model.pace(degrees));
+    Ok((spec.map_err(|error| error.to_string())?, degrees))
 }

@@ -5,8 +5,9 @@
 
 use super::calibration::{Calibration, device_name};
 use super::device::DeviceProfile;
-use super::link::{Links, NodeLink};
+use super::link::{LinkProfile, Links, NodeLink};
 use crate::manifest::{LinkClass, Manifest, NodeSection};
+use crate::parallel::vae::worth::Pace;
 
 /// One device.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +89,26 @@ impl Cluster {
         (0..self.nodes.len()).map(count).max().unwrap_or(0)
     }
 
+    /// The slowest device and the slowest link among them, for work that all share.
+    pub fn pace(&self) -> Pace {
+        let rate = |device: &&Device| device.profile.gemm_flops_per_s.f32;
+        let slowest = self.devices.iter().min_by(|a, b| rate(a).total_cmp(&rate(b)));
+        let apart = self.devices.iter().any(|device| Some(device.node) != self.first_node());
+        let class = if apart { self.links.other_node } else { self.links.same_node };
+        let measured = self.links.pairs.iter().filter(|pair| (pair.a != pair.b) == apart);
+        let links = measured.map(|pair| pair.link);
+        let slower = |a: &LinkProfile, b: &LinkProfile| a.bytes_per_s.total_cmp(&b.bytes_per_s);
+        Pace {
+            device: slowest
+                .map_or_else(|| DeviceProfile::unmeasured_cpu(1), |device| device.profile.clone()),
+            link: links.min_by(slower).unwrap_or(class),
+        }
+    }
+
+    fn first_node(&self) -> Option<usize> {
+        self.devices.first().map(|device| device.node)
+    }
+
     /// Devices whose speed is a guess.
     pub fn unmeasured(&self) -> usize {
         self.devices.iter().filter(|device| device.profile_name.is_none()).count()
@@ -128,4 +149,25 @@ fn devices<'a>(
             profile_name: found.map(|_| name),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn work_that_all_share_goes_at_the_pace_of_the_slowest() {
+        let (fast, slow) = (DeviceProfile::unmeasured_cpu(4), DeviceProfile::unmeasured_cpu(1));
+        let mut cluster = Cluster::uniform(2, 1, &fast, Links::unmeasured());
+        let class = cluster.links.other_node;
+        assert_eq!(cluster.pace(), Pace { device: fast.clone(), link: class });
+        cluster.devices[1].profile = slow.clone();
+        let link = LinkProfile { bytes_per_s: 5e9, ..class };
+        cluster.links.pairs = vec![NodeLink { a: "node-0".into(), b: "node-1".into(), link }];
+        assert_eq!(cluster.pace(), Pace { device: slow, link }, "a measured pair before its class");
+        let one = cluster.of_devices(&["0/0".to_owned()]);
+        assert_eq!(one.pace(), Pace { device: fast, link: Links::unmeasured().same_node });
+    }
 }

@@ -5,9 +5,10 @@
 //! are f32. Pure.
 
 use ditmesh_model::spec::description::Description;
+use ditmesh_model::vae::COLUMN_BYTES_MAX;
 
 use super::Plan;
-use super::memory::{cache_bytes, held_bytes, residual_bytes};
+use super::memory::{cache_bytes, held_bytes, posted_bytes, residual_bytes};
 use super::program::Patch;
 use crate::request::Dtype;
 
@@ -27,6 +28,8 @@ pub struct RankMemory {
     pub kept: u64,
     /// Cross-attention keys and values of the text.
     pub text_kv: u64,
+    /// Room for frames on their way.
+    pub frames: u64,
     /// Most activations alive at once, of a forward pass or of decoding.
     pub activations: u64,
 }
@@ -40,6 +43,7 @@ impl RankMemory {
             + self.kv_cache
             + self.kept
             + self.text_kv
+            + self.frames
             + self.activations
     }
 }
@@ -60,40 +64,57 @@ pub fn of_rank(plan: &Plan, rank: usize, model: &Description, dtype: Dtype) -> R
     let of_blocks: u64 = held.iter().map(|block| block.parameters).sum();
     let exact = plan.model.block_bytes * blocks.len() as u64;
     let uniform = model.work.blocks.windows(2).all(|pair| pair[0] == pair[1]);
-    let edge = at.stage == 0 || at.stage + 1 == plan.mesh.stages();
     let weights = if uniform { exact } else { of_blocks * stored(dtype) };
     let batch = plan.batch() as u64;
     let hidden = plan.model.hidden() as u64;
     let text = plan.text_tokens() as u64;
     let cross = held.iter().filter(|block| block.cross_attention).count() as u64;
     RankMemory {
-        weights: weights + if edge { plan.model.other_bytes } else { plan.model.other_bytes / 2 },
+        weights: weights + plan.model.other_bytes,
         text_encoder: if rank == 0 && plan.run.embeds_tokens.is_none() {
             model.text_encoder.parameters * stored(dtype)
         } else {
             0
         },
         // The decoder is held in f32 throughout.
-        vae: if holds_vae(plan, rank) { 4 * model.decoder.parameters } else { 0 },
+        vae: if decode(plan, rank, model) > 0 { 4 * model.decoder.parameters } else { 0 },
         kv_cache: cache_bytes(plan, at),
         kept: residual_bytes(plan, at) + held_bytes(plan, at),
         text_kv: 2 * 4 * cross * batch * text * hidden,
+        frames: posted_bytes(plan, rank),
         activations: activations(plan, rank, model),
     }
 }
 
-fn holds_vae(plan: &Plan, rank: usize) -> bool {
-    !plan.run.latent_output && plan.is_output(plan.mesh.coordinates(rank))
-}
-
-/// Of a forward pass: hidden states, their normed copy, and q, k, v or the widened feed-forward
-/// (whichever is more), for this rank's tokens; of decoding: what the decoder holds at full
-/// resolution.
+/// Of a forward pass, the maps of this rank's tokens that are alive at its widest place, or of
+/// decoding, whichever is more.
 fn activations(plan: &Plan, rank: usize, model: &Description) -> u64 {
     let at = plan.mesh.coordinates(rank);
     let tokens = (plan.rows(at.sp, Patch::All).len() * plan.grid.tokens_per_row()) as u64;
-    let forward = 4 * plan.batch() as u64 * tokens * plan.model.hidden() as u64 * (2 + 4);
+    let map = 4 * plan.batch() as u64 * tokens * plan.model.hidden() as u64;
+    // The feed-forward: hidden states, their normed copy and the widened ones; then the result
+    // in the copy's place. In attention: hidden states, their normed copy, q, k, v and the output;
+    // keys and values of an Ulysses group once more together, on a ring those of the next group and
+    // two more partial outputs.
+    let degrees = plan.mesh.degrees();
+    let (ulysses, ring) = (degrees.ulysses_degree > 1, degrees.ring_degree > 1);
+    let maps = if ring {
+        10
+    } else if ulysses && !plan.needs_cache() {
+        8
+    } else {
+        6
+    };
+    (maps * map).max(decode(plan, rank, model))
+}
+
+/// Of decoding this rank's band: what the decoder holds at full resolution, and what a convolution
+/// unfolds; nothing where nothing is decoded.
+fn decode(plan: &Plan, rank: usize, model: &Description) -> u64 {
+    let shape = plan.decode_shape(plan.mesh.coordinates(rank));
+    let Some(shape) = shape.filter(|_| !plan.run.latent_output) else { return 0 };
     let pixels = u64::from(plan.run.height) * u64::from(plan.run.width);
-    let decode = 4 * pixels * model.decoder.elements_per_pixel;
-    if holds_vae(plan, rank) { forward.max(decode) } else { forward }
+    let pixels = pixels * shape.band().len() as u64 / shape.height().max(1) as u64;
+    let unfolded = (4 * pixels * model.decoder.unfolded_per_pixel).min(COLUMN_BYTES_MAX as u64);
+    4 * pixels * model.decoder.elements_per_pixel + unfolded
 }

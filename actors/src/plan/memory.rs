@@ -6,7 +6,10 @@
 use super::Plan;
 use super::mesh::Coordinates;
 use super::program::Patch;
-use crate::executor::mailbag::POSTED_BYTES_MAX;
+use crate::executor::mailbag::{POST_AHEAD_FRAMES, POSTED_BYTES_MAX};
+
+/// Receives of a program that are looked at for how much is posted at once.
+const RECEIVES_LOOKED_AT: usize = 8 * POST_AHEAD_FRAMES;
 
 /// Bytes on the rank where they are most: patch K,V cache, residuals of a step cache, what both ends
 /// of a pipeline edge hold, text and its keys and values in every block, latents with two steps of
@@ -22,14 +25,22 @@ fn rank_bytes(plan: &Plan, rank: usize) -> u64 {
     let text_kv = plan.batch() * plan.text_tokens() * plan.model.hidden();
     let text_kv = (2 * plan.blocks(at.stage).len() * text_kv) as u64;
     let latents = 4 * super::bytes::latent_bytes(plan);
-    let expected: u64 = plan.receives(rank).map(|(_, message)| message.bytes() as u64).sum();
     cache_bytes(plan, at)
         + residual_bytes(plan, at)
         + held_bytes(plan, at)
         + text
         + text_kv * float
         + latents
-        + expected.min(POSTED_BYTES_MAX as u64)
+        + posted_bytes(plan, rank)
+}
+
+/// Bytes of the frames that a rank makes room for ahead of their arrival, as the executor does it:
+/// the most that follow each other in its program, in the beginning of it that is looked at.
+pub fn posted_bytes(plan: &Plan, rank: usize) -> u64 {
+    let sizes = plan.receives(rank).map(|(_, message)| message.bytes() as u64);
+    let sizes: Vec<u64> = sizes.take(RECEIVES_LOOKED_AT).collect();
+    let most = sizes.windows(POST_AHEAD_FRAMES.min(sizes.len()).max(1)).map(|run| run.iter().sum());
+    most.max().unwrap_or(0).min(POSTED_BYTES_MAX as u64)
 }
 
 /// Bytes of the patch K,V cache of the rank at `at`.

@@ -10,10 +10,9 @@ use thiserror::Error;
 
 use super::batch;
 use super::sequence::{self, RING_DEGREE_MAX};
-use crate::cost::device::DeviceProfile;
-use crate::cost::link::Links;
 use crate::parallel::step_cache;
-use crate::parallel::vae::{self, worth};
+use crate::parallel::vae;
+use crate::parallel::vae::worth::{self, Pace};
 use crate::protocol::{ImageSpec, RunSpec};
 use crate::request::{Degrees, FloatTensor, GenerateRequest, OutputKind, PromptEmbeds};
 
@@ -90,6 +89,20 @@ pub fn resolve(
     model: &ModelSpec,
     degrees: Degrees,
 ) -> Result<RunSpec, PlanError> {
+    resolve_at(request, model, degrees, &Pace::unmeasured())
+}
+
+/// As [`resolve`], on devices and links of `pace`, which decides whether the picture is decoded in
+/// bands where the request leaves it open.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_at(
+    request: &GenerateRequest,
+    model: &ModelSpec,
+    degrees: Degrees,
+    pace: &Pace,
+) -> Result<RunSpec, PlanError> {
     if request.num_images_per_prompt != 1 {
         return Err(PlanError::Value(format!(
             "num_images_per_prompt {}: one run draws one picture of a request; deal the request \
@@ -124,22 +137,26 @@ pub fn resolve(
         },
     };
     check_run(&run, model, degrees)?;
-    let run = RunSpec { vae_parallel: in_bands(request, &run, model, degrees), ..run };
+    let run = RunSpec { vae_parallel: in_bands(request, &run, model, degrees, pace), ..run };
     if let Some(latents) = &request.latents {
         check_latents(latents, &latent_grid(model, run.height, run.width))?;
     }
     Ok(run)
 }
 
-/// Whether the picture is decoded in bands: as asked, or when that is faster on devices and links
-/// that nobody has measured.
-fn in_bands(request: &GenerateRequest, run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> bool {
+/// Whether the picture is decoded in bands: as asked, or when that is faster.
+fn in_bands(
+    request: &GenerateRequest,
+    run: &RunSpec,
+    model: &ModelSpec,
+    degrees: Degrees,
+    pace: &Pace,
+) -> bool {
     let ranks = degrees.world_size() / degrees.data_degree.max(1) as usize;
     let ranks = ranks.min(vae::DECODE_RANKS_MAX);
     let grid = latent_grid(model, run.height, run.width);
     let picture = worth::Decoding { vae: &model.vae, height: grid.height, width: grid.width };
-    let (device, link) = (DeviceProfile::unmeasured_cpu(1), Links::unmeasured().other_node);
-    let faster = || worth::is_faster_in_parallel(picture, ranks, &device, &link);
+    let faster = || worth::is_faster_in_parallel(picture, ranks, pace);
     !run.latent_output && ranks > 1 && request.vae_parallel.unwrap_or_else(faster)
 }
 

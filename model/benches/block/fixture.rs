@@ -103,7 +103,7 @@ impl Block {
         let attended = attention(&qkv.q, &qkv.k, &qkv.v, self.scale, None)
             .map_err(candle_core::Error::wrap)?
             .out;
-        Ok(pass.project_out(0, x, &attended).map_err(candle_core::Error::wrap)?.image)
+        Ok(pass.project_out(0, x, attended).map_err(candle_core::Error::wrap)?.image)
     }
 
     /// The modulation at timestep 0, whose sinusoid is 128 ones and 128 zeros.

@@ -203,8 +203,13 @@ impl<'a> Walk<'a> {
         }
         let members = self.shape.members_of(self.shape.group());
         let parts: Vec<_> = members.filter_map(|m| take(&mut self.attended, m)).collect();
+        let attended = join(&parts, 2)?;
+        drop(parts);
+        // The feed-forward needs the room: nobody asks for these again.
+        self.pieces.fill(None);
+        (self.kv, self.modulated) = (None, None);
         let x = self.x.take().ok_or_else(no_rows)?;
-        self.x = Some(self.pass.project_out(block, x, &join(&parts, 2)?)?);
+        self.x = Some(self.pass.project_out(block, x, attended)?);
         Ok(())
     }
 }

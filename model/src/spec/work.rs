@@ -61,8 +61,10 @@ pub struct DecoderWork {
     pub parameters: u64,
     /// Multiply-adds of all convolutions for one pixel of the picture.
     pub macs_per_pixel: u64,
-    /// Most elements of activations alive at once for one pixel.
+    /// Most elements of activations alive at once for one pixel, without what a convolution unfolds.
     pub elements_per_pixel: u64,
+    /// Elements that the widest convolution would unfold for one pixel.
+    pub unfolded_per_pixel: u64,
     /// Width of the attention in the middle, over latent pixels; 0 when there is none.
     pub attention_width: u64,
 }
@@ -89,6 +91,7 @@ impl DecoderWork {
         let share = |level: u32| 4u64.pow(levels - 1 - level.min(levels - 1));
         let mut macs_per_pixel = parameters / share(0);
         let mut previous = inner;
+        let (mut elements_per_pixel, mut unfolded_per_pixel) = (0, 0);
         for (level, &width) in widths.iter().rev().enumerate() {
             let level = level as u32;
             let mut weights = 9 * (previous * width + width * width);
@@ -96,10 +99,18 @@ impl DecoderWork {
                 weights += previous * width;
             }
             weights += layers_per_block as u64 * 18 * width * width;
+            // The first half of a resnet holds its input, that normed, and with the edges put on;
+            // the second the input for the shortcut beside the same of its own.
+            let held = (3 * previous + width).max(previous + 4 * width);
+            elements_per_pixel = elements_per_pixel.max(held / share(level));
+            unfolded_per_pixel = unfolded_per_pixel.max(9 * previous.max(width) / share(level));
             macs_per_pixel += weights / share(level);
             if level + 1 < levels {
                 let upsample = 9 * width * width;
                 macs_per_pixel += upsample / share(level + 1);
+                let held = 3 * width + width / 4;
+                elements_per_pixel = elements_per_pixel.max(held / share(level + 1));
+                unfolded_per_pixel = unfolded_per_pixel.max(9 * width / share(level + 1));
                 weights += upsample;
             }
             parameters += weights;
@@ -109,8 +120,8 @@ impl DecoderWork {
         Self {
             parameters: parameters + last,
             macs_per_pixel: macs_per_pixel + last,
-            // In, normed and out of a convolution at full resolution, the first at twice the width.
-            elements_per_pixel: 4 * outer,
+            elements_per_pixel,
+            unfolded_per_pixel,
             attention_width: if attention { inner } else { 0 },
         }
     }

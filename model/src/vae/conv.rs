@@ -12,8 +12,8 @@ use crate::checkpoint::{CheckpointError, Weights};
 use crate::error::ModelError;
 use crate::kernels::{matmul, threads};
 
-/// Bytes of unfolded input held at a time.
-const COLUMN_BYTES_MAX: usize = 32 << 20;
+/// Bytes of unfolded input that a convolution holds at a time.
+pub const COLUMN_BYTES_MAX: usize = 32 << 20;
 
 /// The rows next to a band that belong to its neighbours: f32 `[B, C, kernel / 2, W]` each, or
 /// `None` at the edge of the picture, where zeros stand.

@@ -134,40 +134,47 @@ impl Block {
     }
 
     /// Everything behind self-attention: `x` f32 `[B, n, hidden]`, `attended`
-    /// `[B, n, heads, head_dim]`.
+    /// `[B, n, heads, head_dim]`. At its widest the feed-forward holds six maps of the size of `x`;
+    /// what came before is gone by then.
     pub(super) fn project_out(
         &self,
-        x: &Tensor,
-        attended: &Tensor,
+        x: Tensor,
+        attended: Tensor,
         modulation: &Tensor,
         text: &TextKv,
         key_bias: &Tensor,
     ) -> Result<Tensor, ModelError> {
-        let (batch, tokens, hidden) = x.dims3()?;
+        let (batch, tokens, _) = x.dims3()?;
         let gate = modulation.get(GATE_MSA)?;
-        let attended = attended.reshape((batch, tokens, hidden))?;
-        let x = self.add_to(x, &self.attention_out, &attended, Some(&gate))?;
+        let x = self.add_to(x, &self.attention_out, flat(attended)?, Some(&gate))?;
 
         let q = self.cross_q.forward(&x)?.reshape((batch, tokens, self.heads, self.head_dim))?;
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let (keys, values) = (&text.keys, &text.values);
         let read = attention_in(self.precision(), &q, keys, values, scale, Some(key_bias))?.out;
-        let x = self.add_to(&x, &self.cross_out, &read.reshape((batch, tokens, hidden))?, None)?;
+        drop(q);
+        let x = self.add_to(x, &self.cross_out, flat(read)?, None)?;
 
         let (shift, scale) = (modulation.get(SHIFT_MLP)?, modulation.get(SCALE_MLP)?);
         let normed = layer_norm_modulate(&x, &shift, &scale, self.eps)?;
         let wide = self.widen.forward_then(&normed, Epilogue::GeluTanh)?;
-        self.add_to(&x, &self.narrow, &wide, Some(&modulation.get(GATE_MLP)?))
+        drop(normed);
+        self.add_to(x, &self.narrow, wide, Some(&modulation.get(GATE_MLP)?))
     }
 
-    /// `x + gate * layer(y)`.
+    /// `x + gate * layer(y)`; both are given up.
     fn add_to(
         &self,
-        x: &Tensor,
+        x: Tensor,
         layer: &Linear,
-        y: &Tensor,
+        y: Tensor,
         gate: Option<&Tensor>,
     ) -> Result<Tensor, ModelError> {
-        layer.forward_then(y, Epilogue::Residual { residual: x, gate })
+        layer.forward_then(&y, Epilogue::Residual { residual: &x, gate })
     }
+}
+
+/// `[B, n, heads, head_dim]` as `[B, n, hidden]`.
+fn flat(x: Tensor) -> Result<Tensor, ModelError> {
+    Ok(x.flatten_from(2)?)
 }

@@ -191,19 +191,19 @@ impl ForwardPass for PixArtForwardPass {
         &self,
         block: usize,
         x: Activation,
-        attended: &Tensor,
+        attended: Tensor,
     ) -> Result<Activation, ModelError> {
         let (weights, text, modulation) = self.block(block)?;
-        let image = self.image(&x, None)?;
+        let tokens = self.image(&x, None)?.dim(1)?;
         let spec = &self.partition.spec;
-        let expected = [self.batch, image.dim(1)?, spec.heads, spec.head_dim];
+        let expected = [self.batch, tokens, spec.heads, spec.head_dim];
         if attended.dims() != expected {
             return Err(ModelError::Invalid(format!(
                 "attention output is {:?}, expected {expected:?}",
                 attended.dims()
             )));
         }
-        let image = weights.project_out(image, attended, modulation, text, &self.key_bias)?;
+        let image = weights.project_out(x.image, attended, modulation, text, &self.key_bias)?;
         Ok(Activation { image, text: None })
     }
 

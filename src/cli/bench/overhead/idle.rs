@@ -79,7 +79,7 @@ impl ForwardPass for IdlePass {
         Ok(Qkv { q: all.clone(), k: all.clone(), v: all, text: None })
     }
 
-    fn project_out(&self, _: usize, x: Activation, _: &Tensor) -> Result<Activation, ModelError> {
+    fn project_out(&self, _: usize, x: Activation, _: Tensor) -> Result<Activation, ModelError> {
         Ok(x)
     }
 
