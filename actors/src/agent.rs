@@ -7,6 +7,7 @@
 //! the coordinator's agent, the files of the run.
 
 pub(crate) mod bootstrap;
+pub(crate) mod credentials;
 pub(crate) mod data_plane;
 pub(crate) mod host;
 pub(crate) mod node_agent;
@@ -105,14 +106,13 @@ async fn live(orders: &AgentBootstrap) -> Result<(), AgentError> {
     let (closed, stdin_closed) = oneshot::channel::<()>();
     stdin::watch_stdin(GRACE, move || drop(closed)).map_err(|error| failed(&error))?;
     let node = node_section(orders)?;
-    let identity = Identity::load(&orders.certs_dir, Certificate::Node, &orders.node)
-        .map_err(|error| failed(&error))?;
+    let identity = orders.credentials.identity().map_err(|error| failed(&error))?;
     let endpoint = Arc::new(bind(orders, node, identity.clone())?);
     let folder = RunFolder::at(orders.run_dir.clone());
     let record = ProcessRecord::of_self(Role::Agent, &orders.node);
     let record = folder.publish(record).map_err(|error| failed(&error))?;
     let plane = plane(orders, node, identity.clone())?;
-    let hosted = match orders.coordinator {
+    let hosted = match &orders.coordinator {
         Some(_) => None,
         None => Some(
             HostedCoordinator::start(
@@ -126,9 +126,10 @@ async fn live(orders: &AgentBootstrap) -> Result<(), AgentError> {
             .map_err(|cause| failed(&cause))?,
         ),
     };
-    let coordinator = orders.coordinator.unwrap_or(endpoint.local_address());
-    let dialer = dialer(orders, &identity, &endpoint, coordinator, hosted.as_ref())?;
-    let home = home(orders, node, plane, dialer.clone(), coordinator, &folder)?;
+    let local = || endpoint.local_address().to_string();
+    let coordinator = orders.coordinator.clone().unwrap_or_else(local);
+    let dialer = dialer(orders, &identity, &endpoint, &coordinator, hosted.as_ref())?;
+    let home = home(orders, node, plane, dialer.clone(), &coordinator, &folder)?;
     let (ended, end) = oneshot::channel();
     let args = NodeAgentArgs {
         cluster: orders.manifest.cluster.name.clone(),
@@ -206,7 +207,7 @@ fn dialer(
     orders: &AgentBootstrap,
     identity: &Identity,
     endpoint: &Arc<ControlEndpoint>,
-    address: SocketAddr,
+    address: &str,
     hosted: Option<&HostedCoordinator>,
 ) -> Result<Dialer, AgentError> {
     let manifest = &orders.manifest;
@@ -217,7 +218,10 @@ fn dialer(
         Some(hosted) => {
             Dialer::Local { coordinator: hosted.handle(), me: identity.subject().clone(), them }
         }
-        None => Dialer::Network { endpoint: endpoint.clone(), address, coordinator: them },
+        None => {
+            let (endpoint, address) = (endpoint.clone(), address.to_owned());
+            Dialer::Network { endpoint, address, coordinator: them }
+        }
     })
 }
 
@@ -226,7 +230,7 @@ fn home(
     node: &NodeSection,
     plane: DataPlane,
     dialer: Dialer,
-    coordinator: SocketAddr,
+    coordinator: &str,
     folder: &RunFolder,
 ) -> Result<WorkerHome, AgentError> {
     let manifest = &orders.manifest;
@@ -247,8 +251,8 @@ fn home(
         index: index as u32,
         incarnation: 0,
         device: device.clone(),
-        certs_dir: orders.certs_dir.clone(),
-        coordinator,
+        credentials: orders.credentials.clone(),
+        coordinator: coordinator.to_owned(),
         coordinator_node: manifest.coordinator_node().to_string(),
         data_plane: data_plane.clone(),
         dead_ms: manifest.health.dead_ms,

@@ -25,6 +25,7 @@ pub mod parallel;
 pub mod plan;
 pub mod planner;
 pub mod protocol;
+pub mod rank_facts;
 pub mod request;
 pub mod session;
 pub mod simulate;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ditmesh_transport::control::ControlEndpoint;
-use ditmesh_transport::identity::{Identity, PeerIdentity, Role};
+use ditmesh_transport::identity::{PeerIdentity, Role};
 use tokio::sync::oneshot;
 
 use crate::agent::data_plane::{DataPlane, control_config};
@@ -93,8 +93,7 @@ async fn live(orders: &WorkerBootstrap, device: DeviceId) -> Result<HostEnd, Str
     bootstrap::watch_stdin(GRACE, move || drop(closed))
         .map_err(|error| format!("cannot watch stdin: {error}"))?;
     let words = |error: &dyn std::fmt::Display| error.to_string();
-    let identity = Identity::load(&orders.certs_dir, Role::Node, &orders.node)
-        .map_err(|error| words(&error))?;
+    let identity = orders.credentials.identity().map_err(|error| words(&error))?;
     let plane = DataPlane::quic(orders.data_plane.clone(), identity.clone());
     let fabric =
         plane.fabric(orders.index as usize, orders.incarnation).map_err(|error| words(&error))?;
@@ -104,7 +103,7 @@ async fn live(orders: &WorkerBootstrap, device: DeviceId) -> Result<HostEnd, Str
     let coordinator = PeerIdentity::new(Role::Node, &orders.coordinator_node, &orders.cluster)
         .map_err(|error| words(&error))?;
     let endpoint = Arc::new(endpoint);
-    let (address, dialed) = (orders.coordinator, endpoint.clone());
+    let (address, dialed) = (orders.coordinator.clone(), endpoint.clone());
     let dialer = Dialer::Network { endpoint: dialed, address, coordinator };
     let config = WorkerConfig {
         cluster: orders.cluster.clone(),

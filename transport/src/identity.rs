@@ -33,6 +33,24 @@ pub struct Identity {
     authority_pem: String,
 }
 
+/// An identity as texts, for a process that is given it over a pipe. Holds a private key: never
+/// logged, and never in arguments.
+#[derive(Clone)]
+pub struct IdentityPem {
+    /// The certificate.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+    /// The authority that peers must have too.
+    pub authority: String,
+}
+
+impl fmt::Debug for IdentityPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IdentityPem")
+    }
+}
+
 impl Identity {
     pub(crate) fn new(
         subject: PeerIdentity,
@@ -78,6 +96,30 @@ impl Identity {
         files::write(&dir.join(files::AUTHORITY_FILE), &self.authority_pem)?;
         files::write(&certificate_path(dir, *role, name), &self.certificate_pem)?;
         files::write_key(&key_path(dir, *role, name), &self.key_pem)
+    }
+
+    /// The texts that [`Identity::from_pem`] reads.
+    pub fn to_pem(&self) -> IdentityPem {
+        IdentityPem {
+            certificate: self.certificate_pem.clone(),
+            key: self.key_pem.clone(),
+            authority: self.authority_pem.clone(),
+        }
+    }
+
+    /// The identity of these texts; whose it is comes from the certificate.
+    ///
+    /// # Errors
+    /// [`IdentityError::Unusable`] when one of them is not what it should be.
+    pub fn from_pem(pem: IdentityPem) -> Result<Self, IdentityError> {
+        let IdentityPem { certificate, key, authority } = pem;
+        let path = Path::new("(identity in memory)");
+        let subject = name::identity_of(&parse_certificate(&certificate, path)?)
+            .map_err(|cause| IdentityError::Unusable { path: path.to_owned(), cause })?;
+        let identity = Self::new(subject, certificate, key, authority);
+        identity.key()?;
+        identity.authority()?;
+        Ok(identity)
     }
 
     pub(crate) fn certificate(&self) -> Result<CertificateDer<'static>, IdentityError> {

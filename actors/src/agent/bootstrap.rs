@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::credentials::Credentials;
 use crate::manifest::Manifest;
 
 /// One node's agent.
@@ -15,11 +16,11 @@ use crate::manifest::Manifest;
 pub(crate) struct AgentBootstrap {
     pub(crate) manifest: Manifest,
     pub(crate) node: String,
-    /// Where the coordinator is; absent for the agent that hosts it.
-    pub(crate) coordinator: Option<SocketAddr>,
+    /// Where the coordinator is, `HOST:PORT`; absent for the agent that hosts it.
+    pub(crate) coordinator: Option<String>,
     /// The control port, when it was chosen by an earlier life of this agent.
     pub(crate) control_port: u16,
-    pub(crate) certs_dir: PathBuf,
+    pub(crate) credentials: Credentials,
     pub(crate) run_dir: PathBuf,
 }
 

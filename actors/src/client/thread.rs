@@ -126,7 +126,7 @@ impl Way {
         &self,
         endpoint: Arc<ControlEndpoint>,
     ) -> Result<(ActorRef<LinkMsg>, tokio::task::JoinHandle<()>), ClientError> {
-        let (address, coordinator) = (self.address, self.coordinator.clone());
+        let (address, coordinator) = (self.address.to_string(), self.coordinator.clone());
         let dialer = Dialer::Network { endpoint, address, coordinator };
         let hello = handshake::hello(&self.cluster, Party::Client, 0);
         let (channel, welcome) = dialer

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ditmesh_transport::identity::{Identity, Role as Certificate};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -20,6 +21,7 @@ use super::lock::Lock;
 use super::record::{ProcessRecord, Role, RunFolder};
 use super::{AgentExit, LaunchError, Launcher, certificates, running, stop};
 use crate::agent::bootstrap::AgentBootstrap;
+use crate::agent::credentials::Credentials;
 use crate::agent::restarts::Restarts;
 use crate::manifest::Manifest;
 use crate::status::ClusterStatus;
@@ -177,12 +179,14 @@ impl<'a, L: Launcher> Supervisor<'a, L> {
     async fn start_agent(&mut self, name: &str) -> Result<(), LaunchError> {
         let hosts = name == self.manifest.coordinator_node();
         let Some(node) = self.nodes.get_mut(name) else { return Ok(()) };
+        let identity = Identity::load(&self.certs_dir, Certificate::Node, name)
+            .map_err(|error| LaunchError::Node { node: name.into(), cause: error.to_string() })?;
         let orders = AgentBootstrap {
             manifest: self.manifest.clone(),
             node: name.into(),
-            coordinator: if hosts { None } else { self.coordinator },
+            coordinator: self.coordinator.filter(|_| !hosts).map(|address| address.to_string()),
             control_port: node.control_port,
-            certs_dir: self.certs_dir.clone(),
+            credentials: Credentials::of(&identity),
             run_dir: self.run_dir.clone(),
         };
         let address = self.launcher.start(orders).await?;

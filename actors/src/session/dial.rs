@@ -21,7 +21,9 @@ pub(crate) enum Dialer {
     /// Over QUIC.
     Network {
         endpoint: Arc<ControlEndpoint>,
-        address: SocketAddr,
+        /// `HOST:PORT`, looked up at each attempt: where a host's address changes with its life
+        /// (a pod's does), the name stays.
+        address: String,
         /// Who must be there.
         coordinator: PeerIdentity,
     },
@@ -69,7 +71,8 @@ impl Dialer {
     async fn dial(&self, deadline: Instant) -> Result<ControlChannel, TransportError> {
         match self {
             Self::Network { endpoint, address, coordinator } => {
-                endpoint.connect(*address, coordinator, deadline).await
+                let found = look_up(address, endpoint.local_address(), coordinator, deadline);
+                endpoint.connect(found.await?, coordinator, deadline).await
             }
             Self::Local { coordinator, me, them } => {
                 let (mine, theirs) = ControlChannel::pair_between(
@@ -81,6 +84,27 @@ impl Dialer {
                 Ok(mine)
             }
         }
+    }
+}
+
+/// The address behind `name` that an endpoint at `from` can dial.
+async fn look_up(
+    name: &str,
+    from: SocketAddr,
+    who: &PeerIdentity,
+    deadline: Instant,
+) -> Result<SocketAddr, TransportError> {
+    let failed = |cause: String| TransportError::Connect {
+        peer: who.to_string(),
+        address: name.into(),
+        cause,
+    };
+    match tokio::time::timeout_at(deadline.into(), tokio::net::lookup_host(name)).await {
+        Ok(Ok(mut found)) => found
+            .find(|address| address.is_ipv4() == from.is_ipv4())
+            .ok_or_else(|| failed(format!("it has no address that {} can reach", from.ip()))),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(_) => Err(failed("its name was not resolved before the deadline".into())),
     }
 }
 

@@ -1,16 +1,15 @@
 //! What an agent tells a worker process on its stdin.
 //!
 //! Owns the form of a bootstrap: one line of JSON, then stdin stays open for as long as the parent
-//! lives. Secrets stay in files whose folder is named; nothing of this is in the arguments.
+//! lives. The node's key goes the same way; nothing of this is in the arguments.
 
 use std::io::{BufRead, Read};
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::credentials::Credentials;
 use crate::agent::data_plane::DataPlaneConfig;
 use crate::manifest::DeviceSection;
 
@@ -25,8 +24,9 @@ pub(crate) struct WorkerBootstrap {
     pub(crate) index: u32,
     pub(crate) incarnation: u64,
     pub(crate) device: DeviceSection,
-    pub(crate) certs_dir: PathBuf,
-    pub(crate) coordinator: SocketAddr,
+    pub(crate) credentials: Credentials,
+    /// `HOST:PORT`.
+    pub(crate) coordinator: String,
     pub(crate) coordinator_node: String,
     pub(crate) data_plane: DataPlaneConfig,
     /// Milliseconds of silence after which the coordinator is taken for dead.

@@ -25,6 +25,26 @@ fn an_authority_and_its_identities_survive_the_disk() {
 }
 
 #[test]
+fn an_identity_survives_a_pipe_and_half_of_one_does_not() {
+    let authority = ClusterCa::generate("emoji").unwrap();
+    let issued = authority.issue(Role::Node, "n1").unwrap();
+    let piped = Identity::from_pem(issued.to_pem()).unwrap();
+    assert_eq!(piped.subject(), issued.subject());
+    client_crypto(&piped).unwrap();
+    let halves: [fn(&mut IdentityPem); 3] = [
+        |pem| pem.certificate.truncate(40),
+        |pem| pem.key.clear(),
+        |pem| pem.authority = "nonsense".into(),
+    ];
+    for halve in halves {
+        let mut pem = issued.to_pem();
+        halve(&mut pem);
+        assert!(matches!(Identity::from_pem(pem), Err(IdentityError::Unusable { .. })));
+    }
+    assert_eq!(format!("{:?}", issued.to_pem()), "IdentityPem");
+}
+
+#[test]
 fn missing_and_broken_files_are_named_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let missing = Identity::load(dir.path(), Role::Client, "me").unwrap_err().to_string();
