@@ -20,6 +20,8 @@ mod man;
 mod mesh_text;
 mod outcome;
 mod plan;
+mod probe;
+mod render;
 mod status;
 mod supervisor;
 mod telemetry;
@@ -68,7 +70,9 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
         Command::Certs(args) => certs::run(&args, terminal),
         Command::Completions(args) => completions::run(&args, terminal),
         Command::Man(args) => man::run(&args, terminal),
-        Command::Agent => agent::run(),
+        Command::Render(args) => render::run(&args.command, terminal),
+        Command::Probe(args) => probe::run(&args),
+        Command::Agent(args) => agent::run(&args),
         Command::Worker => worker::run(),
         Command::BenchEnd => bench::transport::end::run(),
         Command::Supervisor => supervisor::run(),

@@ -2,6 +2,7 @@
 //! taken down at the end whatever happens.
 
 use std::fmt::Write;
+use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -151,6 +152,13 @@ pub(crate) fn processes(status: &ClusterStatus) -> Vec<u32> {
     nodes
         .flat_map(|node| node.devices.iter().map(|device| device.process).chain([node.process]))
         .collect()
+}
+
+/// A UDP port that nobody has at any of `addresses` right now.
+pub(crate) fn free_port(addresses: &[&str]) -> u16 {
+    let free = |port: u16| addresses.iter().all(|at| UdpSocket::bind((*at, port)).is_ok());
+    let ephemeral = || UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    std::iter::repeat_with(ephemeral).take(100).find(|port| free(*port)).unwrap()
 }
 
 pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {

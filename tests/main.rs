@@ -17,6 +17,8 @@ mod cluster_harness;
 mod cluster_kill;
 mod cluster_launch;
 mod cluster_parity;
+mod cluster_pods;
+mod cluster_slurm;
 mod cluster_traces;
 mod house;
 mod otlp_receiver;

@@ -4,14 +4,18 @@
 //! Owns the life of the process; the actor is in `node_agent`.
 //!
 //! Invariant: when stdin closes the launcher has gone, and so go the workers, this process and, by
-//! the coordinator's agent, the files of the run.
+//! the coordinator's agent, the files of the run. One that was started without a launcher
+//! (`standalone`) goes by a signal in the same way.
 
 pub(crate) mod bootstrap;
 pub(crate) mod credentials;
 pub(crate) mod data_plane;
+pub mod health;
 pub(crate) mod host;
+mod keeper;
 pub(crate) mod node_agent;
 pub(crate) mod restarts;
+mod standalone;
 pub(crate) mod worker_home;
 
 use std::net::SocketAddr;
@@ -20,7 +24,8 @@ use std::time::Duration;
 
 use ditmesh_transport::control::ControlEndpoint;
 use ditmesh_transport::identity::{Identity, PeerIdentity, Role as Certificate};
-use tokio::sync::oneshot;
+use ractor::ActorRef;
+use tokio::sync::{oneshot, watch};
 
 use crate::launcher::record::{ProcessRecord, Role, RunFolder};
 use crate::manifest::{Isolation, Manifest, NodeSection};
@@ -28,11 +33,15 @@ use crate::session::dial::Dialer;
 use crate::worker_process::bootstrap::{self as stdin, WorkerBootstrap};
 use bootstrap::{AgentBootstrap, AgentNotice};
 use data_plane::{DataPlane, DataPlaneConfig, control_config, resolve};
+use health::Health;
 use host::HostedCoordinator;
+use keeper::{Keeper, Told};
 use node_agent::{AgentEnd, NodeAgent, NodeAgentArgs, NodeAgentMsg};
 use worker_home::{ProcessHome, ThreadHome, WorkerHome};
 
-/// Hidden subcommand under which [`run_process`] is called.
+pub use standalone::run_standalone;
+
+/// Subcommand under which [`run_process`] is called.
 pub const SUBCOMMAND: &str = "agent";
 
 /// Time to end the workers and clean up once the launcher has gone.
@@ -51,7 +60,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// Its orders on stdin could not be read.
-    #[error("an agent is started by `ditmesh up`, not by hand: {0}")]
+    #[error("an agent is started by `ditmesh up`, or with --cluster: {0}")]
     Bootstrap(String),
     /// Its control port could not be had.
     #[error("node \"{node}\": control port {port}: {cause}")]
@@ -80,19 +89,19 @@ pub enum AgentError {
 /// When it could not start, or the coordinator will not have it.
 pub fn run_process() -> Result<(), AgentError> {
     let orders: AgentBootstrap = stdin::read().map_err(AgentError::Bootstrap)?;
-    let outcome = run(&orders);
+    let outcome = run(&orders, Keeper::Launcher);
     if let Err(error) = &outcome {
         AgentNotice::Failed(error.to_string()).say();
     }
     outcome
 }
 
-fn run(orders: &AgentBootstrap) -> Result<(), AgentError> {
+fn run(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| start_error(&orders.node, &error))?;
-    let outcome = runtime.block_on(live(orders));
+    let outcome = runtime.block_on(live(orders, keeper));
     runtime.shutdown_background();
     outcome
 }
@@ -101,10 +110,9 @@ fn start_error(node: &str, cause: &dyn std::fmt::Display) -> AgentError {
     AgentError::Start { node: node.into(), cause: cause.to_string() }
 }
 
-async fn live(orders: &AgentBootstrap) -> Result<(), AgentError> {
+async fn live(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError> {
     let failed = |cause: &dyn std::fmt::Display| start_error(&orders.node, cause);
-    let (closed, stdin_closed) = oneshot::channel::<()>();
-    stdin::watch_stdin(GRACE, move || drop(closed)).map_err(|error| failed(&error))?;
+    let told = keeper.listen().map_err(|error| failed(&error))?;
     let node = node_section(orders)?;
     let identity = orders.credentials.identity().map_err(|error| failed(&error))?;
     let endpoint = Arc::new(bind(orders, node, identity.clone())?);
@@ -131,6 +139,8 @@ async fn live(orders: &AgentBootstrap) -> Result<(), AgentError> {
     let dialer = dialer(orders, &identity, &endpoint, &coordinator, hosted.as_ref())?;
     let home = home(orders, node, plane, dialer.clone(), &coordinator, &folder)?;
     let (ended, end) = oneshot::channel();
+    let (joined, joins) = watch::channel(false);
+    let health = (keeper == Keeper::System).then(|| Health::show(&folder, &orders.node, joins));
     let args = NodeAgentArgs {
         cluster: orders.manifest.cluster.name.clone(),
         node: orders.node.clone(),
@@ -138,34 +148,44 @@ async fn live(orders: &AgentBootstrap) -> Result<(), AgentError> {
         restarts_max: orders.manifest.launcher.restarts_max,
         dialer,
         home,
+        joined,
         ended,
     };
     let (agent, _) = NodeAgent::start(args).await.map_err(|error| failed(&error))?;
-    AgentNotice::Listening(endpoint.local_address()).say();
-    let mut end = end;
-    let end = tokio::select! {
-        end = &mut end => end,
-        _ = stdin_closed => {
-            // An agent that has ended needs no order.
-            let _ = agent.cast(NodeAgentMsg::Stop);
-            end.await
-        }
-    };
+    keeper.tell(&orders.node, endpoint.local_address());
+    let end = end_of(&agent, end, told).await;
     let hosts = hosted.is_some();
     if let Some(hosted) = hosted {
         hosted.stop().await;
     }
     tokio::time::sleep(FAREWELL).await;
     endpoint.close("the agent has ended");
+    drop(health);
     drop(record);
     if hosts {
         clean_up_after_launcher(&folder).await;
     }
     match end {
-        Ok(AgentEnd::Told) => Ok(()),
-        Ok(AgentEnd::GaveUp(cause)) => Err(failed(&cause)),
-        Err(_) => Err(failed(&"its actor failed")),
+        AgentEnd::Told => Ok(()),
+        AgentEnd::GaveUp(cause) => Err(failed(&cause)),
     }
+}
+
+/// Waits until the agent has ended, by itself or because it is `told` to.
+async fn end_of(
+    agent: &ActorRef<NodeAgentMsg>,
+    mut end: oneshot::Receiver<AgentEnd>,
+    told: Told,
+) -> AgentEnd {
+    let end = tokio::select! {
+        end = &mut end => end,
+        () = told => {
+            // An agent that has ended needs no order.
+            let _ = agent.cast(NodeAgentMsg::Stop);
+            end.await
+        }
+    };
+    end.unwrap_or_else(|_| AgentEnd::GaveUp("its actor failed".into()))
 }
 
 fn node_section(orders: &AgentBootstrap) -> Result<&NodeSection, AgentError> {
@@ -262,6 +282,7 @@ fn home(
         program: std::env::current_exe().map_err(|error| failed(&error))?,
         orders: node.devices.iter().enumerate().map(order).collect(),
         folder: folder.clone(),
+        otlp_endpoint: manifest.telemetry.otlp_endpoint.clone(),
     }))
 }
 

@@ -9,7 +9,7 @@
 mod certificates;
 mod detached;
 mod local;
-mod lock;
+pub(crate) mod lock;
 pub mod record;
 mod running;
 mod stop;
@@ -25,6 +25,9 @@ use crate::status::ClusterStatus;
 
 /// Hidden subcommand under which [`run_supervisor`] is called.
 pub const SUPERVISOR_SUBCOMMAND: &str = "supervisor";
+
+/// Variable of the OpenTelemetry specification that names the collector.
+pub(crate) const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Whether `up` stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +56,7 @@ pub enum DownOutcome {
     NotRunning,
     /// All processes are gone.
     Stopped {
-        /// How many there were.
+        /// How many there were on this host; 0 when all were on others.
         processes: usize,
     },
 }
@@ -143,6 +146,18 @@ pub fn up(
             Ok(outcome)
         }
     }
+}
+
+/// Waits until the mesh of a cluster that somebody else starts is formed. Blocks this thread.
+///
+/// # Errors
+/// [`LaunchError::NotReady`] with the reason, when forming fails or takes longer than `patience`.
+pub fn wait_ready(manifest: &Manifest, patience: Duration) -> Result<ClusterStatus, LaunchError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| LaunchError::System(format!("no runtime: {error}")))?;
+    runtime.block_on(running::wait_ready(manifest, patience))
 }
 
 /// Stops the cluster of `manifest` and waits until all its processes are gone.

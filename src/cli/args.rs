@@ -5,6 +5,7 @@
 
 mod bench;
 mod generate;
+mod launch;
 mod plan;
 mod wire;
 
@@ -17,6 +18,9 @@ pub(crate) use bench::{
     TransportArg, TransportBenchArgs,
 };
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};
+pub(crate) use launch::{
+    AgentArgs, KubernetesArgs, ProbeArgs, RenderArgs, RenderCommand, SlurmArgs,
+};
 pub(crate) use plan::PlanArgs;
 
 use super::outcome::EXIT_CODES;
@@ -66,9 +70,12 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page, or write the pages of all commands into a folder
     Man(ManArgs),
-    /// The process of one host; started by `up`
-    #[command(hide = true)]
-    Agent,
+    /// Write what starts a cluster under Slurm or on Kubernetes
+    Render(RenderArgs),
+    /// Be the process of one host: started by `up`, by srun, in a pod, or by hand
+    Agent(AgentArgs),
+    /// Say whether this host's agent is well
+    Probe(ProbeArgs),
     /// The process of one device; started by its agent
     #[command(hide = true)]
     Worker,
@@ -125,6 +132,10 @@ pub(crate) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Wait so long for the mesh
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait: Option<u32>,
 }
 
 /// `inspect`.

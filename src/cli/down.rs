@@ -13,6 +13,9 @@ pub(crate) fn run(args: &ManifestArgs, terminal: &Terminal) -> Result<(), Failur
     let name = &manifest.cluster.name;
     match launcher::down(&manifest)? {
         DownOutcome::NotRunning => terminal.note(&format!("cluster {name} does not run")),
+        DownOutcome::Stopped { processes: 0 } => {
+            terminal.note(&format!("cluster {name}, on other hosts, is told to stop"));
+        }
         DownOutcome::Stopped { processes } => {
             terminal.note(&format!("cluster {name} is stopped: {processes} processes ended"));
         }

@@ -1,6 +1,9 @@
 //! `status`: shows a running cluster.
 
+use std::time::Duration;
+
 use ditmesh::{ClusterClient, manifest};
+use ditmesh_actors::launcher;
 
 use super::args::StatusArgs;
 use super::failure::Failure;
@@ -10,7 +13,10 @@ use super::terminal::Terminal;
 /// Asks the coordinator and prints what it says.
 pub(crate) fn run(args: &StatusArgs, terminal: &Terminal) -> Result<(), Failure> {
     let manifest = manifest::parse::load(args.manifest.path())?;
-    let status = ClusterClient::connect(&manifest)?.blocking_status()?;
+    let status = match args.wait {
+        Some(seconds) => launcher::wait_ready(&manifest, Duration::from_secs(seconds.into()))?,
+        None => ClusterClient::connect(&manifest)?.blocking_status()?,
+    };
     if args.json {
         return terminal.result(&serde_json::to_string_pretty(&status).map_err(Failure::failed)?);
     }

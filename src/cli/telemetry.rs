@@ -109,14 +109,18 @@ fn set(name: &str) -> Option<String> {
 }
 
 fn of_manifest(command: &Command) -> Option<String> {
-    let Command::Generate(args) = command else { return None };
+    let cluster = match command {
+        Command::Generate(args) => args.cluster.as_deref(),
+        Command::Agent(args) => args.cluster.as_deref(),
+        _ => None,
+    };
     // A manifest that cannot be read is the command's to report.
-    manifest::parse::load(args.cluster.as_deref()?).ok()?.telemetry.otlp_endpoint
+    manifest::parse::load(cluster?).ok()?.telemetry.otlp_endpoint
 }
 
 fn role(command: &Command) -> &'static str {
     match command {
-        Command::Agent => "agent",
+        Command::Agent(_) => "agent",
         Command::Worker => "worker",
         _ => "client",
     }

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::restarts::Restarts;
 use super::worker_home::WorkerHome;
@@ -35,6 +35,8 @@ pub(crate) struct NodeAgentArgs {
     pub(crate) restarts_max: u32,
     pub(crate) dialer: Dialer,
     pub(crate) home: WorkerHome,
+    /// Told whether there is a session with the coordinator.
+    pub(crate) joined: watch::Sender<bool>,
     /// Told once how it ended.
     pub(crate) ended: oneshot::Sender<AgentEnd>,
 }
@@ -77,6 +79,7 @@ pub(crate) struct State {
     /// Workers are started at the first welcome: one that joined before its agent would be taken
     /// for a worker of the agent's life before, and lost with it.
     begun: bool,
+    joined: watch::Sender<bool>,
     ended: Option<oneshot::Sender<AgentEnd>>,
     ending: Option<AgentEnd>,
 }
@@ -121,7 +124,8 @@ impl Actor for NodeAgent {
         };
         let slots = std::iter::repeat_with(slot).take(args.devices).collect();
         let (ended, ending, begun) = (Some(args.ended), None, false);
-        Ok(State { node: args.node, home: args.home, uplink, slots, begun, ended, ending })
+        let NodeAgentArgs { node, home, joined, .. } = args;
+        Ok(State { node, home, uplink, slots, begun, joined, ended, ending })
     }
 
     async fn handle(
@@ -140,11 +144,16 @@ impl Actor for NodeAgent {
             NodeAgentMsg::Uplink(UplinkEvent::GaveUp(cause)) => {
                 state.end(&myself, AgentEnd::GaveUp(cause));
             }
-            NodeAgentMsg::Uplink(UplinkEvent::Up) if !state.begun => {
-                state.begun = true;
-                for index in 0..state.slots.len() {
-                    state.start_worker(&myself, index).await;
+            NodeAgentMsg::Uplink(UplinkEvent::Up) => {
+                state.joined.send_replace(true);
+                if !std::mem::replace(&mut state.begun, true) {
+                    for index in 0..state.slots.len() {
+                        state.start_worker(&myself, index).await;
+                    }
                 }
+            }
+            NodeAgentMsg::Uplink(UplinkEvent::Down(_)) => {
+                state.joined.send_replace(false);
             }
             NodeAgentMsg::Uplink(_) => {}
         }

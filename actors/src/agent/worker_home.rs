@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::data_plane::DataPlane;
+use crate::launcher::OTLP_ENDPOINT;
 use crate::launcher::record::{ProcessRecord, Role, RunFolder};
 use crate::manifest::DeviceSection;
 use crate::membership::Incarnation;
@@ -49,6 +50,8 @@ pub(crate) struct ProcessHome {
     /// By device; the incarnation is filled in.
     pub(crate) orders: Vec<WorkerBootstrap>,
     pub(crate) folder: RunFolder,
+    /// Where traces go, unless the environment says it.
+    pub(crate) otlp_endpoint: Option<String>,
 }
 
 /// Workers in this process.
@@ -88,8 +91,11 @@ impl ProcessHome {
     ) -> Result<oneshot::Sender<()>, String> {
         let orders = self.orders.get(index).ok_or("there is no such device")?;
         let orders = WorkerBootstrap { incarnation: incarnation.0, ..orders.clone() };
+        let endpoint = self.otlp_endpoint.as_ref();
+        let endpoint = endpoint.filter(|_| std::env::var_os(OTLP_ENDPOINT).is_none());
         let mut child = Command::new(&self.program)
             .envs(heap_tunables())
+            .envs(endpoint.map(|endpoint| (OTLP_ENDPOINT, endpoint)))
             .arg(SUBCOMMAND)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -13,7 +13,7 @@ use ractor::ActorRef;
 use super::link::{Link, LinkArgs, LinkMsg};
 use super::{CLIENT_NAME, ClientError};
 use crate::agent::certs_dir;
-use crate::agent::data_plane::control_config;
+use crate::agent::data_plane::{control_config, resolve};
 use crate::launcher::record::{ProcessRecord, RunFolder};
 use crate::manifest::Manifest;
 use crate::protocol::Party;
@@ -78,7 +78,8 @@ impl Way {
         let path = folder.coordinator_path().display().to_string();
         let not_running = ClientError::NotRunning { cluster: cluster.clone(), path };
         let record = folder.coordinator().filter(ProcessRecord::is_alive);
-        let address = record.and_then(|record| record.address?.parse().ok()).ok_or(not_running)?;
+        let recorded = record.and_then(|record| record.address?.parse().ok());
+        let address = recorded.or_else(|| configured(manifest)).ok_or(not_running)?;
         let certs = certs_dir(manifest);
         let certificate = |error: &dyn std::fmt::Display| ClientError::Certificate {
             folder: certs.display().to_string(),
@@ -143,4 +144,20 @@ impl Way {
         }
         self.unreachable(error.cause)
     }
+}
+
+/// Where the manifest says the coordinator is, for clients on hosts that do not see its record;
+/// `None` where the manifest's cluster is all on one host, or leaves the port to the system.
+fn configured(manifest: &Manifest) -> Option<SocketAddr> {
+    let here = |host: &str| {
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    };
+    let spread = manifest.nodes.iter().any(|node| !here(&node.address));
+    let name = manifest.coordinator_node();
+    let host = manifest.nodes.iter().find(|node| node.name == name)?;
+    if !spread || host.control_port == 0 {
+        return None;
+    }
+    let address = resolve(&host.address).ok()?;
+    Some(SocketAddr::new(address, host.control_port))
 }

@@ -10,7 +10,7 @@ use std::sync::mpsc::SyncSender;
 use ditmesh_transport::identity::{ClusterCa, PeerIdentity, Role};
 use ditmesh_transport::in_process::InProcessHub;
 use ractor::ActorRef;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::agent::data_plane::{DataPlane, DataPlaneConfig};
@@ -107,6 +107,8 @@ async fn start_agent(
         restarts_max: manifest.launcher.restarts_max,
         dialer,
         home,
+        // Nobody looks.
+        joined: watch::Sender::new(false),
         ended,
     };
     NodeAgent::start(args).await.map_err(|error| error.to_string())

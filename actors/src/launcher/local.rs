@@ -14,7 +14,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{AgentExit, LaunchError, Launcher};
+use super::{AgentExit, LaunchError, Launcher, OTLP_ENDPOINT};
 use crate::agent::SUBCOMMAND;
 use crate::agent::bootstrap::{AgentBootstrap, AgentNotice};
 use crate::agent::worker_home::describe;
@@ -26,9 +26,6 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Bytes of an agent's notices that are read.
 const NOTICE_BYTES_MAX: u64 = 1 << 16;
-
-/// Variable of the OpenTelemetry specification that names the collector.
-const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Exits that wait to be seen.
 const EXITS_MAX: usize = 1024;

@@ -11,13 +11,13 @@ const ATTEMPTS_MAX: usize = 16;
 
 /// Held for as long as a cluster is supervised.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
     /// Takes the lock of the cluster with this folder; `None` when another process has it.
-    pub(super) fn try_take(folder: &RunFolder) -> io::Result<Option<Self>> {
+    pub(crate) fn try_take(folder: &RunFolder) -> io::Result<Option<Self>> {
         let path = folder.path().join("lock");
         for _ in 0..ATTEMPTS_MAX {
             fs::create_dir_all(folder.path())?;

@@ -43,6 +43,9 @@ pub struct ProcessRecord {
     pub pid: u32,
     /// Start time in clock ticks since the system started; 0 where the system does not tell.
     pub started: u64,
+    /// Name of its host; empty in records of this build's elders.
+    #[serde(default)]
+    pub host: String,
     /// Where it listens, for coordinators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
@@ -52,7 +55,7 @@ impl ProcessRecord {
     /// Of the process `pid`.
     pub(crate) fn of(role: Role, name: &str, pid: u32) -> Self {
         let started = start_ticks(pid).unwrap_or(0);
-        Self { role, name: name.into(), pid, started, address: None }
+        Self { role, name: name.into(), pid, started, host: host_name(), address: None }
     }
 
     /// Of this process.
@@ -60,8 +63,16 @@ impl ProcessRecord {
         Self::of(role, name, std::process::id())
     }
 
-    /// Whether that very process lives.
+    /// Whether it is on this host; a folder may be shared by several.
+    pub fn is_local(&self) -> bool {
+        self.host.is_empty() || self.host == host_name()
+    }
+
+    /// Whether that very process lives; one of another host is taken to.
     pub fn is_alive(&self) -> bool {
+        if !self.is_local() {
+            return true;
+        }
         match start_ticks(self.pid) {
             Some(started) => started == self.started,
             None => {
@@ -76,7 +87,8 @@ impl ProcessRecord {
 
     /// Signals the process if it is still the recorded one.
     pub(crate) fn signal(&self, signal: Signal) {
-        if let (true, Ok(pid)) = (self.is_alive(), i32::try_from(self.pid)) {
+        let ours = self.is_local() && self.is_alive();
+        if let (true, Ok(pid)) = (ours, i32::try_from(self.pid)) {
             // It may have ended this very moment.
             let _ = signal::kill(Pid::from_raw(pid), signal);
         }
@@ -91,6 +103,11 @@ impl ProcessRecord {
         };
         format!("{role}-{}.json", self.name)
     }
+}
+
+/// This host's name, as its kernel has it.
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Field 22 of `/proc/<pid>/stat`: with the id it names one process for good. A process that has
@@ -170,11 +187,12 @@ impl RunFolder {
             .collect()
     }
 
-    /// Recorded processes that live, this one apart.
+    /// Recorded processes of this host that live, this one apart.
     pub(crate) fn others_alive(&self) -> Vec<ProcessRecord> {
         let mut alive: Vec<ProcessRecord> = self
             .records()
             .into_iter()
+            .filter(ProcessRecord::is_local)
             .filter(|record| record.pid != std::process::id() && record.is_alive())
             .collect();
         alive.sort_by_key(|record| record.pid);
@@ -242,6 +260,20 @@ mod tests {
         let mut record = ProcessRecord::of_self(Role::Agent, "a");
         record.started += 1;
         assert!(!record.is_alive());
+    }
+
+    #[test]
+    fn a_process_of_another_host_is_believed_and_never_signalled() {
+        let (_dir, folder) = folder();
+        let record = ProcessRecord {
+            host: "elsewhere".into(),
+            pid: 1,
+            ..ProcessRecord::of_self(Role::Agent, "a")
+        };
+        let _published = folder.publish(record.clone()).expect("published");
+        assert!(record.is_alive() && !record.is_local());
+        assert!(folder.others_alive().is_empty(), "nobody here is to be ended");
+        record.signal(Signal::SIGKILL);
     }
 
     #[test]

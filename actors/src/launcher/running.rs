@@ -22,8 +22,10 @@ const DEATH_LASTS: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 /// [`LaunchError::NotReady`] with the reason, when forming fails or takes too long.
-pub(super) async fn wait_ready(manifest: &Manifest) -> Result<ClusterStatus, LaunchError> {
-    let patience = Duration::from_millis(manifest.launcher.ready_deadline_ms.into());
+pub(super) async fn wait_ready(
+    manifest: &Manifest,
+    patience: Duration,
+) -> Result<ClusterStatus, LaunchError> {
     let deadline = Instant::now() + patience;
     let (mut failing, mut dying) = (Lasting::default(), Lasting::default());
     loop {

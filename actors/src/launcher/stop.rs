@@ -25,15 +25,15 @@ const LOOK_PAUSE: Duration = Duration::from_millis(25);
 /// Stops the cluster of `manifest`. Blocks this thread.
 pub(super) fn down(manifest: &Manifest) -> Result<DownOutcome, LaunchError> {
     let folder = RunFolder::of(manifest);
-    if !folder.path().exists() {
-        return Ok(DownOutcome::NotRunning);
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| LaunchError::System(format!("no runtime: {error}")))?;
     let processes = folder.others_alive().len();
     let asked = ClusterClient::connect(manifest).and_then(|client| client.blocking_down());
+    if asked.is_err() && !folder.path().exists() {
+        return Ok(DownOutcome::NotRunning);
+    }
     let ended = runtime.block_on(async {
         if let Err(error) = &asked {
             tracing::debug!(%error, "the coordinator was not told; the launcher is");
@@ -44,12 +44,15 @@ pub(super) fn down(manifest: &Manifest) -> Result<DownOutcome, LaunchError> {
         if processes > 0 && wait_for_end(&folder, DOWN_DEADLINE).await {
             return Ok(());
         }
+        if asked.is_ok() {
+            wait_for_silence(&folder).await;
+        }
         end_processes(&folder, Signal::SIGTERM).await
     });
     ended?;
     remove(&folder)?;
     Ok(match processes {
-        0 => DownOutcome::NotRunning,
+        0 if asked.is_err() => DownOutcome::NotRunning,
         processes => DownOutcome::Stopped { processes },
     })
 }
@@ -87,6 +90,15 @@ pub(super) async fn end_processes(folder: &RunFolder, signal: Signal) -> Result<
     let left: Vec<String> =
         folder.others_alive().iter().map(|record| record.pid.to_string()).collect();
     Err(LaunchError::Stop(format!("processes {} do not end", left.join(", "))))
+}
+
+/// Waits until a coordinator of another host, which has agreed to end, withdraws its record; one
+/// whose folder is not shared is taken at its word.
+async fn wait_for_silence(folder: &RunFolder) {
+    let deadline = Instant::now() + DOWN_DEADLINE;
+    while folder.coordinator().is_some() && Instant::now() < deadline {
+        sleep(LOOK_PAUSE).await;
+    }
 }
 
 async fn wait_for_end(folder: &RunFolder, patience: Duration) -> bool {

@@ -64,7 +64,7 @@ async fn supervise(
         cause: error.to_string(),
     };
     let Some(lock) = Lock::try_take(&folder).map_err(file_error)? else {
-        let status = running::wait_ready(manifest).await?;
+        let status = running::wait_ready(manifest, patience(manifest)).await?;
         return Ok(Outcome::AlreadyRunning(Box::new(status)));
     };
     stop::end_processes(&folder, Signal::SIGTERM).await?;
@@ -84,6 +84,11 @@ async fn supervise(
     ended?;
     removed?;
     Ok(Outcome::Stopped)
+}
+
+/// Longest wait for all nodes.
+fn patience(manifest: &Manifest) -> Duration {
+    Duration::from_millis(manifest.launcher.ready_deadline_ms.into())
 }
 
 struct Supervisor<'a, L> {
@@ -169,7 +174,7 @@ impl<'a, L: Launcher> Supervisor<'a, L> {
         }
         let manifest = self.manifest;
         tokio::select! {
-            status = running::wait_ready(manifest) => status,
+            status = running::wait_ready(manifest, patience(manifest)) => status,
             AgentExit { node, cause, .. } = self.launcher.exited() => {
                 Err(LaunchError::Node { node, cause })
             }

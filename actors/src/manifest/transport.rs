@@ -102,7 +102,7 @@ impl TransportSection {
     }
 
     /// Settings of UCX; `None` where no link could use it.
-    pub(crate) fn ucx(&self) -> Option<UcxConfig> {
+    pub fn ucx(&self) -> Option<UcxConfig> {
         let choice = |carrier| match carrier {
             CarrierKind::Quic => LaneChoice::Quic,
             CarrierKind::Ucx => LaneChoice::Ucx,

@@ -5,7 +5,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -43,7 +43,10 @@ pub(super) fn read_key(path: &Path) -> Result<String, IdentityError> {
     let text = read(path)?;
     if let Ok(metadata) = fs::metadata(path) {
         let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
+        // Where the system's own is mounted for a group, as Kubernetes mounts a Secret, the group
+        // is whom it is for.
+        let for_others = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+        if mode & for_others != 0 {
             tracing::warn!(
                 path = %path.display(),
                 mode = format!("{mode:o}"),
