@@ -171,7 +171,8 @@ fn facts_that_disagree_name_both_sides() {
         base.push((key, value));
         base
     };
-    let table: Vec<(RankFlags, Vec<(&str, &str)>, &[&str])> = vec![
+    type Case<'a> = (RankFlags, Vec<(&'a str, &'a str)>, &'a [&'a str]);
+    let table: Vec<Case<'_>> = vec![
         (RankFlags::default(), vec![], &["a, b, c", "--node-rank", "srun"]),
         (
             RankFlags { node: Some("d".into()), ..RankFlags::default() },
