@@ -15,6 +15,7 @@ mod clients;
 mod formation;
 mod handle;
 mod members;
+mod mesh_plan;
 pub mod model;
 mod replicas;
 mod requests;
@@ -46,8 +47,9 @@ use crate::request::GenerateRequest;
 use crate::session::SessionEnded;
 use crate::status::ClusterStatus;
 use clients::Clients;
-use formation::Formation;
+use formation::{Formation, FormationEvent};
 use members::{Peer, Sessions};
+use mesh_plan::MeshPlans;
 use model::Model;
 use replicas::Replica;
 use requests::Request;
@@ -69,6 +71,8 @@ pub(crate) struct CoordinatorArgs {
 pub(crate) enum CoordinatorMsg {
     /// The model was looked up.
     Model(Result<Model, GenerateError>),
+    /// What the live devices make for it.
+    Planned(u64, Box<MeshPlans>),
     /// Somebody passed the handshake.
     Arrived(Box<Hello>, ControlChannel),
     /// A session delivered a message.
@@ -120,7 +124,9 @@ pub(crate) struct State {
     /// Zero of its time.
     started: Instant,
     ticking: JoinHandle<()>,
-    model: Option<Result<Model, GenerateError>>,
+    model: Option<Result<Arc<Model>, GenerateError>>,
+    /// When devices of the manifest that have not come are waited for no longer.
+    settles: Option<Now>,
     membership: Membership,
     sessions: Sessions,
     formation: Option<Formation>,
@@ -128,7 +134,8 @@ pub(crate) struct State {
     replicas: BTreeMap<u64, Replica>,
     /// Which replica each replica actor is.
     replica_actors: BTreeMap<ActorId, u64>,
-    proxies: BTreeMap<DeviceId, (u64, ActorRef<RankMsg>)>,
+    /// By device and epoch: while meshes change a device sits in two.
+    proxies: BTreeMap<(DeviceId, u64), ActorRef<RankMsg>>,
     dispatcher: Dispatcher,
     requests: BTreeMap<RequestId, Request>,
     /// Requests that came before the model was known.
@@ -168,6 +175,7 @@ impl Actor for Coordinator {
             address,
             started: Instant::now(),
             model: None,
+            settles: None,
             sessions: Sessions::default(),
             formation: None,
             absent: "looking up the model".into(),
@@ -189,6 +197,10 @@ impl Actor for Coordinator {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             CoordinatorMsg::Model(model) => state.model_known(&myself, model).await,
+            CoordinatorMsg::Planned(number, plans) => {
+                let planned = FormationEvent::Planned { number, plans: *plans };
+                state.form(&myself, planned).await;
+            }
             CoordinatorMsg::Arrived(hello, channel) => {
                 state.arrived(&myself, *hello, channel).await;
             }
@@ -215,6 +227,7 @@ impl Actor for Coordinator {
             }
             CoordinatorMsg::Tick => {
                 state.member(&myself, MembershipEvent::Tick).await;
+                state.stop_awaiting(&myself).await;
                 state.dispatch(&myself, DispatcherEvent::Tick).await;
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! A pure engine: events and the time go in, commands come out. Owns the order of requests, which of
 //! them run together and on which replica. Does not form meshes (it says which one it wants), nor
-//! run anything.
+//! run anything. A replica that is to give way takes no new run and is named idle when its last ends.
 //!
 //! Invariants: first come, first served: nobody is started before somebody who came earlier, also
 //! when that one waits for another mesh; a replica has at most [`Room::runs_max`] runs at a time,
@@ -10,11 +10,14 @@
 //! each other in the queue, so nobody waits for company; every request ends by exactly one `Start`
 //! (then its run's own result), `Fail` or, when it never came in, `Fail` at once.
 
+mod need;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+pub use need::{MeshNeed, Need, OpenMeshes, Room};
 
 use crate::generation::GenerateError;
 use crate::membership::Now;
@@ -31,28 +34,6 @@ pub type ReplicaId = u64;
 
 /// Numbers a run inside one coordinator.
 pub type RunNumber = u64;
-
-/// What a request needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Need {
-    /// Of the mesh.
-    pub degrees: Degrees,
-    /// What a run of it holds on the device where that is most; 0 when nobody counts.
-    pub bytes: u64,
-    /// Requests of one shape can be one run; `None` runs alone.
-    pub shape: Option<u64>,
-}
-
-/// What a replica takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// Runs at a time.
-    pub runs_max: usize,
-    /// Pictures of one run.
-    pub images_max: usize,
-    /// Memory that runs find on the fullest device; `None` when nobody knows.
-    pub bytes: Option<u64>,
-}
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,10 +71,17 @@ pub enum DispatcherEvent {
         /// Result of its requests.
         error: GenerateError,
     },
-    /// A mesh of these degrees could not be formed.
+    /// Requests with open degrees run on these meshes from now on.
+    Open(OpenMeshes),
+    /// A replica gives way to another mesh: it takes no new run.
+    Retired {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A mesh for this need could not be formed.
     FormFailed {
-        /// Which degrees.
-        degrees: Degrees,
+        /// Which.
+        mesh: MeshNeed,
         /// Result of the requests that want it.
         error: GenerateError,
     },
@@ -132,10 +120,15 @@ pub enum DispatcherCommand {
         /// Where.
         replica: ReplicaId,
     },
-    /// Form a mesh of these degrees; the present one is idle.
+    /// Form a mesh for this need; the present one is idle.
     Want {
-        /// Which degrees.
-        degrees: Degrees,
+        /// Which.
+        mesh: MeshNeed,
+    },
+    /// A retired replica has ended its last run.
+    Idle {
+        /// Which.
+        replica: ReplicaId,
     },
     /// End a request without a picture.
     Fail {
@@ -159,6 +152,8 @@ struct Replica {
     degrees: Degrees,
     room: Room,
     runs: BTreeMap<RunNumber, Running>,
+    /// Takes no new run; `Some(true)` once it was named idle.
+    retired: Option<bool>,
 }
 
 /// A run until its ranks have ended; without requests when all were cancelled.
@@ -169,9 +164,21 @@ struct Running {
 }
 
 impl Replica {
+    /// Whether it is of the mesh of a need.
+    fn serves(&self, mesh: MeshNeed, open: &OpenMeshes) -> bool {
+        self.retired.is_none()
+            && match mesh {
+                MeshNeed::Exactly(degrees) => self.degrees == degrees,
+                // However many replicas there are, each is the mesh.
+                MeshNeed::Open { guided } => {
+                    open.of(guided).is_some_and(|open| open.alone() == self.degrees.alone())
+                }
+            }
+    }
+
     /// How many pictures of a need can start now, at most `wanted`.
     fn takes(&self, need: &Need, wanted: usize) -> usize {
-        if self.degrees != need.degrees || self.runs.len() >= self.room.runs_max {
+        if self.runs.len() >= self.room.runs_max {
             return 0;
         }
         let wanted = wanted.min(self.room.images_max.max(1));
@@ -190,10 +197,12 @@ pub struct Dispatcher {
     queue: VecDeque<Waiting>,
     replicas: BTreeMap<ReplicaId, Replica>,
     last_run: RunNumber,
+    open: OpenMeshes,
     /// What was last asked for, until there is an answer.
-    asked: Option<Degrees>,
+    asked: Option<MeshNeed>,
     absent: String,
-    absent_since: Now,
+    /// Since when nothing runs and the first request has no mesh.
+    starved_since: Option<Now>,
 }
 
 impl Dispatcher {
@@ -204,9 +213,10 @@ impl Dispatcher {
             queue: VecDeque::new(),
             replicas: BTreeMap::new(),
             last_run: 0,
+            open: OpenMeshes::default(),
             asked: None,
             absent: "it is not formed yet".into(),
-            absent_since: Now::ZERO,
+            starved_since: None,
         }
     }
 
@@ -217,7 +227,8 @@ impl Dispatcher {
             DispatcherEvent::Cancelled { request } => self.cancel(request),
             DispatcherEvent::ReplicaReady { replica, degrees, room } => {
                 self.asked = None;
-                self.replicas.insert(replica, Replica { degrees, room, runs: BTreeMap::new() });
+                let (runs, retired) = (BTreeMap::new(), None);
+                self.replicas.insert(replica, Replica { degrees, room, runs, retired });
                 Vec::new()
             }
             DispatcherEvent::RunEnded { run } => {
@@ -226,10 +237,20 @@ impl Dispatcher {
                 }
                 Vec::new()
             }
-            DispatcherEvent::ReplicaLost { replica, error } => self.lose(now, replica, error),
-            DispatcherEvent::FormFailed { degrees, error } => {
+            DispatcherEvent::ReplicaLost { replica, error } => self.lose(replica, error),
+            DispatcherEvent::Open(open) => {
+                self.open = open;
+                Vec::new()
+            }
+            DispatcherEvent::Retired { replica } => {
+                if let Some(replica) = self.replicas.get_mut(&replica) {
+                    replica.retired = replica.retired.or(Some(false));
+                }
+                Vec::new()
+            }
+            DispatcherEvent::FormFailed { mesh, error } => {
                 self.asked = None;
-                self.fail_waiting(error, |waiting| waiting.need.degrees == degrees)
+                self.fail_waiting(error, |waiting| waiting.need.mesh == mesh)
             }
             DispatcherEvent::MeshAbsent { cause } => {
                 self.absent = cause;
@@ -238,7 +259,9 @@ impl Dispatcher {
             DispatcherEvent::Tick => return self.expire(now),
         };
         commands.extend(self.dispatch());
+        commands.extend(self.tell_idle());
         commands.extend(self.tell_positions());
+        self.notice_starving(now);
         commands
     }
 
@@ -256,9 +279,20 @@ impl Dispatcher {
         self.replicas.values().flat_map(|replica| replica.runs.values())
     }
 
-    /// Degrees that the first request waits for.
-    pub fn wanted(&self) -> Option<Degrees> {
-        self.queue.front().map(|waiting| waiting.need.degrees)
+    /// The mesh that the first request waits for.
+    pub fn wanted(&self) -> Option<MeshNeed> {
+        self.queue.front().map(|waiting| waiting.need.mesh)
+    }
+
+    fn is_served(&self, mesh: MeshNeed) -> bool {
+        self.replicas.values().any(|replica| replica.serves(mesh, &self.open))
+    }
+
+    /// Whether the first request waits for a mesh rather than for a run to end.
+    fn notice_starving(&mut self, now: Now) {
+        let starved = self.runs().next().is_none()
+            && self.wanted().is_some_and(|wanted| !self.is_served(wanted));
+        self.starved_since = starved.then(|| self.starved_since.unwrap_or(now));
     }
 
     fn submit(&mut self, now: Now, request: RequestId, need: Need) -> Vec<DispatcherCommand> {
@@ -296,33 +330,34 @@ impl Dispatcher {
         commands
     }
 
-    fn lose(
-        &mut self,
-        now: Now,
-        replica: ReplicaId,
-        error: GenerateError,
-    ) -> Vec<DispatcherCommand> {
+    fn lose(&mut self, replica: ReplicaId, error: GenerateError) -> Vec<DispatcherCommand> {
         let Some(lost) = self.replicas.remove(&replica) else { return Vec::new() };
-        self.absent_since = now;
         self.asked = None;
         let requests = lost.runs.into_values().flat_map(|run| run.requests);
         let fail = |request| DispatcherCommand::Fail { request, error: error.clone() };
         requests.map(fail).collect()
     }
 
+    /// Fails the requests for whose mesh the first one has waited long enough, those behind it that
+    /// want the same included once they have waited as long.
     fn expire(&mut self, now: Now) -> Vec<DispatcherCommand> {
-        if !self.replicas.is_empty() {
+        let (Some(wanted), Some(starved_since)) = (self.wanted(), self.starved_since) else {
             return Vec::new();
+        };
+        let wait_max = self.wait_max;
+        let (seconds, absent) = (wait_max.as_secs(), &self.absent);
+        let error = GenerateError::Lost(format!("no mesh for {seconds} s: {absent}"));
+        let mut commands = self.fail_waiting(error, |waiting| {
+            let since = waiting.since.max(starved_since);
+            waiting.need.mesh == wanted && now.saturating_sub(since) >= wait_max
+        });
+        if !commands.is_empty() {
+            self.starved_since = None;
+            commands.extend(self.dispatch());
+            commands.extend(self.tell_positions());
+            self.notice_starving(now);
         }
-        let error = GenerateError::Lost(format!(
-            "no mesh for {} s: {}",
-            self.wait_max.as_secs(),
-            self.absent
-        ));
-        let (absent_since, wait_max) = (self.absent_since, self.wait_max);
-        self.fail_waiting(error, |waiting| {
-            now.saturating_sub(waiting.since.max(absent_since)) >= wait_max
-        })
+        commands
     }
 
     fn fail_waiting(
@@ -357,12 +392,23 @@ impl Dispatcher {
             }
             commands.push(DispatcherCommand::Start { run, requests, replica });
         }
-        if let Some(degrees) = self.wanted() {
-            let fits = self.replicas.values().any(|replica| replica.degrees == degrees);
+        if let Some(mesh) = self.wanted() {
             let idle = self.runs().next().is_none();
-            if !fits && idle && self.asked != Some(degrees) {
-                self.asked = Some(degrees);
-                commands.push(DispatcherCommand::Want { degrees });
+            if !self.is_served(mesh) && idle && self.asked != Some(mesh) {
+                self.asked = Some(mesh);
+                commands.push(DispatcherCommand::Want { mesh });
+            }
+        }
+        commands
+    }
+
+    /// Names retired replicas whose last run has ended, once each.
+    fn tell_idle(&mut self) -> Vec<DispatcherCommand> {
+        let mut commands = Vec::new();
+        for (&id, replica) in &mut self.replicas {
+            if replica.retired == Some(false) && replica.runs.is_empty() {
+                replica.retired = Some(true);
+                commands.push(DispatcherCommand::Idle { replica: id });
             }
         }
         commands
@@ -377,9 +423,10 @@ impl Dispatcher {
         let idle = self
             .replicas
             .values()
-            .filter(|replica| replica.degrees == first.degrees && replica.runs.is_empty());
+            .filter(|replica| replica.serves(first.mesh, &self.open) && replica.runs.is_empty());
         let share = alike.div_ceil(idle.count().max(1));
-        let open = self.replicas.iter().filter_map(|(&id, replica)| {
+        let serving = self.replicas.iter().filter(|(_, r)| r.serves(first.mesh, &self.open));
+        let open = serving.filter_map(|(&id, replica)| {
             let count = replica.takes(first, share);
             (count > 0).then_some((replica.runs.len(), id, count))
         });

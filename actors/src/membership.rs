@@ -189,6 +189,15 @@ impl Membership {
             && self.is_alive(&Member::Worker(device.clone()))
     }
 
+    /// The devices that can be in a mesh.
+    pub fn ready_devices(&self) -> Vec<DeviceId> {
+        let devices = self.members.keys().filter_map(|member| match member {
+            Member::Worker(device) if self.is_ready(device) => Some(device.clone()),
+            _ => None,
+        });
+        devices.collect()
+    }
+
     /// `absent`, `alive`, `suspect`, or `dead: why`.
     pub fn describe(&self, member: &Member) -> String {
         self.members.get(member).map_or_else(|| "unknown".into(), Presence::describe)

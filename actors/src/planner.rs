@@ -219,18 +219,38 @@ fn trial(
     let steps = wish.num_inference_steps;
     let plan = plan_of(model, cluster, wish, candidate, steps)
         .map_err(|error| refuse(error.to_string(), u64::MAX))?;
-    for rank in 0..plan.mesh.world_size() {
-        let needed = footprint::of_rank(&plan, rank, model, wish.dtype).total();
-        let Some(device) = cluster.devices.get(rank) else { continue };
-        let there = device.profile.memory_bytes;
-        if there > 0 && needed > there {
-            let why =
-                format!("rank {rank} needs {needed} bytes, device {} has {there}", device.name);
-            return Err(refuse(why, needed - there));
-        }
+    if let Some((why, short_bytes)) = short_of(&plan, model, cluster, wish.dtype) {
+        return Err(refuse(why, short_bytes));
     }
     let (seconds, plan, simulation) = predict(model, cluster, wish, candidate)
         .map_err(|error| refuse(error.to_string(), u64::MAX))?;
     let actions = simulation.actions;
     Ok((Trial::new(*candidate, bound, seconds, &plan, simulation), actions))
+}
+
+/// Why a mesh does not fit its devices' memory; `None` when it does, or nobody says what there is.
+pub fn shortage(
+    model: &Description,
+    cluster: &Cluster,
+    wish: &Wish,
+    candidate: &Candidate,
+) -> Option<String> {
+    let plan = plan_of(model, cluster, wish, candidate, wish.num_inference_steps).ok()?;
+    short_of(&plan, model, cluster, wish.dtype).map(|(why, _)| why)
+}
+
+/// The first rank whose device has too little memory, in words, and how many bytes are missing.
+fn short_of(
+    plan: &Plan,
+    model: &Description,
+    cluster: &Cluster,
+    dtype: Dtype,
+) -> Option<(String, u64)> {
+    (0..plan.mesh.world_size()).find_map(|rank| {
+        let needed = footprint::of_rank(plan, rank, model, dtype).total();
+        let device = cluster.devices.get(rank)?;
+        let there = device.profile.memory_bytes;
+        let why = format!("rank {rank} needs {needed} bytes, device {} has {there}", device.name);
+        (there > 0 && needed > there).then(|| (why, needed - there))
+    })
 }

@@ -299,6 +299,8 @@ pub struct Form {
     pub members: Vec<Member>,
     /// Milliseconds in which to be formed.
     pub deadline_ms: u32,
+    /// Whether the mesh that the receiver is in goes on meanwhile, until it is dissolved.
+    pub beside: bool,
 }
 
 /// Orders a rank to run a request.

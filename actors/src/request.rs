@@ -73,6 +73,11 @@ impl Degrees {
         .product()
     }
 
+    /// Of one data replica alone.
+    pub fn alone(&self) -> Self {
+        Self { data_degree: 1, ..*self }
+    }
+
     /// Sequence degree `ulysses * ring`.
     pub fn sequence_degree(&self) -> usize {
         self.ulysses_degree as usize * self.ring_degree as usize

@@ -4,9 +4,10 @@
 //! orders (form, start, enter, abort, dissolve) and reports; knows nothing of sessions or of who sits at
 //! the other end of its orders.
 //!
-//! Invariants: an order of another epoch than the mesh's is refused with a report; at most
-//! [`RUNS_PER_MESH_MAX`](crate::executor::agenda::RUNS_PER_MESH_MAX) runs are under way; a mesh that is dissolved has its links closed and its runs aborted, while weights
-//! stay loaded for the next mesh.
+//! Invariants: an order of another epoch than its meshes' is refused with a report; at most
+//! [`RUNS_PER_MESH_MAX`](crate::executor::agenda::RUNS_PER_MESH_MAX) runs of a mesh are under way; a
+//! mesh that is dissolved has its links closed and its runs aborted, while weights stay loaded for
+//! the next mesh. There is one mesh, and for a while the next one beside it.
 
 mod compute;
 mod device;
@@ -121,7 +122,6 @@ struct Args {
 
 /// A mesh this worker is in.
 struct Mesh {
-    epoch: u64,
     rank: usize,
     form: Form,
     loaded: Loaded,
@@ -142,13 +142,12 @@ struct State {
     fabric: Arc<dyn Fabric>,
     reports: mpsc::Sender<ToCoordinator>,
     compute: ComputeThread,
-    mesh: Option<Mesh>,
-    /// Newest epoch ordered; an older one that finishes forming late is dropped.
+    /// By epoch: the one that runs, and the next while that is built beside it.
+    meshes: BTreeMap<u64, Mesh>,
+    /// Newest epoch ordered; an older one is refused.
     newest_epoch: u64,
-    /// The task that forms it.
-    forming: Option<tokio::task::AbortHandle>,
-    /// Newest epoch dissolved; one that finishes forming afterwards is dropped too.
-    dissolved_epoch: u64,
+    /// The tasks that form meshes, by epoch; what is not here any more is not wanted any more.
+    forming: BTreeMap<u64, tokio::task::AbortHandle>,
 }
 
 impl Actor for Worker {
@@ -168,10 +167,9 @@ impl Actor for Worker {
             fabric,
             reports,
             compute,
-            mesh: None,
+            meshes: BTreeMap::new(),
             newest_epoch: 0,
-            forming: None,
-            dissolved_epoch: 0,
+            forming: BTreeMap::new(),
         })
     }
 
@@ -198,8 +196,7 @@ impl Actor for Worker {
         _: ActorRef<WorkerMsg>,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        state.stop_forming();
-        state.leave("the worker stops").await;
+        state.leave_all("the worker stops").await;
         state.fabric.close();
         state.compute.stop();
         Ok(())
@@ -227,15 +224,17 @@ impl State {
     async fn form(&mut self, form: Form, myself: ActorRef<WorkerMsg>) {
         if form.epoch <= self.newest_epoch {
             let cause = format!("epoch {} is not after {}", form.epoch, self.newest_epoch);
-            let outcome = Err((FormFault::Loading, cause));
-            let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
-            return;
+            let (epoch, fault) = (form.epoch, FormFault::Loading);
+            return self.report(ToCoordinator::FormFailed { epoch, fault, cause }).await;
         }
-        self.stop_forming();
-        self.leave("a newer mesh is formed").await;
-        self.newest_epoch = form.epoch;
+        if !form.beside {
+            self.leave_all("a newer mesh is formed").await;
+        }
+        let epoch = form.epoch;
+        self.newest_epoch = epoch;
         let deadline = Instant::now() + Duration::from_millis(u64::from(form.deadline_ms));
-        let loading = self.compute.load(Load::of(&form), deadline);
+        let present: Vec<Loaded> = self.meshes.values().map(|mesh| mesh.loaded.clone()).collect();
+        let loading = self.compute.load(Load::of(&form), present, deadline);
         let (fabric, cluster) = (Arc::clone(&self.fabric), self.config.cluster.clone());
         let forming = tokio::spawn(async move {
             let outcome = async {
@@ -248,12 +247,12 @@ impl State {
             let outcome = outcome.await;
             let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
         });
-        self.forming = Some(forming.abort_handle());
+        self.forming.insert(epoch, forming.abort_handle());
     }
 
-    /// Gives up the mesh that is being formed, if one is: its dials end, its lanes close.
-    fn stop_forming(&mut self) {
-        if let Some(forming) = self.forming.take() {
+    /// Gives up a mesh that is being formed: its dials end, its lanes close.
+    fn stop_forming(&mut self, epoch: u64) {
+        if let Some(forming) = self.forming.remove(&epoch) {
             forming.abort();
         }
     }
@@ -261,10 +260,9 @@ impl State {
     async fn formed(&mut self, done: FormDone) {
         let FormDone { form, outcome } = done;
         let epoch = form.epoch;
+        let wanted = self.forming.remove(&epoch).is_some();
         match outcome {
-            Ok((_, transport)) if epoch != self.newest_epoch || epoch <= self.dissolved_epoch => {
-                transport.close("the mesh is not wanted any more");
-            }
+            Ok((_, transport)) if !wanted => transport.close("the mesh is not wanted any more"),
             Ok((loaded, transport)) => {
                 let report = ToCoordinator::Formed {
                     epoch,
@@ -272,11 +270,16 @@ impl State {
                     weight_bytes_read: loaded.model.bytes_read(),
                     carriers: carriers(&*transport, form.members.len()),
                 };
+                if form.beside {
+                    self.compute.hold(loaded.clone());
+                }
                 let rank = form.rank as usize;
                 let (agenda, runs) = (Arc::default(), BTreeMap::new());
-                self.mesh = Some(Mesh { epoch, rank, form, loaded, transport, agenda, runs });
+                let mesh = Mesh { rank, form, loaded, transport, agenda, runs };
+                self.meshes.insert(epoch, mesh);
                 self.report(report).await;
             }
+            Err(_) if !wanted => {}
             Err((fault, cause)) => {
                 self.report(ToCoordinator::FormFailed { epoch, fault, cause }).await;
             }
@@ -299,15 +302,17 @@ impl State {
 
     /// Puts a run on the agenda; where it can come in, when it is only proposed.
     fn try_start(&mut self, start: Start) -> Result<Option<u64>, (u32, String)> {
-        let Some(mesh) = &mut self.mesh else {
-            return Err((0, format!("epoch {} is not formed here", start.epoch)));
+        let newest = self.meshes.last_key_value().map(|(&epoch, mesh)| (epoch, mesh.form.rank));
+        let Some(mesh) = self.meshes.get_mut(&start.epoch) else {
+            return Err(match newest {
+                None => (0, format!("epoch {} is not formed here", start.epoch)),
+                Some((epoch, rank)) => {
+                    (rank, format!("stale epoch {}: this is epoch {epoch}", start.epoch))
+                }
+            });
         };
         let rank = mesh.form.rank;
         let refuse = |cause: String| (rank, cause);
-        if mesh.epoch != start.epoch {
-            let cause = format!("stale epoch {}: this is epoch {}", start.epoch, mesh.epoch);
-            return Err(refuse(cause));
-        }
         let (model, degrees) = (&mesh.loaded.model.spec, mesh.form.degrees);
         let stages = degrees.pipefusion_degree as usize;
         let plan = Layout::from_ends(&mesh.form.stage_ends, model.blocks, stages)
@@ -347,7 +352,9 @@ impl State {
     }
 
     async fn enter(&mut self, run: u64, after: u64) {
-        let Some(mesh) = &mut self.mesh else { return };
+        let Some(mesh) = self.meshes.values_mut().find(|mesh| mesh.runs.contains_key(&run)) else {
+            return;
+        };
         let (rank, known) = (mesh.form.rank, mesh.runs.get_mut(&run));
         let entries = known.map(|known| std::mem::take(&mut known.entries)).unwrap_or_default();
         let entered = match mesh.agenda.admit(run, after, &entries) {
@@ -366,7 +373,8 @@ impl State {
 
     /// Stops a run; the others go on.
     async fn abort(&mut self, run: u64, cause: &str) {
-        let Some(mesh) = &self.mesh else { return };
+        let known = |mesh: &&Mesh| mesh.runs.contains_key(&run);
+        let Some(mesh) = self.meshes.values().find(known) else { return };
         let Some(known) = mesh.runs.get(&run) else { return };
         known.abort.abort(cause);
         for member in &mesh.form.members {
@@ -381,22 +389,28 @@ impl State {
     }
 
     async fn dissolve(&mut self, epoch: u64, cause: &str) {
-        self.dissolved_epoch = self.dissolved_epoch.max(epoch);
-        if epoch == self.newest_epoch {
-            self.stop_forming();
-        }
-        if self.mesh.as_ref().is_some_and(|mesh| mesh.epoch == epoch) {
-            self.leave(cause).await;
+        self.stop_forming(epoch);
+        self.leave(epoch, cause).await;
+    }
+
+    /// Leaves every mesh, and those that are being formed.
+    async fn leave_all(&mut self, cause: &str) {
+        let forming: Vec<u64> = self.forming.keys().copied().collect();
+        forming.into_iter().for_each(|epoch| self.stop_forming(epoch));
+        let epochs: Vec<u64> = self.meshes.keys().copied().collect();
+        for epoch in epochs {
+            self.leave(epoch, cause).await;
         }
     }
 
-    /// Aborts the runs and closes the links.
-    async fn leave(&mut self, cause: &str) {
-        let runs = self.mesh.as_ref().map(|mesh| mesh.runs.keys().copied().collect::<Vec<_>>());
+    /// Aborts the runs of a mesh and closes its links.
+    async fn leave(&mut self, epoch: u64, cause: &str) {
+        let runs =
+            self.meshes.get(&epoch).map(|mesh| mesh.runs.keys().copied().collect::<Vec<_>>());
         for run in runs.unwrap_or_default() {
             self.abort(run, cause).await;
         }
-        if let Some(mesh) = self.mesh.take() {
+        if let Some(mesh) = self.meshes.remove(&epoch) {
             mesh.transport.close(cause);
         }
     }

@@ -60,9 +60,16 @@ impl State {
         steps: &mut Steps,
     ) {
         match command {
-            FormationCommand::Form { replica, data, degrees, devices } => {
+            FormationCommand::Plan { number, devices } => self.plan_meshes(myself, number, devices),
+            FormationCommand::Form(order) => {
                 self.absent = "it is being formed".into();
-                self.form_replica(myself, replica, data, degrees, devices).await;
+                self.form_replica(myself, order).await;
+            }
+            FormationCommand::Retire { replica } => {
+                steps.push_back(Step::Dispatcher(DispatcherEvent::Retired { replica }));
+            }
+            FormationCommand::Open(open) => {
+                steps.push_back(Step::Dispatcher(DispatcherEvent::Open(open)));
             }
             FormationCommand::Dissolve { replica, cause } => {
                 self.dissolve_replica(replica, &cause);
@@ -74,10 +81,10 @@ impl State {
                 let ready = DispatcherEvent::ReplicaReady { replica, degrees, room };
                 steps.push_back(Step::Dispatcher(ready));
             }
-            FormationCommand::Failed { degrees, cause } => {
+            FormationCommand::Failed { mesh, cause } => {
                 self.absent.clone_from(&cause);
                 let error = GenerateError::Failed(cause);
-                steps.push_back(Step::Dispatcher(DispatcherEvent::FormFailed { degrees, error }));
+                steps.push_back(Step::Dispatcher(DispatcherEvent::FormFailed { mesh, error }));
             }
             FormationCommand::Absent { cause } => {
                 self.absent.clone_from(&cause);
@@ -104,8 +111,11 @@ impl State {
                 }
             }
             DispatcherCommand::Abort { run, replica } => self.abort_run(run, replica),
-            DispatcherCommand::Want { degrees } => {
-                steps.push_back(Step::Formation(FormationEvent::Want(degrees)));
+            DispatcherCommand::Want { mesh } => {
+                steps.push_back(Step::Formation(FormationEvent::Want(mesh)));
+            }
+            DispatcherCommand::Idle { replica } => {
+                steps.push_back(Step::Formation(FormationEvent::Idle(replica)));
             }
             DispatcherCommand::Fail { request, error } => self.fail_request(request, error),
         }

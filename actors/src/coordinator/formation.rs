@@ -1,21 +1,27 @@
-//! Which mesh to form, from which devices, and when.
+//! Which mesh is formed, from which devices, and when: over whatever devices are live.
 //!
-//! A pure engine beside membership and dispatcher. Owns the wanted degrees, epochs and which
-//! device sits in which replica. Does not own sessions, the group actors or requests.
+//! A pure engine beside membership and dispatcher. Owns the wanted mesh, epochs, which device sits
+//! in which replica, and the switch from one mesh to the next. Does not own sessions, the group
+//! actors or requests, nor what mesh devices make ([`MeshPlans`], asked for by `Plan`).
 //!
-//! Invariants: a device sits in at most one replica; epochs only grow; a mesh whose forming
-//! failed is not tried again until somebody wants one or a device comes, except that links are tried
-//! [`LINK_RETRIES_MAX`] times in a row: a peer that died may reach here first as a failed link.
+//! Invariants: a device sits in at most one serving replica, and in at most one of the next mesh;
+//! epochs only grow; a mesh that serves is given up for a better one only at a request boundary, and
+//! only once the better one is formed; a mesh whose forming failed is not tried again until somebody
+//! wants one or the devices change, except that links are tried [`LINK_RETRIES_MAX`] times in a row:
+//! a peer that died may reach here first as a failed link.
 
+mod roster;
+mod seats;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
-
-use crate::dispatcher::ReplicaId;
+use super::mesh_plan::{MeshPlan, MeshPlans, NoMesh};
+use crate::dispatcher::{MeshNeed, OpenMeshes, ReplicaId};
 use crate::groups::Retry;
 use crate::protocol::DeviceId;
 use crate::request::Degrees;
+use roster::Roster;
+use seats::{Replica, chunks};
 
 /// How often in a row a mesh is formed again whose links could not be had.
 pub(super) const LINK_RETRIES_MAX: u32 = 3;
@@ -23,121 +29,135 @@ pub(super) const LINK_RETRIES_MAX: u32 = 3;
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FormationEvent {
-    /// Somebody needs a mesh of these degrees and nothing runs.
-    Want(Degrees),
+    /// Somebody needs this mesh and nothing runs.
+    Want(MeshNeed),
     /// A device can be used. `epoch` is the newest it has been in.
     DeviceReady { device: DeviceId, epoch: u64 },
     /// A device cannot be used until it is ready again.
     DeviceLost(DeviceId),
+    /// A device is to be used no more; the mesh it is in gives way at a request boundary.
+    #[cfg_attr(not(test), expect(dead_code, reason = "sent by the leaving of nodes"))]
+    DeviceLeaving(DeviceId),
+    /// Devices that have never come are waited for no longer.
+    Settled,
+    /// What the devices of a `Plan` make.
+    Planned { number: u64, plans: MeshPlans },
     /// All ranks of a replica are formed.
     Formed(ReplicaId),
-    /// A replica is gone.
-    ReplicaLost { replica: ReplicaId, cause: String, retry: Retry },
+    /// A retired replica runs nothing any more.
+    Idle(ReplicaId),
+    /// A replica is gone; `unfit` could not load its part.
+    ReplicaLost { replica: ReplicaId, cause: String, retry: Retry, unfit: Option<DeviceId> },
 }
 
 /// What to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FormationCommand {
-    /// Order these devices, in rank order, into a replica.
-    Form { replica: ReplicaId, data: u32, degrees: Degrees, devices: Vec<DeviceId> },
+    /// Say what these devices make, those first that should stay where they are.
+    Plan { number: u64, devices: Vec<DeviceId> },
+    /// Order these devices, in rank order, into a replica; `beside` the one they are in.
+    Form(FormOrder),
+    /// Let a replica end its runs and take no other.
+    Retire { replica: ReplicaId },
     /// Give up a replica for another mesh.
     Dissolve { replica: ReplicaId, cause: String },
+    /// Requests with open degrees run on these meshes from now on.
+    Open(OpenMeshes),
     /// A replica takes requests.
     Ready { replica: ReplicaId, degrees: Degrees },
-    /// A mesh of these degrees will not form.
-    Failed { degrees: Degrees, cause: String },
+    /// A mesh for this need will not form.
+    Failed { mesh: MeshNeed, cause: String },
     /// There is no mesh, for this reason.
     Absent { cause: String },
 }
 
-#[derive(Debug)]
-struct Replica {
-    id: ReplicaId,
-    devices: Vec<DeviceId>,
-    formed: bool,
+/// A replica to form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FormOrder {
+    pub(super) replica: ReplicaId,
+    /// Position among the replicas.
+    pub(super) data: u32,
+    /// Of the whole mesh.
+    pub(super) degrees: Degrees,
+    pub(super) num_pipeline_patch: Option<u32>,
+    pub(super) devices: Vec<DeviceId>,
+    pub(super) beside: bool,
 }
 
 /// The engine.
 #[derive(Debug)]
 pub(super) struct Formation {
-    devices: Vec<DeviceId>,
-    ready: BTreeSet<DeviceId>,
-    lost: BTreeSet<DeviceId>,
-    wanted: Degrees,
-    slots: Vec<Option<Replica>>,
+    roster: Roster,
+    wanted: MeshNeed,
+    /// Number of the last `Plan`, and its answer.
+    planned: (u64, Option<MeshPlans>),
+    /// What the dispatcher was told last.
+    open: OpenMeshes,
+    serving: Vec<Replica>,
+    /// The mesh that takes over once it is formed and the present one is idle.
+    next: Vec<Replica>,
     epoch: u64,
     failure: Option<String>,
     /// Formings in a row that failed at links.
     link_failures: u32,
 }
 
+type Commands = Vec<FormationCommand>;
+
 impl Formation {
     /// `devices` of the group in order, none of them ready; the mesh to form first.
-    pub(super) fn new(devices: Vec<DeviceId>, wanted: Degrees) -> Self {
-        let mut formation = Self {
-            devices,
-            ready: BTreeSet::new(),
-            lost: BTreeSet::new(),
+    pub(super) fn new(devices: Vec<DeviceId>, wanted: MeshNeed) -> Self {
+        Self {
+            roster: Roster::new(devices),
             wanted,
-            slots: Vec::new(),
+            planned: (0, None),
+            open: OpenMeshes::default(),
+            serving: Vec::new(),
+            next: Vec::new(),
             epoch: 0,
             failure: None,
             link_failures: 0,
-        };
-        formation.slots = formation.empty_slots();
-        formation
+        }
     }
 
     /// Takes one event.
-    pub(super) fn handle(&mut self, event: FormationEvent) -> Vec<FormationCommand> {
+    pub(super) fn handle(&mut self, event: FormationEvent) -> Commands {
         let mut commands = Vec::new();
         match event {
-            FormationEvent::Want(degrees) => {
+            FormationEvent::Want(mesh) => {
                 self.failure = None;
-                if degrees != self.wanted {
-                    let cause = format!("a request asks for {degrees}");
-                    commands = self.dissolve(&cause);
-                    self.wanted = degrees;
-                    self.slots = self.empty_slots();
+                if mesh != self.wanted {
+                    self.wanted = mesh;
+                    commands.extend(self.make_room());
                 }
             }
             FormationEvent::DeviceReady { device, epoch } => {
                 self.epoch = self.epoch.max(epoch);
-                self.lost.remove(&device);
-                self.ready.insert(device);
-                self.failure = None;
+                self.roster.ready(device);
             }
             FormationEvent::DeviceLost(device) => {
-                self.ready.remove(&device);
-                self.lost.insert(device);
+                let meshes = self.serving.iter_mut().chain(&mut self.next);
+                let hit = meshes.filter(|replica| replica.devices.contains(&device));
+                hit.for_each(|replica| replica.broken = true);
+                self.roster.lost(&device);
             }
-            FormationEvent::Formed(id) => return self.formed(id),
-            FormationEvent::ReplicaLost { replica, cause, retry } => {
-                if !self.vacate(replica) {
+            FormationEvent::DeviceLeaving(device) => self.roster.leaving(&device),
+            FormationEvent::Settled => self.roster.settle(),
+            FormationEvent::Planned { number, plans } => {
+                if number != self.planned.0 {
                     return Vec::new();
                 }
-                let again = match retry {
-                    Retry::WhenReady => true,
-                    Retry::AFewTimes => {
-                        self.link_failures += 1;
-                        self.link_failures <= LINK_RETRIES_MAX
-                    }
-                    Retry::Never => false,
-                };
-                if !again {
-                    self.link_failures = 0;
-                    self.failure = Some(cause.clone());
-                    commands.push(FormationCommand::Failed { degrees: self.wanted, cause });
-                }
+                self.planned.1 = Some(plans);
+            }
+            FormationEvent::Formed(id) => commands.extend(self.formed(id)),
+            FormationEvent::Idle(id) => commands.extend(self.idle(id)),
+            FormationEvent::ReplicaLost { replica, cause, retry, unfit } => {
+                commands.extend(self.replica_lost(replica, cause, retry, unfit));
             }
         }
-        commands.extend(self.fill());
+        commands.extend(self.plan());
+        commands.extend(self.steer());
         commands
-    }
-
-    /// Degrees of the mesh that is formed or being formed.
-    pub(super) fn wanted(&self) -> Degrees {
-        self.wanted
     }
 
     /// Why forming failed and is not tried again.
@@ -145,127 +165,294 @@ impl Formation {
         self.failure.as_deref()
     }
 
-    /// Whether the device sits in a formed replica.
+    /// Whether the device sits in a formed replica that serves.
     pub(super) fn is_seated(&self, device: &DeviceId) -> bool {
-        self.replicas().any(|replica| replica.formed && replica.devices.contains(device))
+        self.serving.iter().any(|replica| replica.formed && replica.devices.contains(device))
     }
 
-    /// Whether every replica of the mesh is formed.
-    pub(super) fn is_complete(&self) -> bool {
-        self.slots.iter().all(|slot| slot.as_ref().is_some_and(|replica| replica.formed))
+    /// Whether the device sits anywhere, forming meshes included.
+    #[cfg_attr(not(test), expect(dead_code, reason = "asked by the leaving of nodes"))]
+    pub(super) fn is_used(&self, device: &DeviceId) -> bool {
+        self.serving.iter().chain(&self.next).any(|replica| replica.devices.contains(device))
     }
 
-    fn replicas(&self) -> impl Iterator<Item = &Replica> {
-        self.slots.iter().flatten()
+    /// The replicas of the serving mesh, once all of them are formed.
+    pub(super) fn complete(&self) -> Option<Vec<ReplicaId>> {
+        let complete = !self.serving.is_empty() && self.serving.iter().all(|r| r.formed);
+        let wanted = self.target().map_or(0, |target| target.degrees.data_degree as usize);
+        let all = self.serving.len() >= wanted || !self.next.is_empty();
+        (complete && all).then(|| self.serving.iter().map(|replica| replica.id).collect())
     }
 
-    fn empty_slots(&self) -> Vec<Option<Replica>> {
-        (0..self.wanted.data_degree).map(|_| None).collect()
+    /// How many devices there are, those that are away included.
+    pub(super) fn known(&self) -> usize {
+        self.roster.len()
     }
 
-    fn replica_size(&self) -> usize {
-        Degrees { data_degree: 1, ..self.wanted }.world_size()
+    /// What the live devices make for requests with open degrees.
+    pub(super) fn plan_for(&self, guided: bool) -> Option<&MeshPlan> {
+        self.planned.1.as_ref()?.get(guided).as_ref().ok()
     }
 
-    fn formed(&mut self, id: ReplicaId) -> Vec<FormationCommand> {
-        let degrees = self.wanted;
-        match self.slots.iter_mut().flatten().find(|replica| replica.id == id) {
-            Some(replica) => {
-                replica.formed = true;
-                self.link_failures = 0;
-                vec![FormationCommand::Ready { replica: id, degrees }]
-            }
-            None => Vec::new(),
+    /// Asks for plans when the usable devices are others than those last asked about.
+    fn plan(&mut self) -> Commands {
+        let whole = self.serving.iter().filter(|replica| !replica.broken);
+        let stay: Vec<DeviceId> = whole.flat_map(|replica| replica.devices.clone()).collect();
+        let Some(devices) = self.roster.changed(&stay) else { return Vec::new() };
+        self.failure = None;
+        self.planned = (self.planned.0 + 1, None);
+        vec![FormationCommand::Plan { number: self.planned.0, devices }]
+    }
+
+    /// What the wanted mesh is on the devices of now.
+    fn target(&self) -> Result<MeshPlan, NoMesh> {
+        let MeshNeed::Exactly(degrees) = self.wanted else {
+            let guided = matches!(self.wanted, MeshNeed::Open { guided: true });
+            let plans = self.planned.1.as_ref();
+            return plans.map_or(Err(NoMesh::NoDevice), |plans| plans.get(guided).clone());
+        };
+        let (live, needed) = (self.roster.planned(), degrees.world_size());
+        if live.len() < needed {
+            let (live, missing) = (live.len(), self.roster.missing());
+            return Err(NoMesh::TooFew { degrees, needed, live, missing });
         }
+        let devices = live.iter().take(needed).cloned().collect();
+        Ok(MeshPlan { degrees, num_pipeline_patch: None, devices })
     }
 
-    fn vacate(&mut self, id: ReplicaId) -> bool {
-        for slot in &mut self.slots {
-            if slot.as_ref().is_some_and(|replica| replica.id == id) {
-                *slot = None;
-                return true;
-            }
+    fn is_exact(&self) -> bool {
+        matches!(self.wanted, MeshNeed::Exactly(_))
+    }
+
+    /// Goes from the meshes there are towards the target.
+    fn steer(&mut self) -> Commands {
+        if let Some(awaited) = self.roster.awaited() {
+            let cause = format!("waiting for {awaited}");
+            return if self.serving.is_empty() {
+                vec![FormationCommand::Absent { cause }]
+            } else {
+                Vec::new()
+            };
         }
-        false
-    }
-
-    fn dissolve(&mut self, cause: &str) -> Vec<FormationCommand> {
-        self.slots
-            .iter_mut()
-            .filter_map(Option::take)
-            .map(|replica| FormationCommand::Dissolve {
-                replica: replica.id,
-                cause: cause.to_string(),
-            })
-            .collect()
-    }
-
-    /// Forms every empty slot whose devices are ready.
-    fn fill(&mut self) -> Vec<FormationCommand> {
-        let mut commands = Vec::new();
+        if self.planned.1.is_none() {
+            return Vec::new();
+        }
         if self.failure.is_some() {
+            return self.retire_leaving();
+        }
+        let target = match self.target() {
+            Ok(target) => target,
+            Err(why) => {
+                let mut commands = self.drop_next("it cannot be formed any more");
+                commands.extend(self.retire_leaving());
+                commands.extend(self.tell_open());
+                commands.push(FormationCommand::Absent { cause: why.to_string() });
+                return commands;
+            }
+        };
+        if self.serving.iter().chain(&self.next).any(|replica| replica.broken) {
+            // Its end is under way and comes with the cause.
+            return Vec::new();
+        }
+        let (wanted, exact) = (target.degrees.data_degree as usize, self.is_exact());
+        let kept = self.serving.iter().filter(|replica| replica.is_of(&target, exact)).take(wanted);
+        let kept: Vec<ReplicaId> = kept.map(|replica| replica.id).collect();
+        // What is not even formed goes at once.
+        let mut commands = self.retire(|replica| !replica.formed && !kept.contains(&replica.id));
+        let outdated = self.serving.iter().any(|replica| !kept.contains(&replica.id));
+        if !self.next.is_empty() {
+            let fits = kept.len() + self.next.len() == wanted
+                && self.next.iter().all(|replica| replica.is_of(&target, exact));
+            if fits {
+                commands.extend(self.take_over(&kept));
+                return commands;
+            }
+            commands.extend(self.drop_next("another mesh is better by now"));
+        }
+        commands.extend(self.build(&target, &kept, outdated));
+        commands
+    }
+
+    /// Forms what is missing of a target: beside the outdated replicas, or at once without any.
+    fn build(&mut self, target: &MeshPlan, kept: &[ReplicaId], outdated: bool) -> Commands {
+        let wanted = target.degrees.data_degree as usize;
+        if kept.len() >= wanted {
+            let mut commands = self.retire_all_but(kept);
+            commands.extend(self.tell_open());
             return commands;
         }
-        for slot in 0..self.slots.len() {
-            if self.slots[slot].is_some() {
-                continue;
+        let seated = self.serving.iter().filter(|replica| kept.contains(&replica.id));
+        let taken: Vec<&DeviceId> = seated.flat_map(|replica| &replica.devices).collect();
+        let free: Vec<DeviceId> =
+            target.devices.iter().filter(|device| !taken.contains(device)).cloned().collect();
+        let used: Vec<u32> = self
+            .serving
+            .iter()
+            .filter(|replica| kept.contains(&replica.id))
+            .map(|replica| replica.data)
+            .collect();
+        let places = (0..target.degrees.data_degree).filter(|data| !used.contains(data));
+        let places: Vec<u32> = places.collect();
+        let mut commands = if outdated { Vec::new() } else { self.tell_open() };
+        for (data, devices) in places.into_iter().zip(chunks(free, target.degrees)) {
+            self.epoch += 1;
+            let (id, degrees) = (self.epoch, target.degrees);
+            let replica = Replica::new(id, data, degrees, devices.clone());
+            let place = if outdated { &mut self.next } else { &mut self.serving };
+            place.push(replica);
+            commands.push(FormationCommand::Form(FormOrder {
+                replica: id,
+                data,
+                degrees,
+                num_pipeline_patch: target.num_pipeline_patch,
+                devices,
+                beside: outdated,
+            }));
+        }
+        commands
+    }
+
+    /// Lets the next mesh take over once it is formed and what it replaces is idle.
+    fn take_over(&mut self, kept: &[ReplicaId]) -> Commands {
+        if !self.next.iter().all(|replica| replica.formed) {
+            return self.retire_leaving();
+        }
+        let retire = self.retire_all_but(kept);
+        if self.serving.len() > kept.len() {
+            return retire;
+        }
+        let next = std::mem::take(&mut self.next);
+        let mut commands = self.tell_open();
+        commands.extend(next.iter().map(Replica::ready));
+        self.serving.extend(next);
+        commands
+    }
+
+    fn formed(&mut self, id: ReplicaId) -> Commands {
+        if let Some(replica) = self.next.iter_mut().find(|replica| replica.id == id) {
+            replica.formed = true;
+        }
+        let Some(replica) = self.serving.iter_mut().find(|replica| replica.id == id) else {
+            return Vec::new();
+        };
+        replica.formed = true;
+        self.link_failures = 0;
+        vec![replica.ready()]
+    }
+
+    fn idle(&mut self, id: ReplicaId) -> Commands {
+        let retired = self.serving.iter().position(|replica| replica.id == id && replica.retired);
+        let Some(place) = retired else { return Vec::new() };
+        self.serving.remove(place);
+        let cause = "another mesh takes over".into();
+        vec![FormationCommand::Dissolve { replica: id, cause }]
+    }
+
+    fn replica_lost(
+        &mut self,
+        id: ReplicaId,
+        cause: String,
+        retry: Retry,
+        unfit: Option<DeviceId>,
+    ) -> Commands {
+        let before = self.serving.len() + self.next.len();
+        let beside = self.next.iter().any(|replica| replica.id == id);
+        self.serving.retain(|replica| replica.id != id);
+        self.next.retain(|replica| replica.id != id);
+        if self.serving.len() + self.next.len() == before {
+            return Vec::new();
+        }
+        let mut commands = if beside { self.drop_next(&cause) } else { Vec::new() };
+        let again = match retry {
+            Retry::WhenReady => {
+                self.failure = None;
+                true
             }
-            match self.choose() {
-                Ok(devices) => {
-                    self.epoch += 1;
-                    let id = self.epoch;
-                    self.slots[slot] =
-                        Some(Replica { id, devices: devices.clone(), formed: false });
-                    commands.push(FormationCommand::Form {
-                        replica: id,
-                        data: slot as u32,
-                        degrees: self.wanted,
-                        devices,
-                    });
-                }
-                Err(cause) => {
-                    commands.push(FormationCommand::Absent { cause });
-                    break;
-                }
+            Retry::AFewTimes => {
+                self.link_failures += 1;
+                self.link_failures <= LINK_RETRIES_MAX
+            }
+            Retry::Never => self.set_aside(unfit),
+        };
+        if !again {
+            self.link_failures = 0;
+            self.failure = Some(cause.clone());
+            // With a mesh that serves there is nobody who waits for this one.
+            if !beside {
+                commands.push(FormationCommand::Failed { mesh: self.wanted, cause });
             }
         }
         commands
     }
 
-    /// The first devices in manifest order that are neither lost nor taken; an error says who is
-    /// missing.
-    fn choose(&self) -> Result<Vec<DeviceId>, String> {
-        let taken: BTreeSet<&DeviceId> =
-            self.replicas().flat_map(|replica| &replica.devices).collect();
-        let size = self.replica_size();
-        let free: Vec<&DeviceId> =
-            self.devices.iter().filter(|device| !taken.contains(device)).collect();
-        let chosen: Vec<&DeviceId> =
-            free.iter().copied().filter(|device| !self.lost.contains(device)).take(size).collect();
-        if chosen.len() < size {
-            let lost: Vec<&DeviceId> =
-                free.into_iter().filter(|device| self.lost.contains(device)).collect();
-            return Err(if lost.is_empty() {
-                format!(
-                    "{} needs more than the {} devices there are",
-                    self.wanted,
-                    self.devices.len()
-                )
-            } else {
-                format!("waiting for lost {} to come back", list(&lost))
-            });
-        }
-        let missing: Vec<&DeviceId> =
-            chosen.iter().copied().filter(|device| !self.ready.contains(device)).collect();
-        if !missing.is_empty() {
-            return Err(format!("waiting for {}", list(&missing)));
-        }
-        Ok(chosen.into_iter().cloned().collect())
+    /// Plans without a device that cannot load its part, as long as there are others.
+    fn set_aside(&mut self, unfit: Option<DeviceId>) -> bool {
+        let open = matches!(self.wanted, MeshNeed::Open { .. });
+        open && unfit.is_some_and(|device| self.roster.set_aside(&device))
     }
-}
 
-fn list(devices: &[&DeviceId]) -> String {
-    let names: Vec<String> = devices.iter().map(ToString::to_string).collect();
-    let noun = if names.len() == 1 { "device" } else { "devices" };
-    format!("{noun} {}", names.join(", "))
+    /// Gives up all that stands, idle as it is, for a mesh that somebody wants now.
+    fn make_room(&mut self) -> Commands {
+        let mut commands = self.drop_next("another mesh is wanted");
+        let Ok(target) = self.target() else { return commands };
+        let exact = self.is_exact();
+        let (kept, outdated): (Vec<_>, Vec<_>) = std::mem::take(&mut self.serving)
+            .into_iter()
+            .partition(|replica| replica.is_of(&target, exact));
+        self.serving = kept;
+        commands.extend(outdated.into_iter().map(|replica| FormationCommand::Dissolve {
+            replica: replica.id,
+            cause: format!("a request asks for {}", target.degrees),
+        }));
+        commands
+    }
+
+    fn drop_next(&mut self, cause: &str) -> Commands {
+        let dropped = std::mem::take(&mut self.next).into_iter();
+        let dissolve = |replica: Replica| FormationCommand::Dissolve {
+            replica: replica.id,
+            cause: cause.to_owned(),
+        };
+        dropped.map(dissolve).collect()
+    }
+
+    fn retire_all_but(&mut self, kept: &[ReplicaId]) -> Commands {
+        self.retire(|replica| !kept.contains(&replica.id))
+    }
+
+    /// Retires replicas with leaving devices even when there is no mesh to follow.
+    fn retire_leaving(&mut self) -> Commands {
+        let leaving = self.roster.all_leaving().clone();
+        self.retire(|replica| replica.devices.iter().any(|device| leaving.contains(device)))
+    }
+
+    /// A replica that is not formed runs nothing: it goes at once.
+    fn retire(&mut self, which: impl Fn(&Replica) -> bool) -> Commands {
+        let mut commands = Vec::new();
+        self.serving.retain_mut(|replica| {
+            if replica.retired || !which(replica) {
+                return true;
+            }
+            let id = replica.id;
+            replica.retired = true;
+            commands.push(match replica.formed {
+                true => FormationCommand::Retire { replica: id },
+                false => {
+                    let cause = "another mesh is better by now".into();
+                    FormationCommand::Dissolve { replica: id, cause }
+                }
+            });
+            replica.formed
+        });
+        commands
+    }
+
+    fn tell_open(&mut self) -> Commands {
+        let open = self.planned.1.as_ref().map(MeshPlans::open).unwrap_or_default();
+        if open == self.open {
+            return Vec::new();
+        }
+        self.open = open;
+        vec![FormationCommand::Open(open)]
+    }
 }

@@ -208,13 +208,25 @@ impl State {
                 let exited = MembershipEvent::WorkerExited { device, incarnation, status };
                 self.member(myself, exited).await;
             }
-            (message, Member::Worker(device)) => {
-                if let Some((_, proxy)) = self.proxies.get(&device) {
-                    // A proxy that has failed hears nothing more.
-                    let _ = proxy.cast(RankMsg::Worker(message));
-                }
-            }
+            (message, Member::Worker(device)) => self.worker_says(device, message),
             (message, member) => tracing::warn!(%member, ?message, "unexpected message"),
+        }
+    }
+
+    /// Hands a worker's report to its place in the mesh that the report is about.
+    fn worker_says(&self, device: DeviceId, message: ToCoordinator) {
+        let epoch = match &message {
+            ToCoordinator::Formed { epoch, .. } | ToCoordinator::FormFailed { epoch, .. } => {
+                Some(*epoch)
+            }
+            ToCoordinator::Proposed { run, .. }
+            | ToCoordinator::Progress { run, .. }
+            | ToCoordinator::RunEnded { run, .. } => self.runs.get(run).map(|run| run.replica),
+            _ => None,
+        };
+        if let Some(proxy) = epoch.and_then(|epoch| self.proxies.get(&(device, epoch))) {
+            // A proxy that has failed hears nothing more.
+            let _ = proxy.cast(RankMsg::Worker(message));
         }
     }
 
@@ -268,17 +280,18 @@ impl State {
                 MembershipCommand::NodeLost(node, cause) => {
                     tracing::warn!(node, %cause, "node lost");
                 }
-                MembershipCommand::DeviceReady(device) => {
-                    let epoch = self.last_epoch(&device);
-                    self.form(myself, FormationEvent::DeviceReady { device, epoch }).await;
-                }
+                MembershipCommand::DeviceReady(device) => self.device_ready(myself, device).await,
                 MembershipCommand::DeviceLost(device, loss) => {
                     tracing::warn!(%device, cause = %loss, "device lost");
                     self.form(myself, FormationEvent::DeviceLost(device.clone())).await;
-                    if let Some((_, proxy)) = self.proxies.remove(&device) {
-                        // A proxy that has failed already has taken its mesh along.
-                        let _ = proxy.cast(RankMsg::Lost(loss));
-                    }
+                    self.proxies.retain(|(seated, _), proxy| {
+                        let is_its = *seated == device;
+                        if is_its {
+                            // A proxy that has failed already has taken its mesh along.
+                            let _ = proxy.cast(RankMsg::Lost(loss.clone()));
+                        }
+                        !is_its
+                    });
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! The model a cluster serves, as far as planning needs it.
 //!
-//! Owns how a model's source becomes a folder, and which mesh serves a request that names none: the
-//! planner's choice for the model's own size. Reads configuration files only, never weights.
+//! Owns how a model's source becomes a folder, and which mesh some devices make for a request that
+//! names none: the planner's choice for the model's own size. Reads configuration files only, never
+//! weights.
 
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection, Qual
 use crate::parallel::vae::worth::Pace;
 use crate::plan::layout::Layout;
 use crate::plan::resolve::check_degrees;
-use crate::planner::{self, Wish};
+use crate::planner::{self, Candidate, Wish};
 use crate::protocol::DeviceId;
 use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
@@ -31,19 +32,16 @@ pub(crate) struct Model {
     pub(crate) spec: ModelSpec,
     /// What travels in fewer bytes for requests that do not say.
     pub(crate) wire: Wire,
-    /// The devices of its group, in rank order.
+    /// The devices of its group, in rank order, as the manifest has them.
     pub(crate) devices: Vec<DeviceId>,
+    /// Nodes that serve it; empty for all.
+    nodes: Vec<String>,
     description: Box<Description>,
     cluster: Box<Cluster>,
-    mesh: Mesh,
-}
-
-/// Degrees of requests that leave them open.
-enum Mesh {
-    /// As the manifest says.
-    Fixed(Degrees),
-    /// As the planner chose, with the number of patches: for requests with guidance and without.
-    Planned { guided: (Degrees, u32), unguided: (Degrees, u32) },
+    /// Degrees of requests that leave them open, where the manifest has them.
+    fixed: Option<Degrees>,
+    /// Only methods that give the picture of one device.
+    exact: bool,
 }
 
 impl Model {
@@ -75,18 +73,16 @@ impl Model {
         });
         let cluster = Cluster::of(manifest, &calibration);
         let wire = group.map_or(Wire::default(), |group| group.wire);
-        let mesh = match group.map(|group| group.degrees) {
-            Some(DegreesSetting::Fixed(table)) => {
-                let degrees = Degrees::from(table);
-                check_degrees(&spec, degrees, devices.len())
-                    .map_err(|error| GenerateError::Refused(error.to_string()))?;
-                Mesh::Fixed(degrees)
-            }
-            Some(DegreesSetting::Auto) | None => {
-                let exact = group.is_some_and(|group| group.quality == Quality::Exact);
-                plan_meshes(&description, &cluster, exact, dtype, wire)?
-            }
+        let fixed = match group.map(|group| group.degrees) {
+            Some(DegreesSetting::Fixed(table)) => Some(Degrees::from(table)),
+            Some(DegreesSetting::Auto) | None => None,
         };
+        if let Some(degrees) = fixed {
+            check_degrees(&spec, degrees, devices.len())
+                .map_err(|error| GenerateError::Refused(error.to_string()))?;
+        }
+        let exact = group.is_some_and(|group| group.quality == Quality::Exact);
+        let nodes = group.map(|group| group.nodes.clone()).unwrap_or_default();
         let (description, cluster) = (Box::new(description), Box::new(cluster));
         let text_encoder = policy.unwrap_or_default();
         Ok(Self {
@@ -97,24 +93,65 @@ impl Model {
             spec,
             wire,
             devices,
+            nodes,
             description,
             cluster,
-            mesh,
+            fixed,
+            exact,
         })
     }
 
-    /// Degrees of the mesh for a request that leaves them open, and the number of patches when the
-    /// planner chose it.
-    pub(crate) fn mesh(&self, guided: bool) -> (Degrees, Option<u32>) {
-        match &self.mesh {
-            // Without guidance there is one branch: the other copy of the mesh has nothing to do.
-            Mesh::Fixed(degrees) if !guided => (Degrees { cfg_degree: 1, ..*degrees }, None),
-            Mesh::Fixed(degrees) => (*degrees, None),
-            Mesh::Planned { guided: with, unguided } => {
-                let (degrees, patches) = if guided { with } else { unguided };
-                (*degrees, Some(*patches))
-            }
-        }
+    /// Degrees that the manifest fixes for requests that leave them open.
+    pub(crate) fn fixed(&self, guided: bool) -> Option<Degrees> {
+        // Without guidance there is one branch: the other copy of the mesh has nothing to do.
+        self.fixed.map(|fixed| if guided { fixed } else { Degrees { cfg_degree: 1, ..fixed } })
+    }
+
+    /// The fastest mesh of one replica on the first of these devices, and its number of patches: the
+    /// planner's choice for the model's own size and the command line's number of steps.
+    ///
+    /// # Errors
+    /// When the devices cannot hold the model, in words.
+    pub(crate) fn degrees_on(
+        &self,
+        live: &[DeviceId],
+        guided: bool,
+    ) -> Result<(Degrees, Option<u32>), String> {
+        let (cluster, wish) = (self.cluster_of(live), self.wish(guided));
+        let decision = planner::choose(&self.description, &cluster, &wish)
+            .map_err(|error| error.to_string())?;
+        let best = decision.best().map(|trial| trial.candidate).ok_or("no mesh fits")?;
+        tracing::info!(mesh = %best, guided, considered = decision.considered, "mesh planned");
+        Ok((best.degrees, Some(best.num_pipeline_patch)))
+    }
+
+    /// Why these devices cannot hold their parts of a mesh; `None` when they can, or say not what
+    /// they have.
+    pub(crate) fn shortage(
+        &self,
+        degrees: Degrees,
+        devices: &[DeviceId],
+        guided: bool,
+    ) -> Option<String> {
+        let (cluster, wish) = (self.cluster_of(devices), self.wish(guided));
+        let num_pipeline_patch = degrees.pipefusion_degree;
+        let candidate = Candidate { degrees: degrees.alone(), num_pipeline_patch };
+        planner::shortage(&self.description, &cluster, &wish, &candidate)
+    }
+
+    /// Whether devices of this node serve the model.
+    pub(crate) fn is_served_by(&self, node: &str) -> bool {
+        self.nodes.is_empty() || self.nodes.iter().any(|name| name == node)
+    }
+
+    fn cluster_of(&self, devices: &[DeviceId]) -> Cluster {
+        let names: Vec<String> = devices.iter().map(ToString::to_string).collect();
+        self.cluster.of_devices(&names)
+    }
+
+    fn wish(&self, guided: bool) -> Wish {
+        let (exact, wire) = (self.exact, self.wire);
+        Wish { guided, exact, wire, ..Wish::new(&self.description, self.dtype) }
     }
 
     /// What decodes a picture on a mesh of `degrees`: its slowest device and link.
@@ -126,31 +163,9 @@ impl Model {
 
     /// Which blocks each stage of a mesh of `degrees` holds when its ranks run on `devices`.
     pub(crate) fn layout(&self, degrees: Degrees, devices: &[DeviceId]) -> Layout {
-        let names: Vec<String> = devices.iter().map(ToString::to_string).collect();
-        let cluster = self.cluster.of_devices(&names);
-        let wish = Wish::new(&self.description, self.dtype);
+        let (cluster, wish) = (self.cluster_of(devices), Wish::new(&self.description, self.dtype));
         planner::layout(&self.description, &cluster, &wish, degrees)
     }
-}
-
-/// The planner's choice for the model's own size and the command line's number of steps.
-fn plan_meshes(
-    model: &Description,
-    cluster: &Cluster,
-    exact: bool,
-    dtype: Dtype,
-    wire: Wire,
-) -> Result<Mesh, GenerateError> {
-    let choose = |guided| {
-        let wish = Wish { guided, exact, wire, ..Wish::new(model, dtype) };
-        let decision = planner::choose(model, cluster, &wish)
-            .map_err(|error| GenerateError::Refused(error.to_string()))?;
-        let best = decision.best().map(|trial| trial.candidate);
-        let best = best.ok_or_else(|| GenerateError::Refused("no mesh fits".into()))?;
-        tracing::info!(mesh = %best, guided, considered = decision.considered, "mesh planned");
-        Ok((best.degrees, best.num_pipeline_patch))
-    };
-    Ok(Mesh::Planned { guided: choose(true)?, unguided: choose(false)? })
 }
 
 /// The folder of a model, unpacking the built-in one when needed.

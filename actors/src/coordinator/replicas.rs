@@ -10,10 +10,11 @@ use ditmesh_transport::link::Transport;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
 
-use super::formation::{Formation, FormationEvent};
+use super::formation::{FormOrder, Formation, FormationEvent};
+use super::mesh_plan::MeshPlans;
 use super::model::Model;
 use super::{CoordinatorMsg, State};
-use crate::dispatcher::DispatcherEvent;
+use crate::dispatcher::{DispatcherEvent, MeshNeed};
 use crate::generation::GenerateError;
 use crate::groups::{
     DataReplica, MeshLoss, RankFormed, RankMsg, ReplicaArgs, ReplicaMsg, ReplicaReport, Seat,
@@ -26,6 +27,9 @@ use crate::protocol::{DeviceId, Form, Member as MeshMember};
 use crate::request::Degrees;
 use crate::worker::member_form;
 
+/// How long devices of the manifest that have not come are waited for, from the start.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// One mesh.
 pub(super) struct Replica {
     /// Position among the replicas.
@@ -36,6 +40,8 @@ pub(super) struct Replica {
     pub(super) degrees: Degrees,
     /// Blocks of each stage.
     pub(super) layout: Layout,
+    /// Of requests that leave it open, where the plan has an opinion.
+    pub(super) num_pipeline_patch: Option<u32>,
     /// By rank.
     pub(super) devices: Vec<DeviceId>,
     pub(super) actor: ActorRef<ReplicaMsg>,
@@ -68,40 +74,74 @@ impl State {
                 tracing::info!(model = model.name, blocks = model.spec.blocks, "model found");
                 let devices = model.devices.clone();
                 self.absent = "waiting for devices".into();
-                self.formation = Some(Formation::new(devices, model.mesh(true).0));
+                let first = MeshNeed::Open { guided: true };
+                self.formation = Some(Formation::new(devices, first));
+                self.settles = Some(self.now() + SETTLE);
             }
             Err(error) => {
                 tracing::warn!(%error, "no model");
                 self.absent = error.to_string();
             }
         }
-        let devices = model.as_ref().map(|model| model.devices.clone()).unwrap_or_default();
-        self.model = Some(model);
-        for device in devices {
-            if self.membership.is_ready(&device) {
-                let epoch = self.last_epoch(&device);
-                self.form(myself, FormationEvent::DeviceReady { device, epoch }).await;
-            }
+        self.model = Some(model.map(Arc::new));
+        for device in self.membership.ready_devices() {
+            self.device_ready(myself, device).await;
         }
         for (id, request, sink) in std::mem::take(&mut self.early) {
             self.submit(myself, id, request, sink).await;
         }
     }
 
+    /// A device can be used, if it serves the model.
+    pub(super) async fn device_ready(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        device: DeviceId,
+    ) {
+        let Some(Ok(model)) = &self.model else { return };
+        if model.is_served_by(&device.node) {
+            let epoch = self.last_epoch(&device);
+            self.form(myself, FormationEvent::DeviceReady { device, epoch }).await;
+        }
+    }
+
+    /// Devices that have not come by now are waited for no longer.
+    pub(super) async fn stop_awaiting(&mut self, myself: &ActorRef<CoordinatorMsg>) {
+        if self.settles.is_some_and(|settles| settles <= self.now()) {
+            self.settles = None;
+            self.form(myself, FormationEvent::Settled).await;
+        }
+    }
+
+    /// Looks for the best meshes of these devices, off the mailbox.
+    pub(super) fn plan_meshes(
+        &self,
+        myself: &ActorRef<CoordinatorMsg>,
+        number: u64,
+        devices: Vec<DeviceId>,
+    ) {
+        let Some(Ok(model)) = &self.model else { return };
+        let (model, coordinator) = (model.clone(), myself.clone());
+        tokio::task::spawn_blocking(move || {
+            let plans = Box::new(MeshPlans::of(&model, &devices));
+            // A coordinator that has ended forms no mesh.
+            let _ = coordinator.cast(CoordinatorMsg::Planned(number, plans));
+        });
+    }
+
     /// Orders devices, by rank, into a mesh.
     pub(super) async fn form_replica(
         &mut self,
         myself: &ActorRef<CoordinatorMsg>,
-        epoch: u64,
-        data: u32,
-        degrees: Degrees,
-        devices: Vec<DeviceId>,
+        order: FormOrder,
     ) {
         let Some(Ok(model)) = &self.model else { return };
-        let (mesh, degrees) = (degrees, Degrees { data_degree: 1, ..degrees });
-        tracing::info!(epoch, %degrees, "forming a mesh");
+        let FormOrder { replica: epoch, data, devices, num_pipeline_patch, beside, .. } = order;
+        let (mesh, degrees) = (order.degrees, order.degrees.alone());
+        tracing::info!(epoch, %degrees, beside, "forming a mesh");
         let layout = model.layout(degrees, &devices);
-        let form = self.form_order(model, epoch, degrees, &layout, &devices);
+        let order = self.form_order(model, epoch, degrees, &layout, &devices);
+        let form = Form { beside, ..order };
         let args = ReplicaArgs {
             seats: self.seats(degrees, &devices),
             blocks: model.spec.blocks as u32,
@@ -112,16 +152,16 @@ impl State {
         match DataReplica::spawn_linked(None, DataReplica, args, myself.get_cell()).await {
             Ok((actor, _)) => {
                 self.replica_actors.insert(actor.get_id(), epoch);
-                let (ranks, transport) = (None, None);
                 let replica = Replica {
                     data,
                     mesh,
                     degrees,
                     layout,
+                    num_pipeline_patch,
                     devices,
                     actor,
-                    ranks,
-                    transport,
+                    ranks: None,
+                    transport: None,
                     joining,
                 };
                 self.replicas.insert(epoch, replica);
@@ -169,6 +209,7 @@ impl State {
             text_encoder: model.text_encoder,
             members,
             deadline_ms: self.manifest.health.form_deadline_ms,
+            beside: false,
         }
     }
 
@@ -248,7 +289,7 @@ impl State {
                     let reason = self.membership.describe(&Member::Worker(device));
                     let _ = proxy.cast(RankMsg::Lost(Loss::Closed { reason }));
                 } else {
-                    self.proxies.insert(device, (epoch, proxy));
+                    self.proxies.insert((device, epoch), proxy);
                 }
             }
             ReplicaReport::Formed { epoch, ranks } => {
@@ -278,8 +319,9 @@ impl State {
         let (replica, error) = (epoch, cause.to_error());
         self.dispatch(myself, DispatcherEvent::ReplicaLost { replica, error }).await;
         self.runs.retain(|_, run| run.replica != epoch);
-        let (cause, retry) = (cause.to_string(), cause.retry());
-        self.form(myself, FormationEvent::ReplicaLost { replica, cause, retry }).await;
+        let (retry, unfit) = (cause.retry(), cause.unfit());
+        let cause = cause.to_string();
+        self.form(myself, FormationEvent::ReplicaLost { replica, cause, retry, unfit }).await;
     }
 
     /// Gives up a replica that nobody runs on.
@@ -292,7 +334,7 @@ impl State {
     }
 
     fn forget_replica(&mut self, epoch: u64, cause: &str) {
-        self.proxies.retain(|_, (seated, _)| *seated != epoch);
+        self.proxies.retain(|(_, seated), _| *seated != epoch);
         if let Some(replica) = self.replicas.remove(&epoch) {
             self.replica_actors.remove(&replica.actor.get_id());
             if let Some(transport) = &replica.transport {

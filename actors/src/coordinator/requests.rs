@@ -9,15 +9,19 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use super::formation::Formation;
 use super::model::Model;
+use super::replicas::Replica;
 use super::run::{self, Run};
 use super::{CoordinatorMsg, State};
 use crate::controller::Inputs;
-use crate::dispatcher::{DispatcherEvent, Need, QUEUE_REQUESTS_MAX, RequestId, RunNumber};
+use crate::dispatcher::{
+    DispatcherEvent, MeshNeed, Need, QUEUE_REQUESTS_MAX, RequestId, RunNumber,
+};
 use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::ReplicaMsg;
 use crate::plan::resolve::{check_degrees, resolve_at};
-use crate::plan::{Plan, batch};
+use crate::plan::{Plan, PlanError, batch};
 use crate::protocol::{RankOutcome, RunSpec, Start};
 use crate::request::{Degrees, Event, GenerateRequest};
 use crate::trace_context;
@@ -26,6 +30,8 @@ use crate::trace_context;
 pub(super) struct Request {
     pub(super) sink: UpdateSink,
     spec: RunSpec,
+    /// Without its tensors, when its degrees are open: it is resolved again for the mesh it runs on.
+    open: Option<Box<GenerateRequest>>,
     inputs: Inputs,
     run: Option<u64>,
     /// From its submission to its result.
@@ -51,17 +57,18 @@ impl State {
         };
         let span = tracing::info_span!("request", request = id.cast_signed());
         trace_context::adopt(&span, request.traceparent.as_deref());
-        match plan_request(model, &mut request) {
+        match self.plan_request(model, &request) {
             Err(refusal) => sink.result(Err(GenerateError::Refused(refusal))),
-            Ok((spec, degrees)) => {
+            Ok((spec, degrees, mesh)) => {
                 let bytes = self.run_bytes(&spec, degrees);
                 let inputs = Inputs {
                     latents: request.latents.take(),
                     prompt_embeds: request.prompt_embeds.take(),
                     checkpoints: None,
                 };
-                let need = Need { degrees, bytes, shape: batch::shape(&spec) };
-                self.requests.insert(id, Request { sink, spec, inputs, run: None, span });
+                let need = Need { mesh, bytes, shape: batch::shape(&spec) };
+                let open = matches!(mesh, MeshNeed::Open { .. }).then(|| Box::new(request));
+                self.requests.insert(id, Request { sink, spec, open, inputs, run: None, span });
                 let submitted = DispatcherEvent::Submitted { request: id, need };
                 self.dispatch(myself, submitted).await;
             }
@@ -84,11 +91,8 @@ impl State {
             requests.iter().for_each(|&id| self.fail_request(id, error.clone()));
             return false;
         };
-        let specs = requests.iter().filter_map(|id| Some(&self.requests.get(id)?.spec));
-        let Some(spec) = batch::join(specs) else { return false };
-        let (degrees, layout) = (replica.degrees, replica.layout.clone());
-        let plan = match Plan::with_layout(degrees, layout, &model.spec, &spec) {
-            Ok(plan) => Arc::new(plan),
+        let (spec, plan) = match self.plan_run(model, replica, requests) {
+            Ok((spec, plan)) => (spec, Arc::new(plan)),
             Err(error) => {
                 let error = GenerateError::Refused(error.to_string());
                 requests.iter().for_each(|&id| self.fail_request(id, error.clone()));
@@ -134,6 +138,56 @@ impl State {
         let run = Run::new(images, epoch, plan, devices, place, verdict);
         self.runs.insert(number, run);
         true
+    }
+
+    /// The run of several requests of one shape on a replica.
+    fn plan_run(
+        &self,
+        model: &Model,
+        replica: &Replica,
+        requests: &[RequestId],
+    ) -> Result<(RunSpec, Plan), PlanError> {
+        let mut specs = Vec::with_capacity(requests.len());
+        for request in requests.iter().filter_map(|id| self.requests.get(id)) {
+            specs.push(match &request.open {
+                Some(open) => {
+                    let patches = replica.num_pipeline_patch;
+                    let here = resolve_on(open, model, replica.degrees, patches)?;
+                    let RunSpec { latents_given, embeds_tokens, .. } = request.spec;
+                    RunSpec { latents_given, embeds_tokens, ..here }
+                }
+                None => request.spec.clone(),
+            });
+        }
+        let spec = batch::join(&specs)
+            .ok_or_else(|| PlanError::Value("none of its requests is left".into()))?;
+        let (degrees, layout) = (replica.degrees, replica.layout.clone());
+        let plan = Plan::with_layout(degrees, layout, &model.spec, &spec)?;
+        Ok((spec, plan))
+    }
+
+    /// What a request asks for, with every default filled in, and the mesh it needs. Open degrees
+    /// are filled in with those of the mesh of the moment, of one device before there is a mesh.
+    fn plan_request(
+        &self,
+        model: &Model,
+        request: &GenerateRequest,
+    ) -> Result<(RunSpec, Degrees, MeshNeed), String> {
+        let guided = request.is_guided();
+        if let Some(degrees) = request.degrees {
+            let known = self.formation.as_ref().map_or(0, Formation::known);
+            check_degrees(&model.spec, degrees, known).map_err(|error| error.to_string())?;
+            let spec = resolve_on(request, model, degrees, None).map_err(|e| e.to_string())?;
+            return Ok((spec, degrees, MeshNeed::Exactly(degrees)));
+        }
+        let plan = self.formation.as_ref().and_then(|formation| formation.plan_for(guided));
+        let (degrees, patches) = plan.map_or_else(
+            || (model.fixed(guided).unwrap_or_default(), None),
+            |plan| (plan.degrees, plan.num_pipeline_patch),
+        );
+        let spec =
+            resolve_on(request, model, degrees, patches).map_err(|error| error.to_string())?;
+        Ok((spec, degrees, MeshNeed::Open { guided }))
     }
 
     /// The span of a run, below that of its first request.
@@ -238,19 +292,15 @@ impl State {
     }
 }
 
-/// What a request asks for, with every default filled in, and the mesh it needs.
-fn plan_request(
+/// A request on a mesh of `degrees`, with the plan's number of patches where it leaves that open.
+fn resolve_on(
+    request: &GenerateRequest,
     model: &Model,
-    request: &mut GenerateRequest,
-) -> Result<(RunSpec, Degrees), String> {
-    let (degrees, patches) = match request.degrees {
-        Some(degrees) => (degrees, None),
-        None => model.mesh(request.is_guided()),
-    };
-    check_degrees(&model.spec, degrees, model.devices.len()).map_err(|error| error.to_string())?;
-    // What the planner chose for the mesh, unless the caller says otherwise.
-    request.num_pipeline_patch = request.num_pipeline_patch.or(patches);
-    request.wire = request.wire.or(Some(model.wire));
-    let spec = resolve_at(request, &model.spec, degrees, &model.pace(degrees));
-    Ok((spec.map_err(|error| error.to_string())?, degrees))
+    degrees: Degrees,
+    patches: Option<u32>,
+) -> Result<RunSpec, PlanError> {
+    let num_pipeline_patch = request.num_pipeline_patch.or(patches);
+    let wire = request.wire.or(Some(model.wire));
+    let request = GenerateRequest { num_pipeline_patch, wire, ..request.clone() };
+    resolve_at(&request, &model.spec, degrees, &model.pace(degrees))
 }

@@ -71,18 +71,20 @@ impl State {
     /// The mesh, when all its replicas are formed.
     fn mesh_status(&self) -> Option<MeshStatus> {
         let Some(Ok(model)) = &self.model else { return None };
-        let formation = self.formation.as_ref().filter(|formation| formation.is_complete())?;
-        let degrees = formation.wanted();
+        let serving = self.formation.as_ref()?.complete()?;
+        let replicas = serving.iter().filter_map(|epoch| self.replicas.get(epoch));
+        let degrees =
+            Degrees { data_degree: serving.len() as u32, ..replicas.clone().next()?.degrees };
         let mut ranks = Vec::new();
         let mut links = Vec::new();
-        for replica in self.replicas.values() {
+        for replica in replicas {
             let first = replica.data * replica.devices.len() as u32;
             ranks.extend(rank_statuses(replica, first)?);
             links.extend(self.link_statuses(replica, first));
         }
         ranks.sort_by_key(|rank| rank.rank);
         Some(MeshStatus {
-            epoch: self.replicas.keys().next_back().copied()?,
+            epoch: serving.iter().max().copied()?,
             model: model.name.clone(),
             dtype: model.dtype,
             degrees,

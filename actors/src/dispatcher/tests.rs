@@ -21,8 +21,12 @@ fn degrees(pipefusion_degree: u32) -> Degrees {
 /// One run of one picture at a time.
 const ROOM: Room = Room { runs_max: 1, images_max: 1, bytes: None };
 
+fn exactly(stages: u32) -> MeshNeed {
+    MeshNeed::Exactly(degrees(stages))
+}
+
 fn need(stages: u32) -> Need {
-    Need { degrees: degrees(stages), bytes: 1, shape: Some(7) }
+    Need { mesh: exactly(stages), bytes: 1, shape: Some(7) }
 }
 
 fn start(run: RunNumber, requests: &[RequestId], replica: ReplicaId) -> C {
@@ -56,7 +60,7 @@ fn a_request_without_a_mesh_asks_for_one_and_starts_on_it() {
     let mut dispatcher = dispatcher();
     assert_eq!(
         dispatcher.submit_now(1, 2),
-        [C::Want { degrees: degrees(2) }, C::Queued { request: 1, ahead: 0 }]
+        [C::Want { mesh: exactly(2) }, C::Queued { request: 1, ahead: 0 }]
     );
     assert_eq!(dispatcher.ready(7, 2), [start(1, &[1], 7)]);
     assert_eq!(dispatcher.running(), 1);
@@ -86,7 +90,7 @@ fn another_mesh_is_wanted_only_when_the_present_one_is_idle() {
         [C::Queued { request: 3, ahead: 2 }],
         "nobody overtakes the request that waits for another mesh"
     );
-    assert!(dispatcher.at(1, E::RunEnded { run: 1 }).contains(&C::Want { degrees: degrees(4) }));
+    assert!(dispatcher.at(1, E::RunEnded { run: 1 }).contains(&C::Want { mesh: exactly(4) }));
 }
 
 #[test]
@@ -97,7 +101,7 @@ fn a_lost_replica_fails_its_request_and_keeps_the_others() {
     dispatcher.submit_now(2, 2);
     let commands = dispatcher.at(1, E::ReplicaLost { replica: 7, error: lost() });
     assert_eq!(commands[0], C::Fail { request: 1, error: lost() });
-    assert!(commands.contains(&C::Want { degrees: degrees(2) }));
+    assert!(commands.contains(&C::Want { mesh: exactly(2) }));
     assert_eq!(dispatcher.waiting(), 1);
     assert_eq!(dispatcher.ready(8, 2), [start(2, &[2], 8)]);
 }
@@ -146,9 +150,9 @@ fn a_mesh_that_cannot_form_fails_those_who_want_it() {
     dispatcher.submit_now(1, 2);
     dispatcher.submit_now(2, 4);
     let error = GenerateError::Failed("no weights".into());
-    let commands = dispatcher.at(1, E::FormFailed { degrees: degrees(2), error: error.clone() });
+    let commands = dispatcher.at(1, E::FormFailed { mesh: exactly(2), error: error.clone() });
     assert_eq!(commands[0], C::Fail { request: 1, error });
-    assert_eq!(commands[1], C::Want { degrees: degrees(4) });
+    assert_eq!(commands[1], C::Want { mesh: exactly(4) });
 }
 
 #[test]
@@ -162,6 +166,65 @@ fn nobody_waits_for_a_mesh_forever() {
         &commands[0],
         C::Fail { request: 1, error: GenerateError::Lost(cause) } if cause.contains("b/1")
     ));
+}
+
+#[test]
+fn open_requests_run_on_the_mesh_of_the_moment() {
+    const OPEN: MeshNeed = MeshNeed::Open { guided: true };
+    let mut dispatcher = dispatcher();
+    let submit = |dispatcher: &mut Dispatcher, request| {
+        dispatcher.at(0, E::Submitted { request, need: Need { mesh: OPEN, ..need(0) } })
+    };
+    let meshes = |stages| {
+        let guided = Some(Degrees { data_degree: 2, ..degrees(stages) });
+        E::Open(OpenMeshes { guided, unguided: None })
+    };
+    assert_eq!(submit(&mut dispatcher, 1)[0], C::Want { mesh: OPEN });
+    dispatcher.at(0, meshes(2));
+    assert_eq!(dispatcher.ready(7, 2), [start(1, &[1], 7)], "one replica of two is the mesh too");
+    submit(&mut dispatcher, 2);
+    dispatcher.at(1, meshes(4));
+    let ended = dispatcher.at(1, E::RunEnded { run: 1 });
+    assert_eq!(ended[0], C::Want { mesh: OPEN }, "the old mesh does not serve any more");
+    assert_eq!(dispatcher.ready(8, 4), [start(2, &[2], 8)]);
+}
+
+#[test]
+fn a_retired_replica_ends_its_run_takes_no_other_and_is_named_idle_once() {
+    let mut dispatcher = dispatcher();
+    dispatcher.ready(7, 2);
+    dispatcher.submit_now(1, 2);
+    assert_eq!(dispatcher.at(0, E::Retired { replica: 7 }), []);
+    assert_eq!(dispatcher.submit_now(2, 2), [C::Queued { request: 2, ahead: 1 }]);
+    let ended = dispatcher.at(1, E::RunEnded { run: 1 });
+    assert!(ended.contains(&C::Idle { replica: 7 }), "{ended:?}");
+    assert!(!ended.contains(&start(2, &[2], 7)));
+    assert!(!dispatcher.at(1, E::Retired { replica: 7 }).contains(&C::Idle { replica: 7 }));
+    assert_eq!(dispatcher.ready(8, 2), [start(2, &[2], 8)]);
+}
+
+#[test]
+fn a_request_whose_mesh_cannot_be_had_ends_and_the_others_go_on() {
+    let mut dispatcher = dispatcher();
+    dispatcher.ready(7, 2);
+    dispatcher.submit_now(1, 8);
+    dispatcher.submit_now(2, 2);
+    dispatcher.at(0, E::MeshAbsent { cause: "2 devices are live".into() });
+    let commands = dispatcher.at(WAIT_S, E::Tick);
+    assert!(matches!(&commands[0], C::Fail { request: 1, error: GenerateError::Lost(_) }));
+    assert_eq!(commands[1], start(1, &[2], 7), "the mesh that was there all the time");
+}
+
+#[test]
+fn a_request_that_waits_for_a_long_run_is_not_starved() {
+    let mut dispatcher = dispatcher();
+    dispatcher.ready(7, 2);
+    dispatcher.submit_now(1, 2);
+    dispatcher.submit_now(2, 4);
+    assert_eq!(dispatcher.at(10 * WAIT_S, E::Tick), []);
+    dispatcher.at(10 * WAIT_S, E::RunEnded { run: 1 });
+    assert_eq!(dispatcher.at(11 * WAIT_S - 1, E::Tick), []);
+    assert!(matches!(dispatcher.at(11 * WAIT_S, E::Tick)[0], C::Fail { request: 2, .. }));
 }
 
 #[test]

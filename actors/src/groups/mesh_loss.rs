@@ -58,6 +58,14 @@ impl MeshLoss {
         }
     }
 
+    /// The device that could not load its part.
+    pub(crate) fn unfit(&self) -> Option<DeviceId> {
+        match self {
+            Self::FormFailed { device, fault: FormFault::Loading, .. } => Some(device.clone()),
+            _ => None,
+        }
+    }
+
     /// What the request that ran on the mesh ends with.
     pub(crate) fn to_error(&self) -> GenerateError {
         match self.retry() {

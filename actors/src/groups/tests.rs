@@ -93,6 +93,7 @@ async fn replica(deadline_ms: u32) -> Fixture {
         text_encoder: TextEncoderPolicy::Release,
         members: Vec::new(),
         deadline_ms,
+        beside: false,
     };
     let args = ReplicaArgs { form, seats, blocks: BLOCKS, coordinator: listener.get_derived() };
     let spawned = DataReplica::spawn_linked(None, DataReplica, args, listener.get_cell()).await;

@@ -1,7 +1,8 @@
 //! The dedicated OS thread of one device: loads partitions and works off agendas, one at a time.
 //!
 //! Owns the device's rayon pool (the thread itself is its first member) and the weights that are
-//! loaded. Async code talks to it through a bounded channel and is answered on one-shots; the
+//! loaded. While a mesh is in use, the partition of the next one is loaded on a thread of its own, so
+//! that neither waits for the other. Async code talks to it through a bounded channel and is answered on one-shots; the
 //! thread never enters a runtime.
 
 use std::future::Future;
@@ -31,7 +32,7 @@ use crate::protocol::{Form, ToCoordinator};
 use crate::request::{Degrees, Dtype, TextEncoderPolicy};
 
 /// Orders that may wait for the compute thread.
-const COMPUTE_ORDERS_MAX: usize = 4;
+const COMPUTE_ORDERS_MAX: usize = 8;
 
 /// What a rank has to load.
 pub(super) struct Load {
@@ -56,6 +57,22 @@ impl Load {
             rank: form.rank as usize,
         }
     }
+
+    /// What this rank holds of a model of `blocks` blocks.
+    fn parts(&self, blocks: usize) -> Result<Parts, String> {
+        let at = DeviceMesh::new(self.degrees).coordinates(self.rank);
+        let stages = self.degrees.pipefusion_degree as usize;
+        let layout = Layout::from_ends(&self.stage_ends, blocks, stages)
+            .map_err(|error| error.to_string())?;
+        Ok(Parts {
+            blocks: layout.blocks(at.stage),
+            text_encoder: (self.rank == 0).then_some(match self.text_encoder {
+                TextEncoderPolicy::Release => text::TextEncoderPolicy::Release,
+                TextEncoderPolicy::Resident => text::TextEncoderPolicy::Resident,
+            }),
+            vae: at.sp == 0 && at.cfg == 0 && at.stage + 1 == stages,
+        })
+    }
 }
 
 /// A loaded partition.
@@ -66,6 +83,15 @@ pub(super) struct Loaded {
     /// Where the weights are, and where runs compute.
     pub(super) device: Device,
     dtype: Dtype,
+}
+
+impl Loaded {
+    /// Whether it is what `load` asks for.
+    fn is(&self, load: &Load) -> bool {
+        load.parts(self.model.spec.blocks).is_ok_and(|parts| parts == self.parts)
+            && self.model.spec.id == load.model_id
+            && self.dtype == load.dtype
+    }
 }
 
 /// A program to run.
@@ -86,6 +112,8 @@ pub(super) struct Run {
 
 enum Order {
     Load(Load, oneshot::Sender<Result<Loaded, String>>),
+    /// Hold this partition, loaded elsewhere, in place of the present one.
+    Hold(Box<Loaded>),
     WorkOff(Arc<Agenda<Run>>),
 }
 
@@ -111,14 +139,19 @@ impl ComputeThread {
         sender.try_send(order).map_err(|error| format!("the compute thread is busy: {error}"))
     }
 
-    /// Loads a partition, or finds it loaded.
+    /// Loads a partition, or finds it loaded. Beside a mesh that holds the `present` ones it is
+    /// loaded on another thread, and the device must have room for both.
     pub(super) fn load(
         &self,
         load: Load,
+        present: Vec<Loaded>,
         deadline: Instant,
     ) -> impl Future<Output = Result<Loaded, String>> + Send + use<> {
         let (answer, loaded) = oneshot::channel();
-        let ordered = self.order(Order::Load(load, answer));
+        let ordered = match present.is_empty() {
+            true => self.order(Order::Load(load, answer)),
+            false => load_beside(load, present, answer),
+        };
         async move {
             ordered?;
             match tokio::time::timeout_at(deadline.into(), loaded).await {
@@ -126,6 +159,13 @@ impl ComputeThread {
                 Ok(Err(_)) => Err("the compute thread stopped while loading".into()),
                 Err(_) => Err("weights were not loaded before the deadline".into()),
             }
+        }
+    }
+
+    /// Has a partition that was loaded elsewhere kept for the next mesh, in place of the present one.
+    pub(super) fn hold(&self, loaded: Loaded) {
+        if let Err(cause) = self.order(Order::Hold(Box::new(loaded))) {
+            tracing::warn!(cause, "the next mesh loads its weights again");
         }
     }
 
@@ -166,9 +206,32 @@ fn serve(
                     .and_then(|loaded| loaded);
                 let _ = answer.send(result);
             }
+            Order::Hold(partition) => loaded = Some(*partition),
             Order::WorkOff(agenda) => work_off(&agenda),
         }
     }
+}
+
+/// Loads a partition on a thread of its own, on the device of those that are `present`.
+fn load_beside(
+    load: Load,
+    present: Vec<Loaded>,
+    answer: oneshot::Sender<Result<Loaded, String>>,
+) -> Result<(), String> {
+    let thread = std::thread::Builder::new().name("load".into());
+    let work = move || {
+        let device = present.first().map(|loaded| loaded.device.clone());
+        let found = device.ok_or_else(|| "there is no device".to_owned()).and_then(|device| {
+            // What little is computed here stays on this thread.
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+            pool.map_err(|error| error.to_string())?;
+            let mut held = present.iter().find(|loaded| loaded.is(&load)).cloned();
+            guarded(|| find_or_load(&load, &device, &mut held)).and_then(|loaded| loaded)
+        });
+        // Whoever asked may have given up.
+        let _ = answer.send(found);
+    };
+    thread.spawn(work).map(drop).map_err(|error| format!("no thread to load on: {error}"))
 }
 
 fn find_or_load(load: &Load, device: &Device, held: &mut Option<Loaded>) -> Result<Loaded, String> {
@@ -186,22 +249,9 @@ fn find_or_load(load: &Load, device: &Device, held: &mut Option<Loaded>) -> Resu
             load.model_id.0
         ));
     }
-    let at = DeviceMesh::new(load.degrees).coordinates(load.rank);
-    let stages = load.degrees.pipefusion_degree as usize;
-    let layout = Layout::from_ends(&load.stage_ends, spec.blocks, stages)
-        .map_err(|error| error.to_string())?;
-    let parts = Parts {
-        blocks: layout.blocks(at.stage),
-        text_encoder: (load.rank == 0).then_some(match load.text_encoder {
-            TextEncoderPolicy::Release => text::TextEncoderPolicy::Release,
-            TextEncoderPolicy::Resident => text::TextEncoderPolicy::Resident,
-        }),
-        vae: at.sp == 0 && at.cfg == 0 && at.stage + 1 == stages,
-    };
+    let parts = load.parts(spec.blocks)?;
     if let Some(loaded) = held.as_ref()
-        && loaded.parts == parts
-        && loaded.model.spec.id == spec.id
-        && loaded.dtype == load.dtype
+        && loaded.is(load)
     {
         return Ok(loaded.clone());
     }

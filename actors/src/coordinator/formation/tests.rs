@@ -1,10 +1,14 @@
 //! Formation by behaviour.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::FormationCommand as C;
 use super::FormationEvent as E;
 use super::*;
+
+const OPEN: MeshNeed = MeshNeed::Open { guided: true };
 
 fn device(index: u32) -> DeviceId {
     DeviceId { node: "a".into(), index }
@@ -22,160 +26,330 @@ fn ready(index: u32) -> E {
     E::DeviceReady { device: device(index), epoch: 0 }
 }
 
-/// A group of `count` devices, all ready, which wants `degrees`; the commands of the last event.
-fn all_ready(count: u32, degrees: Degrees) -> (Formation, Vec<C>) {
-    let mut formation = Formation::new((0..count).map(device).collect(), degrees);
-    let mut last = Vec::new();
-    for index in 0..count {
-        last = formation.handle(ready(index));
+fn lost(replica: u64, cause: &str, retry: Retry) -> E {
+    E::ReplicaLost { replica, cause: cause.into(), retry, unfit: None }
+}
+
+/// All devices as one pipeline.
+fn one_pipeline(devices: &[DeviceId]) -> MeshPlans {
+    let plan = MeshPlan {
+        degrees: stages(devices.len() as u32, 1),
+        num_pipeline_patch: None,
+        devices: devices.to_vec(),
+    };
+    let plan = if devices.is_empty() { Err(NoMesh::NoDevice) } else { Ok(plan) };
+    MeshPlans { guided: plan.clone(), unguided: plan }
+}
+
+/// Pipelines of two, as many as there are.
+fn pairs(devices: &[DeviceId]) -> MeshPlans {
+    let replicas = devices.len() / 2;
+    let plan = match replicas {
+        0 => Err(NoMesh::NoDevice),
+        _ => Ok(MeshPlan {
+            degrees: stages(2, replicas as u32),
+            num_pipeline_patch: None,
+            devices: devices.iter().take(2 * replicas).cloned().collect(),
+        }),
+    };
+    MeshPlans { guided: plan.clone(), unguided: plan }
+}
+
+/// Formation with somebody who answers its `Plan`s at once.
+struct Planned {
+    formation: Formation,
+    planner: fn(&[DeviceId]) -> MeshPlans,
+}
+
+impl Planned {
+    /// The commands of an event, those to plan and to tell the dispatcher of open meshes apart.
+    fn handle(&mut self, event: E) -> Vec<C> {
+        let mut all = Vec::new();
+        let mut commands = self.formation.handle(event);
+        while !commands.is_empty() {
+            let mut next = Vec::new();
+            for command in commands {
+                match command {
+                    C::Plan { number, devices } => {
+                        let plans = (self.planner)(&devices);
+                        next.extend(self.formation.handle(E::Planned { number, plans }));
+                    }
+                    C::Open(_) => {}
+                    command => all.push(command),
+                }
+            }
+            commands = next;
+        }
+        all
     }
-    (formation, last)
+
+    /// A group of `count` devices, all ready; and the commands of the last event.
+    fn all_ready(count: u32, planner: fn(&[DeviceId]) -> MeshPlans) -> (Self, Vec<C>) {
+        let formation = Formation::new((0..count).map(device).collect(), OPEN);
+        let mut planned = Self { formation, planner };
+        let mut last = Vec::new();
+        for index in 0..count {
+            last = planned.handle(ready(index));
+        }
+        (planned, last)
+    }
+
+    /// As [`Self::all_ready`], formed.
+    fn all_formed(count: u32, planner: fn(&[DeviceId]) -> MeshPlans) -> Self {
+        let (mut planned, last) = Self::all_ready(count, planner);
+        for command in last {
+            if let C::Form(order) = command {
+                planned.handle(E::Formed(order.replica));
+            }
+        }
+        planned
+    }
 }
 
 fn form(replica: u64, data: u32, degrees: Degrees, indices: &[u32]) -> C {
-    C::Form { replica, data, degrees, devices: devices(indices) }
+    let (num_pipeline_patch, beside) = (None, false);
+    let devices = devices(indices);
+    C::Form(FormOrder { replica, data, degrees, num_pipeline_patch, devices, beside })
+}
+
+fn form_beside(replica: u64, data: u32, degrees: Degrees, indices: &[u32]) -> C {
+    let C::Form(order) = form(replica, data, degrees, indices) else { unreachable!() };
+    C::Form(FormOrder { beside: true, ..order })
+}
+
+fn is_dissolved(command: &C, id: u64) -> bool {
+    matches!(command, C::Dissolve { replica, .. } if *replica == id)
 }
 
 #[test]
-fn the_mesh_forms_when_the_last_device_it_needs_is_ready() {
-    let mut formation = Formation::new(devices(&[0, 1]), stages(2, 1));
-    assert_eq!(formation.handle(ready(1)), [C::Absent { cause: "waiting for device a/0".into() }]);
-    assert_eq!(formation.handle(ready(0)), [form(1, 0, stages(2, 1), &[0, 1])]);
-    assert_eq!(formation.handle(E::Formed(1)), [C::Ready { replica: 1, degrees: stages(2, 1) }]);
-    assert!(formation.is_complete() && formation.is_seated(&device(0)));
+fn the_mesh_forms_when_the_last_expected_device_is_ready() {
+    let formation = Formation::new(devices(&[0, 1]), OPEN);
+    let mut planned = Planned { formation, planner: one_pipeline };
+    assert_eq!(planned.handle(ready(1)), [C::Absent { cause: "waiting for device a/0".into() }]);
+    assert_eq!(planned.handle(ready(0)), [form(1, 0, stages(2, 1), &[0, 1])]);
+    assert_eq!(planned.handle(E::Formed(1)), [C::Ready { replica: 1, degrees: stages(2, 1) }]);
+    assert_eq!(planned.formation.complete(), Some(vec![1]));
+    assert!(planned.formation.is_seated(&device(0)));
+}
+
+#[test]
+fn devices_that_never_came_are_not_waited_for_for_ever() {
+    let formation = Formation::new(devices(&[0, 1]), OPEN);
+    let mut planned = Planned { formation, planner: one_pipeline };
+    planned.handle(ready(1));
+    assert_eq!(planned.handle(E::Settled), [form(1, 0, stages(1, 1), &[1])]);
 }
 
 #[test]
 fn epochs_go_on_after_those_the_workers_have_seen() {
-    let mut formation = Formation::new(devices(&[0]), stages(1, 1));
-    let commands = formation.handle(E::DeviceReady { device: device(0), epoch: 41 });
+    let formation = Formation::new(devices(&[0]), OPEN);
+    let mut planned = Planned { formation, planner: one_pipeline };
+    let commands = planned.handle(E::DeviceReady { device: device(0), epoch: 41 });
     assert_eq!(commands, [form(42, 0, stages(1, 1), &[0])]);
 }
 
 #[test]
-fn a_lost_device_is_waited_for_and_the_mesh_is_rebuilt() {
-    let (mut formation, _) = all_ready(2, stages(2, 1));
-    formation.handle(E::Formed(1));
-    formation.handle(E::DeviceLost(device(1)));
-    let lost =
-        E::ReplicaLost { replica: 1, cause: "device a/1 lost".into(), retry: Retry::WhenReady };
-    assert_eq!(
-        formation.handle(lost),
-        [C::Absent { cause: "waiting for lost device a/1 to come back".into() }]
-    );
-    assert_eq!(formation.handle(ready(1)), [form(2, 0, stages(2, 1), &[0, 1])]);
+fn survivors_of_a_loss_form_what_they_can_and_the_better_mesh_comes_beside_it() {
+    let mut planned = Planned::all_formed(3, one_pipeline);
+    assert_eq!(planned.handle(E::DeviceLost(device(1))), []);
+    let cause = "device a/1 lost";
+    let survivors = planned.handle(lost(1, cause, Retry::WhenReady));
+    assert_eq!(survivors, [form(2, 0, stages(2, 1), &[0, 2])]);
+    planned.handle(E::Formed(2));
+    // Who was there stays where it was.
+    assert_eq!(planned.handle(ready(1)), [form_beside(3, 0, stages(3, 1), &[0, 2, 1])]);
+    assert_eq!(planned.formation.complete(), Some(vec![2]), "the old one serves meanwhile");
+    assert_eq!(planned.handle(E::Formed(3)), [C::Retire { replica: 2 }]);
+    let switch = planned.handle(E::Idle(2));
+    assert!(is_dissolved(&switch[0], 2), "{switch:?}");
+    assert_eq!(switch[1], C::Ready { replica: 3, degrees: stages(3, 1) });
+    assert_eq!(planned.formation.complete(), Some(vec![3]));
 }
 
 #[test]
-fn a_spare_takes_the_place_of_a_lost_device() {
-    let (mut formation, _) = all_ready(3, stages(2, 1));
-    formation.handle(E::DeviceLost(device(0)));
-    let lost = E::ReplicaLost { replica: 1, cause: String::new(), retry: Retry::WhenReady };
-    assert_eq!(formation.handle(lost), [form(2, 0, stages(2, 1), &[1, 2])]);
+fn a_leaving_device_keeps_its_seat_until_the_next_mesh_is_there() {
+    let mut planned = Planned::all_formed(3, one_pipeline);
+    let leaving = planned.handle(E::DeviceLeaving(device(0)));
+    assert_eq!(leaving, [form_beside(2, 0, stages(2, 1), &[1, 2])]);
+    assert!(planned.formation.is_used(&device(0)));
+    assert_eq!(planned.handle(E::Formed(2)), [C::Retire { replica: 1 }]);
+    planned.handle(E::Idle(1));
+    assert!(!planned.formation.is_used(&device(0)));
+    assert_eq!(planned.handle(E::DeviceLost(device(0))), [], "it was not counted on any more");
+}
+
+#[test]
+fn the_last_device_leaves_when_its_mesh_is_idle() {
+    let mut planned = Planned::all_formed(1, one_pipeline);
+    let leaving = planned.handle(E::DeviceLeaving(device(0)));
+    assert_eq!(leaving[0], C::Retire { replica: 1 });
+    let gone = planned.handle(E::Idle(1));
+    assert!(is_dissolved(&gone[0], 1));
+    assert_eq!(gone[1], C::Absent { cause: "no device is live".into() });
+    assert_eq!(planned.handle(ready(0)), [form(2, 0, stages(1, 1), &[0])]);
+}
+
+#[test]
+fn a_better_mesh_that_does_not_form_leaves_the_present_one_alone() {
+    let mut planned = Planned::all_formed(1, one_pipeline);
+    planned.handle(ready(1));
+    let failed = planned.handle(lost(2, "the ranks do not agree", Retry::Never));
+    assert_eq!(failed, []);
+    assert_eq!(planned.formation.complete(), Some(vec![1]));
+    assert_eq!(planned.handle(ready(2)), [form_beside(3, 0, stages(3, 1), &[0, 1, 2])]);
+}
+
+#[test]
+fn a_device_that_cannot_load_its_part_is_done_without() {
+    let (mut planned, _) = Planned::all_ready(3, one_pipeline);
+    let unfit = Some(device(1));
+    let cause = "no weights".to_owned();
+    let lost = E::ReplicaLost { replica: 1, cause, retry: Retry::Never, unfit };
+    assert_eq!(planned.handle(lost), [form(2, 0, stages(2, 1), &[0, 2])]);
+    let again = planned.handle(ready(1));
+    assert_eq!(again[1..], [form(3, 0, stages(3, 1), &[0, 2, 1])], "another life, another try");
 }
 
 #[test]
 fn other_degrees_dissolve_the_mesh_first() {
-    let (mut formation, _) = all_ready(4, stages(4, 1));
-    let commands = formation.handle(E::Want(stages(2, 1)));
-    assert!(matches!(&commands[0], C::Dissolve { replica: 1, .. }));
+    let mut planned = Planned::all_formed(4, one_pipeline);
+    let need = MeshNeed::Exactly(stages(2, 1));
+    let commands = planned.handle(E::Want(need));
+    assert!(is_dissolved(&commands[0], 1));
     assert_eq!(commands[1], form(2, 0, stages(2, 1), &[0, 1]));
-    assert_eq!(formation.handle(E::Want(stages(2, 1))), [], "it is being formed already");
+    assert_eq!(planned.handle(E::Want(need)), [], "it is being formed already");
 }
 
 #[test]
 fn what_failed_is_not_tried_again_by_itself() {
-    let (mut formation, _) = all_ready(2, stages(2, 1));
-    let lost = E::ReplicaLost { replica: 1, cause: "no weights".into(), retry: Retry::Never };
+    let (mut planned, _) = Planned::all_ready(2, one_pipeline);
     assert_eq!(
-        formation.handle(lost),
-        [C::Failed { degrees: stages(2, 1), cause: "no weights".into() }]
+        planned.handle(lost(1, "no weights", Retry::Never)),
+        [C::Failed { mesh: OPEN, cause: "no weights".into() }]
     );
-    assert_eq!(formation.failure(), Some("no weights"));
-    assert_eq!(formation.handle(E::Want(stages(2, 1))), [form(2, 0, stages(2, 1), &[0, 1])]);
+    assert_eq!(planned.formation.failure(), Some("no weights"));
+    assert_eq!(planned.handle(E::Want(OPEN)), [form(2, 0, stages(2, 1), &[0, 1])]);
 }
 
 #[test]
 fn links_are_tried_a_few_times_in_a_row_and_a_formed_mesh_starts_the_count_anew() {
-    let (mut formation, _) = all_ready(2, stages(2, 1));
-    let lost =
-        |replica| E::ReplicaLost { replica, cause: "no link".into(), retry: Retry::AFewTimes };
+    let (mut planned, _) = Planned::all_ready(2, one_pipeline);
+    let lost = |replica| lost(replica, "no link", Retry::AFewTimes);
     for replica in 1..=3 {
         let again = [form(replica + 1, 0, stages(2, 1), &[0, 1])];
-        assert_eq!(formation.handle(lost(replica)), again);
+        assert_eq!(planned.handle(lost(replica)), again);
     }
-    formation.handle(E::Formed(4));
+    planned.handle(E::Formed(4));
     for replica in 4..=6 {
         let again = [form(replica + 1, 0, stages(2, 1), &[0, 1])];
-        assert_eq!(formation.handle(lost(replica)), again);
+        assert_eq!(planned.handle(lost(replica)), again);
     }
-    assert_eq!(
-        formation.handle(lost(7)),
-        [C::Failed { degrees: stages(2, 1), cause: "no link".into() }]
-    );
+    assert_eq!(planned.handle(lost(7)), [C::Failed { mesh: OPEN, cause: "no link".into() }]);
 }
 
 #[test]
 fn replicas_have_devices_of_their_own_and_fail_alone() {
-    let (mut formation, last) = all_ready(4, stages(2, 2));
-    assert_eq!(last, [form(2, 1, stages(2, 2), &[2, 3])]);
-    formation.handle(E::Formed(1));
-    formation.handle(E::Formed(2));
-    formation.handle(E::DeviceLost(device(0)));
-    formation.handle(E::ReplicaLost { replica: 1, cause: String::new(), retry: Retry::WhenReady });
-    assert!(formation.is_seated(&device(3)) && !formation.is_complete());
-    assert_eq!(formation.handle(ready(0)), [form(3, 0, stages(2, 2), &[0, 1])]);
+    let mut planned = Planned::all_formed(4, pairs);
+    assert_eq!(planned.formation.complete(), Some(vec![1, 2]));
+    planned.handle(E::DeviceLost(device(0)));
+    assert_eq!(planned.handle(lost(1, "", Retry::WhenReady)), []);
+    assert_eq!(planned.formation.complete(), Some(vec![2]), "one replica is the mesh of three");
+    assert_eq!(planned.handle(ready(0)), [form(3, 0, stages(2, 2), &[0, 1])]);
+}
+
+#[test]
+fn a_spare_changes_nothing() {
+    let mut planned = Planned::all_formed(2, pairs);
+    assert_eq!(planned.handle(ready(2)), []);
+    planned.handle(E::DeviceLost(device(0)));
+    let spare = planned.handle(lost(1, "", Retry::WhenReady));
+    assert_eq!(spare, [form(2, 0, stages(2, 1), &[1, 2])]);
 }
 
 #[test]
 fn news_of_a_dissolved_replica_is_ignored() {
-    let (mut formation, _) = all_ready(2, stages(2, 1));
-    formation.handle(E::Want(stages(1, 1)));
-    let late = E::ReplicaLost { replica: 1, cause: "late".into(), retry: Retry::Never };
-    assert_eq!(formation.handle(late), []);
-    assert_eq!(formation.handle(E::Formed(1)), []);
-    assert_eq!(formation.failure(), None);
+    let (mut planned, _) = Planned::all_ready(2, one_pipeline);
+    planned.handle(E::Want(MeshNeed::Exactly(stages(1, 1))));
+    assert_eq!(planned.handle(lost(1, "late", Retry::Never)), []);
+    assert_eq!(planned.handle(E::Formed(1)), []);
+    assert_eq!(planned.formation.failure(), None);
 }
 
 #[test]
-fn degrees_above_the_devices_say_so() {
-    let (mut formation, _) = all_ready(2, stages(2, 1));
-    let commands = formation.handle(E::Want(stages(8, 1)));
-    assert!(matches!(
-        commands.last(),
-        Some(C::Absent { cause }) if cause.contains("than the 2 devices there are")
-    ));
+fn degrees_above_the_live_devices_say_who_is_away() {
+    let mut planned = Planned::all_formed(2, one_pipeline);
+    planned.handle(E::DeviceLost(device(0)));
+    planned.handle(lost(1, "", Retry::WhenReady));
+    let commands = planned.handle(E::Want(MeshNeed::Exactly(stages(2, 1))));
+    let Some(C::Absent { cause }) = commands.last() else { panic!("{commands:?}") };
+    assert!(cause.contains("needs 2 devices, 1 are live (without a/0)"), "{cause}");
 }
 
 proptest! {
     #[test]
-    fn no_device_sits_twice_and_epochs_grow(
-        history in prop::collection::vec((0..5u8, 0..4u32, 1..3u32, 1..3u32), 0..100)
+    fn no_device_sits_twice_and_epochs_grow_and_the_idle_cluster_ends_on_its_target(
+        history in prop::collection::vec((0..8u8, 0..5u32, 1..3u32), 0..120),
+        many in any::<bool>(),
     ) {
-        let (mut formation, _) = all_ready(4, stages(2, 1));
-        let mut newest = 1;
-        for (kind, index, depth, copies) in history {
+        let planner = if many { pairs } else { one_pipeline };
+        let (mut planned, first) = Planned::all_ready(4, planner);
+        let (mut newest, mut forming) = (first.len() as u64, BTreeSet::new());
+        forming.extend(1..=newest);
+        let finish = (0..20).map(|_| (7, 0, 0));
+        for (kind, index, depth) in history.into_iter().chain(finish) {
+            let nth = |set: &BTreeSet<u64>| set.iter().nth(index as usize % set.len().max(1)).copied();
             let event = match kind {
                 0 => ready(index),
                 1 => E::DeviceLost(device(index)),
-                2 => E::Want(stages(depth, copies)),
-                3 => E::Formed(newest),
-                _ => E::ReplicaLost {
-                    replica: newest,
-                    cause: String::new(),
-                    retry: [Retry::WhenReady, Retry::AFewTimes, Retry::Never][index as usize % 3],
+                2 => E::DeviceLeaving(device(index)),
+                3 => E::Want(MeshNeed::Exactly(stages(depth, 1))),
+                4 => E::Want(OPEN),
+                5 => {
+                    let retry = [Retry::WhenReady, Retry::AFewTimes, Retry::Never][index as usize % 3];
+                    lost(nth(&forming).unwrap_or(newest), "lost", retry)
+                }
+                _ => match nth(&forming) {
+                    Some(id) => E::Formed(id),
+                    None => E::Want(planned.formation.wanted),
                 },
             };
-            for command in formation.handle(event) {
-                if let C::Form { replica, devices, .. } = command {
-                    prop_assert!(replica > newest);
-                    newest = replica;
-                    prop_assert!(devices.iter().all(|device| formation.ready.contains(device)));
+            if let E::Formed(id) | E::ReplicaLost { replica: id, .. } = &event {
+                forming.remove(id);
+            }
+            let gone = if let E::DeviceLost(device) = &event { Some(device.clone()) } else { None };
+            let mut commands = planned.handle(event);
+            // The mesh of a lost device ends a moment later.
+            let meshes = planned.formation.serving.iter().chain(&planned.formation.next);
+            let ended = meshes.filter(|r| gone.as_ref().is_some_and(|gone| r.devices.contains(gone)));
+            let ended: Vec<u64> = ended.map(|replica| replica.id).collect();
+            for id in ended {
+                forming.remove(&id);
+                commands.extend(planned.handle(lost(id, "lost", Retry::WhenReady)));
+            }
+            while let Some(command) = commands.pop() {
+                match command {
+                    C::Form(order) => {
+                        prop_assert!(order.replica > 0);
+                        newest = newest.max(order.replica);
+                        forming.insert(order.replica);
+                    }
+                    C::Retire { replica } => commands.extend(planned.handle(E::Idle(replica))),
+                    C::Dissolve { replica, .. } => { forming.remove(&replica); }
+                    _ => {}
                 }
             }
-            let seats: Vec<_> = formation.replicas().flat_map(|r| r.devices.clone()).collect();
-            let distinct: BTreeSet<_> = seats.iter().cloned().collect();
-            prop_assert_eq!(seats.len(), distinct.len());
+            for mesh in [&planned.formation.serving, &planned.formation.next] {
+                let seats: Vec<_> = mesh.iter().flat_map(|r| r.devices.clone()).collect();
+                let distinct: BTreeSet<_> = seats.iter().cloned().collect();
+                prop_assert_eq!(seats.len(), distinct.len());
+            }
+        }
+        let formation = &planned.formation;
+        prop_assert!(formation.next.is_empty(), "a switch never ends: {:?}", formation);
+        if let Ok(target) = formation.target() {
+            let full = formation.serving.len() == target.degrees.data_degree as usize;
+            prop_assert!(full && formation.serving.iter().all(|r| r.is_of(&target, formation.is_exact()) && r.formed),
+                "{:?}", formation);
         }
     }
 }

@@ -1,0 +1,146 @@
+//! What mesh the live devices make for the model: the one decision behind every join, leave and
+//! loss.
+//!
+//! Owns how degrees that a manifest fixes give way when devices are missing. Which degrees are best
+//! is the model's ([`Model::degrees_on`]). Pure, but may take a while: not called on an actor.
+
+use super::model::Model;
+use crate::dispatcher::OpenMeshes;
+use crate::protocol::DeviceId;
+use crate::request::Degrees;
+
+/// A mesh and who sits in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MeshPlan {
+    /// Of all replicas.
+    pub(crate) degrees: Degrees,
+    /// Number of patches of requests that leave it open, where the plan has an opinion.
+    pub(crate) num_pipeline_patch: Option<u32>,
+    /// In rank order, replica after replica.
+    pub(crate) devices: Vec<DeviceId>,
+}
+
+/// Why devices make no mesh.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoMesh {
+    /// There is nobody.
+    #[error("no device is live")]
+    NoDevice,
+    /// Fewer than degrees that a request names need.
+    #[error("{degrees} needs {needed} devices, {live} are live{missing}")]
+    TooFew { degrees: Degrees, needed: usize, live: usize, missing: String },
+    /// The model does not fit them.
+    #[error("the {live} live devices cannot hold {model}: {why}; add devices or memory")]
+    TooLarge { live: usize, model: String, why: String },
+}
+
+/// The meshes for requests that leave degrees open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MeshPlans {
+    pub(crate) guided: Result<MeshPlan, NoMesh>,
+    pub(crate) unguided: Result<MeshPlan, NoMesh>,
+}
+
+impl MeshPlans {
+    /// For `live` devices, those first that should stay where they are.
+    pub(crate) fn of(model: &Model, live: &[DeviceId]) -> Self {
+        Self { guided: plan(model, live, true), unguided: plan(model, live, false) }
+    }
+
+    pub(crate) fn get(&self, guided: bool) -> &Result<MeshPlan, NoMesh> {
+        if guided { &self.guided } else { &self.unguided }
+    }
+
+    /// Their degrees.
+    pub(crate) fn open(&self) -> OpenMeshes {
+        let degrees = |plan: &Result<MeshPlan, NoMesh>| plan.as_ref().ok().map(|plan| plan.degrees);
+        OpenMeshes { guided: degrees(&self.guided), unguided: degrees(&self.unguided) }
+    }
+}
+
+fn plan(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshPlan, NoMesh> {
+    if live.is_empty() {
+        return Err(NoMesh::NoDevice);
+    }
+    let of = |degrees: Degrees, num_pipeline_patch| MeshPlan {
+        degrees,
+        num_pipeline_patch,
+        devices: live.iter().take(degrees.world_size()).cloned().collect(),
+    };
+    if let Some(fixed) = model.fixed(guided) {
+        let reduced = reduced(fixed, live.len());
+        let plan = of(reduced, None);
+        if model.shortage(reduced, &plan.devices, guided).is_none() {
+            return Ok(plan);
+        }
+        // Better another mesh than the manifest's than none.
+    }
+    let (degrees, patches) = model.degrees_on(live, guided).map_err(|why| NoMesh::TooLarge {
+        live: live.len(),
+        model: model.name.clone(),
+        why,
+    })?;
+    Ok(of(degrees, patches))
+}
+
+/// The mesh closest to a fixed one on `live` devices: as many of them as degrees no higher than its
+/// own can use, with as many replicas of that as it asks for.
+fn reduced(fixed: Degrees, live: usize) -> Degrees {
+    let alone = fixed.alone();
+    let mut best = Degrees::default();
+    for pipefusion_degree in 1..=alone.pipefusion_degree {
+        for cfg_degree in 1..=alone.cfg_degree {
+            for ulysses_degree in 1..=alone.ulysses_degree {
+                for ring_degree in 1..=alone.ring_degree {
+                    let tried = Degrees {
+                        cfg_degree,
+                        pipefusion_degree,
+                        ulysses_degree,
+                        ring_degree,
+                        ..Degrees::default()
+                    };
+                    // Of several that use as many devices, the one that splits the model most.
+                    let fits = tried.world_size() <= live;
+                    if fits && tried.world_size() >= best.world_size() {
+                        best = tried;
+                    }
+                }
+            }
+        }
+    }
+    let replicas = (live / best.world_size()).clamp(1, fixed.data_degree.max(1) as usize) as u32;
+    Degrees { data_degree: if best == alone { replicas } else { 1 }, ..best }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mesh(cfg: u32, pipefusion: u32, ulysses: u32, data: u32) -> Degrees {
+        Degrees {
+            cfg_degree: cfg,
+            pipefusion_degree: pipefusion,
+            ulysses_degree: ulysses,
+            data_degree: data,
+            ..Degrees::default()
+        }
+    }
+
+    #[test]
+    fn a_fixed_mesh_shrinks_to_what_is_there_and_grows_back() {
+        let table = [
+            (mesh(1, 4, 1, 1), 4, mesh(1, 4, 1, 1)),
+            (mesh(1, 4, 1, 1), 3, mesh(1, 3, 1, 1)),
+            (mesh(1, 4, 1, 1), 7, mesh(1, 4, 1, 1)),
+            (mesh(2, 2, 1, 1), 3, mesh(1, 2, 1, 1)),
+            (mesh(2, 4, 1, 1), 7, mesh(2, 3, 1, 1)),
+            (mesh(1, 2, 1, 2), 4, mesh(1, 2, 1, 2)),
+            (mesh(1, 2, 1, 2), 3, mesh(1, 2, 1, 1)),
+            (mesh(1, 2, 1, 2), 1, mesh(1, 1, 1, 1)),
+            (mesh(2, 2, 2, 1), 5, mesh(2, 2, 1, 1)),
+        ];
+        for (fixed, live, expected) in table {
+            assert_eq!(reduced(fixed, live), expected, "{fixed} on {live} devices");
+        }
+    }
+}
