@@ -19,6 +19,8 @@ mod cluster_launch;
 mod cluster_parity;
 mod cluster_pods;
 mod cluster_slurm;
+mod cluster_ssh;
 mod cluster_traces;
 mod house;
 mod otlp_receiver;
+mod ssh_server;

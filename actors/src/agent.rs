@@ -112,11 +112,12 @@ fn start_error(node: &str, cause: &dyn std::fmt::Display) -> AgentError {
 
 async fn live(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError> {
     let failed = |cause: &dyn std::fmt::Display| start_error(&orders.node, cause);
-    let told = keeper.listen().map_err(|error| failed(&error))?;
+    let lease = orders.lease_ms.map(|ms| Duration::from_millis(ms.into()));
+    let told = keeper.listen(lease).map_err(|error| failed(&error))?;
     let node = node_section(orders)?;
     let identity = orders.credentials.identity().map_err(|error| failed(&error))?;
     let endpoint = Arc::new(bind(orders, node, identity.clone())?);
-    let folder = RunFolder::at(orders.run_dir.clone());
+    let folder = run_folder(orders);
     let record = ProcessRecord::of_self(Role::Agent, &orders.node);
     let record = folder.publish(record).map_err(|error| failed(&error))?;
     let plane = plane(orders, node, identity.clone())?;
@@ -162,7 +163,9 @@ async fn live(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError>
     endpoint.close("the agent has ended");
     drop(health);
     drop(record);
-    if hosts {
+    if orders.run_dir.is_none() {
+        remove(&folder);
+    } else if hosts {
         clean_up_after_launcher(&folder).await;
     }
     match end {
@@ -296,11 +299,25 @@ async fn clean_up_after_launcher(folder: &RunFolder) {
     while !folder.others_alive().is_empty() && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(LOOK_PAUSE).await;
     }
-    if folder.launcher() == launcher
-        && let Err(error) = folder.remove()
-    {
+    if folder.launcher() == launcher {
+        remove(folder);
+    }
+}
+
+fn remove(folder: &RunFolder) {
+    if let Err(error) = folder.remove() {
         tracing::warn!(path = %folder.path().display(), %error, "cannot clean up");
     }
+}
+
+/// The folder of this run's records: the launcher's, or one of this agent's own.
+fn run_folder(orders: &AgentBootstrap) -> RunFolder {
+    let own = || {
+        let (user, process) = (nix::unistd::geteuid(), std::process::id());
+        let name = format!("{}-{}-{process}", orders.manifest.cluster.name, orders.node);
+        std::env::temp_dir().join(format!("ditmesh-run-{user}")).join(name)
+    };
+    RunFolder::at(orders.run_dir.clone().unwrap_or_else(own))
 }
 
 /// Certificates of a cluster's processes, where the manifest says.

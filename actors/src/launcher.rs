@@ -10,8 +10,10 @@ mod certificates;
 mod detached;
 mod local;
 pub(crate) mod lock;
+mod notices;
 pub mod record;
 mod running;
+pub mod ssh;
 mod stop;
 mod supervisor;
 
@@ -78,6 +80,18 @@ pub enum LaunchError {
         /// Which.
         node: String,
         /// What went wrong; for a taken port it names the port.
+        cause: String,
+    },
+    /// A node's host could not be used over ssh.
+    #[error("node \"{node}\" on {host}: {fault} ({cause}); {}", fault.advice())]
+    Ssh {
+        /// Which.
+        node: String,
+        /// What ssh was to connect to.
+        host: String,
+        /// In which way.
+        fault: ssh::fault::SshFault,
+        /// The words of ssh.
         cause: String,
     },
     /// The mesh did not form.

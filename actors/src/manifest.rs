@@ -378,6 +378,19 @@ pub enum LauncherKind {
     /// Child processes on this host.
     #[default]
     Local,
+    /// Processes on the nodes' hosts, by the user's own OpenSSH.
+    Ssh,
+}
+
+/// What is done about the key of a host that ssh does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostKeys {
+    /// The host is refused.
+    #[default]
+    Strict,
+    /// It is accepted and remembered; one that has changed is refused.
+    AcceptNew,
 }
 
 /// Where workers run.
@@ -403,6 +416,12 @@ pub struct LauncherSection {
     pub restarts_max: u32,
     /// Longest wait for all nodes at `up`, in milliseconds.
     pub ready_deadline_ms: u32,
+    /// The program on other hosts.
+    pub program: PathBuf,
+    /// Configuration of ssh in place of the user's own.
+    pub ssh_config: Option<PathBuf>,
+    /// Hosts that ssh does not know.
+    pub ssh_host_keys: HostKeys,
 }
 
 impl Default for LauncherSection {
@@ -412,6 +431,9 @@ impl Default for LauncherSection {
             isolation: Isolation::Process,
             restarts_max: 5,
             ready_deadline_ms: 60_000,
+            program: PathBuf::from("ditmesh"),
+            ssh_config: None,
+            ssh_host_keys: HostKeys::Strict,
         }
     }
 }

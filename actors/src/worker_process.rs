@@ -90,7 +90,7 @@ fn carry_out() -> Result<(), WorkerProcessError> {
 
 async fn live(orders: &WorkerBootstrap, device: DeviceId) -> Result<HostEnd, String> {
     let (closed, stdin_closed) = oneshot::channel::<()>();
-    bootstrap::watch_stdin(GRACE, move || drop(closed))
+    bootstrap::watch_stdin(GRACE, None, move || drop(closed))
         .map_err(|error| format!("cannot watch stdin: {error}"))?;
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let identity = orders.credentials.identity().map_err(|error| words(&error))?;

@@ -21,7 +21,11 @@ pub(crate) struct AgentBootstrap {
     /// The control port, when it was chosen by an earlier life of this agent.
     pub(crate) control_port: u16,
     pub(crate) credentials: Credentials,
-    pub(crate) run_dir: PathBuf,
+    /// Folder of the cluster's records; absent where the launcher is on another host.
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Milliseconds of silence on stdin after which the launcher counts as gone; absent where its
+    /// end is certain to close stdin.
+    pub(crate) lease_ms: Option<u32>,
 }
 
 /// From an agent to its launcher, once.

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -27,12 +28,12 @@ pub(super) enum Keeper {
 }
 
 impl Keeper {
-    /// Begins to listen for the end.
-    pub(super) fn listen(self) -> std::io::Result<Told> {
+    /// Begins to listen for the end. A launcher that says nothing for `lease` has gone.
+    pub(super) fn listen(self, lease: Option<Duration>) -> std::io::Result<Told> {
         match self {
             Self::Launcher => {
                 let (closed, stdin_closed) = oneshot::channel::<()>();
-                stdin::watch_stdin(GRACE, move || drop(closed))?;
+                stdin::watch_stdin(GRACE, lease, move || drop(closed))?;
                 Ok(Box::pin(async move {
                     // Dropped, not sent.
                     let _ = stdin_closed.await;

@@ -43,7 +43,8 @@ pub fn run_standalone(mut manifest: Manifest, facts: &RankFacts) -> Result<(), A
         control_port: node.control_port,
         coordinator: facts.coordinator.clone(),
         credentials: Credentials::of(&identity),
-        run_dir: folder.path().to_path_buf(),
+        run_dir: Some(folder.path().to_path_buf()),
+        lease_ms: None,
         node: name.clone(),
         manifest,
     };

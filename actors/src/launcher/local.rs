@@ -9,11 +9,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines, Take};
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::notices::Notices;
 use super::{AgentExit, LaunchError, Launcher, OTLP_ENDPOINT};
 use crate::agent::SUBCOMMAND;
 use crate::agent::bootstrap::{AgentBootstrap, AgentNotice};
@@ -24,13 +25,8 @@ use crate::worker_process::bootstrap;
 /// Longest time for an agent to listen.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Bytes of an agent's notices that are read.
-const NOTICE_BYTES_MAX: u64 = 1 << 16;
-
 /// Exits that wait to be seen.
 const EXITS_MAX: usize = 1024;
-
-type Notices = Lines<BufReader<Take<ChildStdout>>>;
 
 /// Starts agents on this host.
 pub(super) struct LocalLauncher {
@@ -84,8 +80,8 @@ impl Launcher for LocalLauncher {
         };
         let line = bootstrap::line(&orders).map_err(failed)?;
         stdin.write_all(&line).await.map_err(|error| failed(error.to_string()))?;
-        let mut notices = BufReader::new(stdout.take(NOTICE_BYTES_MAX)).lines();
-        let notice = timeout(LISTEN_DEADLINE, next_notice(&mut notices)).await;
+        let mut notices = Notices::of(stdout);
+        let notice = timeout(LISTEN_DEADLINE, notices.next()).await;
         let address = match notice {
             Ok(Some(AgentNotice::Listening(address))) => address,
             Ok(Some(AgentNotice::Failed(cause))) => return Err(failed(cause)),
@@ -142,7 +138,7 @@ impl Launcher for LocalLauncher {
 async fn watch(
     node: String,
     mut child: Child,
-    mut notices: Notices,
+    mut notices: Notices<ChildStdout>,
     killed: oneshot::Receiver<()>,
     exited: mpsc::Sender<AgentExit>,
 ) {
@@ -155,14 +151,10 @@ async fn watch(
         }
     };
     let ordered = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-    let cause = match timeout(Duration::from_secs(1), next_notice(&mut notices)).await {
+    let cause = match timeout(Duration::from_secs(1), notices.next()).await {
         Ok(Some(AgentNotice::Failed(cause))) => cause,
         _ => describe(status),
     };
     // A supervisor that has ended does not care.
     let _ = exited.send(AgentExit { node, ordered, cause }).await;
-}
-
-async fn next_notice(notices: &mut Notices) -> Option<AgentNotice> {
-    serde_json::from_str(&notices.next_line().await.ok()??).ok()
 }

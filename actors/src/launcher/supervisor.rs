@@ -18,12 +18,13 @@ use tokio::sync::mpsc;
 
 use super::local::LocalLauncher;
 use super::lock::Lock;
-use super::record::{ProcessRecord, Role, RunFolder};
+use super::record::{ProcessRecord, Published, Role, RunFolder};
+use super::ssh::SshLauncher;
 use super::{AgentExit, LaunchError, Launcher, certificates, running, stop};
 use crate::agent::bootstrap::AgentBootstrap;
 use crate::agent::credentials::Credentials;
 use crate::agent::restarts::Restarts;
-use crate::manifest::Manifest;
+use crate::manifest::{LauncherKind, Manifest};
 use crate::status::ClusterStatus;
 
 /// Time for all agents to end by themselves.
@@ -71,11 +72,16 @@ async fn supervise(
     let record = folder
         .publish(ProcessRecord::of_self(Role::Launcher, &manifest.cluster.name))
         .map_err(file_error)?;
-    let program = std::env::current_exe()
-        .map_err(|error| LaunchError::System(format!("this program has no path: {error}")))?;
-    let mut supervisor = Supervisor::new(manifest, &folder, LocalLauncher::new(program));
-    let outcome = supervisor.live(ready).await;
-    supervisor.launcher.stop_all(STOP_DEADLINE).await;
+    let outcome = match manifest.launcher.kind {
+        LauncherKind::Local => match std::env::current_exe() {
+            Ok(program) => supervise_with(manifest, LocalLauncher::new(program), ready).await,
+            Err(error) => Err(LaunchError::System(format!("this program has no path: {error}"))),
+        },
+        LauncherKind::Ssh => match SshLauncher::new(manifest) {
+            Ok(launcher) => supervise_with(manifest, launcher, ready).await,
+            Err(error) => Err(error),
+        },
+    };
     let ended = stop::end_processes(&folder, Signal::SIGKILL).await;
     drop(record);
     let removed = folder.remove().map_err(file_error);
@@ -91,13 +97,26 @@ fn patience(manifest: &Manifest) -> Duration {
     Duration::from_millis(manifest.launcher.ready_deadline_ms.into())
 }
 
+async fn supervise_with(
+    manifest: &Manifest,
+    launcher: impl Launcher,
+    ready: &mut dyn FnMut(&ClusterStatus),
+) -> Result<(), LaunchError> {
+    let mut supervisor = Supervisor::new(manifest, launcher);
+    let outcome = supervisor.live(ready).await;
+    supervisor.launcher.stop_all(STOP_DEADLINE).await;
+    outcome
+}
+
 struct Supervisor<'a, L> {
     manifest: &'a Manifest,
-    run_dir: PathBuf,
+    folder: RunFolder,
     certs_dir: PathBuf,
     launcher: L,
     nodes: BTreeMap<String, Node>,
     coordinator: Option<SocketAddr>,
+    /// Where clients of this host find a coordinator that is on another.
+    record: Option<Published>,
 }
 
 /// One node's agent.
@@ -116,7 +135,7 @@ enum Stop {
 }
 
 impl<'a, L: Launcher> Supervisor<'a, L> {
-    fn new(manifest: &'a Manifest, folder: &RunFolder, launcher: L) -> Self {
+    fn new(manifest: &'a Manifest, launcher: L) -> Self {
         let node = |port| Node {
             restarts: Restarts::new(manifest.launcher.restarts_max),
             started: Instant::now(),
@@ -126,13 +145,14 @@ impl<'a, L: Launcher> Supervisor<'a, L> {
         let nodes = manifest.nodes.iter();
         Self {
             manifest,
-            run_dir: folder.path().to_path_buf(),
+            folder: RunFolder::of(manifest),
             certs_dir: PathBuf::new(),
             launcher,
             nodes: nodes
                 .map(|section| (section.name.clone(), node(section.control_port)))
                 .collect(),
             coordinator: None,
+            record: None,
         }
     }
 
@@ -192,7 +212,8 @@ impl<'a, L: Launcher> Supervisor<'a, L> {
             coordinator: self.coordinator.filter(|_| !hosts).map(|address| address.to_string()),
             control_port: node.control_port,
             credentials: Credentials::of(&identity),
-            run_dir: self.run_dir.clone(),
+            run_dir: Some(self.folder.path().to_path_buf()),
+            lease_ms: None,
         };
         let address = self.launcher.start(orders).await?;
         node.started = Instant::now();
@@ -201,7 +222,26 @@ impl<'a, L: Launcher> Supervisor<'a, L> {
             // The others dial this address, also after a restart.
             node.control_port = address.port();
             self.coordinator = Some(address);
+            self.publish(address)?;
         }
+        Ok(())
+    }
+
+    /// A coordinator on this host writes its record itself.
+    fn publish(&mut self, address: SocketAddr) -> Result<(), LaunchError> {
+        if self.manifest.launcher.kind == LauncherKind::Local {
+            return Ok(());
+        }
+        let name = self.manifest.coordinator_node();
+        let record = ProcessRecord {
+            address: Some(address.to_string()),
+            ..ProcessRecord::of_self(Role::Coordinator, name)
+        };
+        let published = self.folder.publish(record).map_err(|error| LaunchError::File {
+            path: self.folder.path().display().to_string(),
+            cause: error.to_string(),
+        })?;
+        self.record = Some(published);
         Ok(())
     }
 

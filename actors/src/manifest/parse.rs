@@ -77,6 +77,7 @@ fn resolve(manifest: &mut Manifest, folder: &Path) {
     let absolute = |path: &mut PathBuf| *path = folder.join(&*path);
     absolute(&mut manifest.cluster.state_dir);
     manifest.security.certs_dir.iter_mut().for_each(absolute);
+    manifest.launcher.ssh_config.iter_mut().for_each(absolute);
     for model in &mut manifest.models {
         if model.path.as_os_str() != BUILT_IN {
             absolute(&mut model.path);
@@ -295,13 +296,24 @@ fn security(section: &Section<'_, '_>) -> Result<SecuritySection, Fault> {
 }
 
 fn launcher(section: &Section<'_, '_>) -> Result<LauncherSection, Fault> {
-    section.keys(&["kind", "isolation", "restarts_max", "ready_deadline_ms"])?;
+    section.keys(&[
+        "kind",
+        "isolation",
+        "restarts_max",
+        "ready_deadline_ms",
+        "program",
+        "ssh_config",
+        "ssh_host_keys",
+    ])?;
     let default = LauncherSection::default();
     Ok(LauncherSection {
         kind: section.or("kind", default.kind)?,
         isolation: section.or("isolation", default.isolation)?,
         restarts_max: section.or("restarts_max", default.restarts_max)?,
         ready_deadline_ms: section.or("ready_deadline_ms", default.ready_deadline_ms)?,
+        program: section.or("program", default.program)?,
+        ssh_config: section.optional("ssh_config")?,
+        ssh_host_keys: section.or("ssh_host_keys", default.ssh_host_keys)?,
     })
 }
 

@@ -4,6 +4,7 @@
 //! lives. The node's key goes the same way; nothing of this is in the arguments.
 
 use std::io::{BufRead, Read};
+use std::sync::mpsc::{TrySendError, sync_channel};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -61,18 +62,67 @@ pub(crate) fn line<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Watches stdin on a thread of its own: when it closes, the parent has gone. `grace` later this
-/// process ends in any case, so that nothing outlives its parent.
+/// Watches stdin on threads of its own: when it closes, or nothing comes for `lease`, the parent has
+/// gone. `grace` later this process ends in any case, so that nothing outlives its parent.
 pub(crate) fn watch_stdin(
     grace: Duration,
+    lease: Option<Duration>,
     on_close: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<()> {
-    std::thread::Builder::new().name("stdin".into()).spawn(move || {
-        let mut rest = [0; 64];
-        while std::io::stdin().lock().read(&mut rest).is_ok_and(|bytes| bytes > 0) {}
+    let silence = watch(std::io::stdin(), lease)?;
+    std::thread::Builder::new().name("lease".into()).spawn(move || {
+        silence();
         on_close();
         std::thread::sleep(grace);
         std::process::exit(1);
     })?;
     Ok(())
+}
+
+/// What returns when `stream` has ended, or was silent for `lease`.
+fn watch(
+    mut stream: impl Read + Send + 'static,
+    lease: Option<Duration>,
+) -> std::io::Result<impl FnOnce() + Send> {
+    // A sign of life that finds one waiting says nothing new.
+    let (sign, signs) = sync_channel(1);
+    std::thread::Builder::new().name("stdin".into()).spawn(move || {
+        let mut rest = [0; 64];
+        while stream.read(&mut rest).is_ok_and(|bytes| bytes > 0) {
+            if let Err(TrySendError::Disconnected(())) = sign.try_send(()) {
+                return;
+            }
+        }
+    })?;
+    Ok(move || match lease {
+        Some(lease) => while signs.recv_timeout(lease).is_ok() {},
+        None => while signs.recv().is_ok() {},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_parent_has_gone_when_its_end_closes_or_it_is_silent_for_a_lease() {
+        let (mut parent, child) = UnixStream::pair().expect("a pair");
+        let ended = watch(child, None).expect("watched");
+        parent.write_all(b"\n").expect("it reads");
+        drop(parent);
+        ended();
+        // This one lives on and says nothing more.
+        let (mut parent, child) = UnixStream::pair().expect("a pair");
+        let lease = Duration::from_millis(100);
+        let ended = watch(child, Some(lease)).expect("watched");
+        parent.write_all(b"\n").expect("it reads");
+        let since = Instant::now();
+        ended();
+        assert!(since.elapsed() >= lease);
+        drop(parent);
+    }
 }

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 
 use super::super::error::nearest;
 use super::super::{
-    CarrierKind, CongestionKind, DeviceKind, Isolation, LauncherKind, LinkClass, Quality,
+    CarrierKind, CongestionKind, DeviceKind, HostKeys, Isolation, LauncherKind, LinkClass, Quality,
     TransportKind,
 };
 use super::section::Fault;
@@ -174,7 +174,8 @@ words! {
     LinkClass: "same-node" => LinkClass::SameNode, "other-node" => LinkClass::OtherNode;
     Quality: "any" => Quality::Any, "exact" => Quality::Exact;
     Isolation: "process" => Isolation::Process, "thread" => Isolation::Thread;
-    LauncherKind: "local" => LauncherKind::Local;
+    LauncherKind: "local" => LauncherKind::Local, "ssh" => LauncherKind::Ssh;
+    HostKeys: "strict" => HostKeys::Strict, "accept-new" => HostKeys::AcceptNew;
     TextEncoderPolicy: "release" => TextEncoderPolicy::Release,
         "resident" => TextEncoderPolicy::Resident;
     CongestionKind: "cubic" => CongestionKind::Cubic, "new-reno" => CongestionKind::NewReno,

@@ -51,7 +51,7 @@ fn address(at: &str, node: &NodeSection) -> Result<(), Violation> {
         return Err(Violation::new(at, message).advise("write the address other nodes reach it by"));
     }
     let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '[' | ']' | '@');
-    if node.address.is_empty() || node.address.contains(odd) {
+    if node.address.is_empty() || node.address.starts_with('-') || node.address.contains(odd) {
         let message = format!("address {:?} of node `{name}` is no host name", node.address);
         return Err(Violation::new(at, message).advise("write a host name or an ip address alone"));
     }
