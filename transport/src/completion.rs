@@ -20,7 +20,7 @@ use crate::ids::{PeerId, RunId, Tag};
 pub const SPIN: Duration = Duration::from_micros(30);
 
 /// How long a thread drives what it waits for before it parks: about a round trip over TCP.
-const SPIN_DRIVING: Duration = Duration::from_micros(50);
+pub(crate) const SPIN_DRIVING: Duration = Duration::from_micros(50);
 
 /// What a completion stands for, for the message of a passed deadline.
 #[derive(Clone, Copy, Debug)]
@@ -63,11 +63,18 @@ impl fmt::Display for Awaited {
 
 /// What makes progress only while somebody drives it, and anybody may.
 pub(crate) trait Drive: Send + Sync {
-    /// Does what there is to do, unless somebody else is at it.
-    fn drive(&self);
+    /// Drives until `pending` is done, the deadline has passed, or there is nothing that could not
+    /// be left to others; whoever waits parks then.
+    fn drive(&self, pending: &dyn Pending, deadline: Instant);
+}
 
-    /// Whoever drove stops: satisfied, or else about to sleep.
-    fn leave(&self, satisfied: bool);
+/// What is waited for.
+pub(crate) trait Pending {
+    /// Whether it is there.
+    fn is_done(&self) -> bool;
+
+    /// The same, and whoever asks in vain is woken when it is.
+    fn poll_done(&self, context: &mut Context<'_>) -> bool;
 }
 
 /// Makes a connected pair.
@@ -82,7 +89,7 @@ pub(crate) fn driven<T>(
 ) -> (Completer<T>, Completion<T>) {
     let shared = Arc::new(Shared {
         done: AtomicBool::new(false),
-        state: Mutex::new(State { value: None, waker: None }),
+        state: Mutex::new(State { value: None, waker: None, parked: false }),
         parked: Condvar::new(),
     });
     let completer = Completer { shared: Some(Arc::clone(&shared)) };
@@ -146,35 +153,29 @@ impl<T> Completion<T> {
             if left.is_zero() {
                 return Err(TransportError::deadline(self.awaited));
             }
+            state.parked = true;
             state = match self.shared.parked.wait_timeout(state, left) {
                 Ok((state, _)) => state,
                 Err(poisoned) => poisoned.into_inner().0,
             };
+            state.parked = false;
         }
     }
 
     fn spin(&self, deadline: Instant) {
+        if self.shared.is_done() {
+            return;
+        }
         if let Some(driver) = &self.driver {
-            return self.drive(&**driver, deadline);
+            return driver.drive(&*self.shared, deadline);
         }
         if !may_spin() {
             return;
         }
         let spin_until = deadline.min(Instant::now() + SPIN);
-        while !self.shared.done.load(Ordering::Acquire) && Instant::now() < spin_until {
+        while !self.shared.is_done() && Instant::now() < spin_until {
             std::hint::spin_loop();
         }
-    }
-
-    fn drive(&self, driver: &dyn Drive, deadline: Instant) {
-        let drive_until = deadline.min(Instant::now() + SPIN_DRIVING);
-        while !self.shared.done.load(Ordering::Acquire) {
-            if Instant::now() >= drive_until {
-                return driver.leave(false);
-            }
-            driver.drive();
-        }
-        driver.leave(true);
     }
 
     fn already_taken(&self) -> TransportError {
@@ -256,6 +257,23 @@ struct Shared<T> {
 struct State<T> {
     value: Option<Result<T, TransportError>>,
     waker: Option<Waker>,
+    /// A thread sleeps, and a system call wakes it.
+    parked: bool,
+}
+
+impl<T> Pending for Shared<T> {
+    fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    fn poll_done(&self, context: &mut Context<'_>) -> bool {
+        let mut state = self.lock();
+        let done = state.value.is_some();
+        if !done {
+            state.waker = Some(context.waker().clone());
+        }
+        done
+    }
 }
 
 impl<T> Shared<T> {
@@ -264,13 +282,15 @@ impl<T> Shared<T> {
     }
 
     fn deliver(&self, value: Result<T, TransportError>) {
-        let waker = {
+        let (waker, parked) = {
             let mut state = self.lock();
             state.value = Some(value);
             self.done.store(true, Ordering::Release);
-            state.waker.take()
+            (state.waker.take(), state.parked)
         };
-        self.parked.notify_all();
+        if parked {
+            self.parked.notify_all();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }

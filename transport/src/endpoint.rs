@@ -1,8 +1,8 @@
-//! One UDP port with one thread: where QUIC connections of this crate live.
+//! One UDP port: where QUIC connections of this crate live.
 //!
-//! Owns the socket, the one-thread runtime on its own OS thread, the tuning of quinn, and the gate
-//! for strangers. Does not know what is said on a connection.
-//! Invariants: nothing of one endpoint runs on another's thread unless it is
+//! Owns the socket, the tuning of quinn, and the gate for strangers; the one-thread runtime that it
+//! lives in may be shared with other endpoints. Does not know what is said on a connection.
+//! Invariants: nothing of one endpoint runs in another runtime unless it is
 //! moved there; closing tells the peers, and waits at most [`FLUSH_TIMEOUT`] for that.
 
 mod cause;
@@ -14,6 +14,7 @@ mod tuning;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TokioRuntime, VarInt};
@@ -21,7 +22,7 @@ use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TokioRuntime, VarI
 pub(crate) use cause::{close_cause, close_code, connect_error};
 pub(crate) use gate::{Gate, GatePass};
 pub use gate::{HANDSHAKES_MAX, HANDSHAKES_PER_HOST_MAX, HANDSHAKES_UNPROVEN_MAX};
-use thread::EndpointThread;
+pub(crate) use thread::EndpointThread;
 pub use tuning::Congestion;
 pub(crate) use tuning::{WINDOW_BYTES_MIN, window_bytes};
 use tuning::{endpoint_config, transport_config};
@@ -64,11 +65,22 @@ pub(crate) struct QuicEndpoint {
     tls_name: String,
     local: SocketAddr,
     receive_window_bytes: u32,
-    thread: EndpointThread,
+    thread: Arc<EndpointThread>,
+    closed: AtomicBool,
 }
 
 impl QuicEndpoint {
+    /// Binds, on a thread of its own.
     pub(crate) fn bind(
+        identity: &Identity,
+        settings: &EndpointSettings,
+    ) -> Result<Self, TransportError> {
+        Self::bind_on(&EndpointThread::start(settings.name)?, identity, settings)
+    }
+
+    /// Binds, on this thread.
+    pub(crate) fn bind_on(
+        thread: &Arc<EndpointThread>,
         identity: &Identity,
         settings: &EndpointSettings,
     ) -> Result<Self, TransportError> {
@@ -86,7 +98,6 @@ impl QuicEndpoint {
             .incoming_buffer_size(INCOMING_ONE_BYTES_MAX)
             .incoming_buffer_size_total(INCOMING_BYTES_MAX)
             .migration(false);
-        let thread = EndpointThread::start(settings.name)?;
         let endpoint = {
             let _in_runtime = thread.handle().enter();
             let socket = socket::capped(udp.socket, settings.mtu_bytes)?;
@@ -100,7 +111,9 @@ impl QuicEndpoint {
         let failed = |error| TransportError::system("start an endpoint", error);
         let endpoint = endpoint.map_err(failed)?;
         let local = endpoint.local_addr().map_err(failed)?;
-        Ok(Self { endpoint, client, tls_name, local, receive_window_bytes, thread })
+        thread.enter();
+        let (thread, closed) = (Arc::clone(thread), AtomicBool::new(false));
+        Ok(Self { endpoint, client, tls_name, local, receive_window_bytes, thread, closed })
     }
 
     pub(crate) fn local(&self) -> SocketAddr {
@@ -133,10 +146,17 @@ impl QuicEndpoint {
         }
     }
 
-    /// Tells every peer and stops the thread.
+    /// The thread it lives on.
+    pub(crate) fn thread(&self) -> &EndpointThread {
+        &self.thread
+    }
+
+    /// Tells every peer, and stops the thread if no other endpoint lives there.
     pub(crate) fn close(&self, cause: &str) {
         self.endpoint.close(VarInt::from_u32(0), cause.as_bytes());
-        self.thread.stop(FLUSH_TIMEOUT);
+        if !self.closed.swap(true, Ordering::Relaxed) {
+            self.thread.leave(FLUSH_TIMEOUT);
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Meshes over QUIC: a control connection and a few bulk connections per pair of peers, each on a
-//! port and a thread of its own.
+//! port of its own.
 //!
 //! Owns the fabric that dials and admits peers, and the links. The control connection carries
 //! grants, refusals and aborts; the bulk connection carries frames and nothing else, so a grant

@@ -77,8 +77,9 @@ fn what_is_urgent_overtakes_what_is_large() {
     let link = link(&members, 0, 1);
     let payload = Slice::copy_of(&vec![1; 128 << 20]);
     let overtaken = (0..8).map(|attempt| attempt * 10).any(|tag| {
-        let mut large = post(&members[1], 0, tag + 1, payload.len());
+        // Frames leave in the order of sending or, where grants come later, of posting.
         let mut begun = post(&members[1], 0, tag + 2, 1);
+        let mut large = post(&members[1], 0, tag + 1, payload.len());
         let urgent = [tag + 3, tag + 4].map(|tag| post(&members[1], 0, tag, 64));
         // In one class the order is kept, so the large frame is on its way after this one has come.
         let _first = send(&link, tag + 2, Priority::Bulk, Slice::copy_of(&[1]));

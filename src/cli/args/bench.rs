@@ -164,6 +164,10 @@ pub(crate) struct TransportBenchArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PEERS")]
     pub(crate) against: Vec<AgainstArg>,
 
+    /// Only these ways, by the names of the table [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "WAYS")]
+    pub(crate) only: Vec<String>,
+
     /// Rounds; each measures everything once
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = counted(1000))]
     pub(crate) rounds: u32,

@@ -4,6 +4,7 @@
 //! the same machine. Two processes are pinned to a core each and do what [`end`] is told; programs
 //! of others run on the same two cores. Does not own what a way is.
 
+mod datagram_wire;
 pub(crate) mod end;
 mod frame_cost;
 mod gloo;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Poll;
 
@@ -14,7 +15,7 @@ use super::admission::Admission;
 use super::form::{Former, Links};
 use super::greeting::{Port, Speaker};
 use super::{CAPS, QuicConfig, Upgrade, UpgradeTo, Upgrading};
-use crate::endpoint::{Congestion, EndpointSettings, QuicEndpoint};
+use crate::endpoint::{Congestion, EndpointSettings, EndpointThread, QuicEndpoint};
 use crate::error::TransportError;
 use crate::fabric::{
     BULK_LANES_MAX, Fabric, FabricAddress, Forming, LaneAddresses, MESH_PEERS_MAX, MeshForm,
@@ -54,8 +55,11 @@ impl QuicFabric {
         config: &QuicConfig,
         upgrade: Option<Arc<dyn Upgrade>>,
     ) -> Result<Arc<dyn Fabric>, TransportError> {
-        let control = Arc::new(QuicEndpoint::bind(&config.identity, &control_settings(config))?);
-        let bulk = bulk_endpoints(config)?;
+        let threads = threads(config.bulk_lanes)?;
+        let first = threads.first().ok_or_else(|| lanes_refused(config.bulk_lanes))?;
+        let settings = control_settings(config);
+        let control = Arc::new(QuicEndpoint::bind_on(first, &config.identity, &settings)?);
+        let bulk = bulk_endpoints(config, &threads)?;
         let cluster = config.identity.subject().cluster.clone();
         let speaker = Speaker { cluster: cluster.clone(), incarnation: config.incarnation };
         let admission = Admission::new(speaker, config.hello_wait);
@@ -250,15 +254,28 @@ async fn all(mut upgrading: Vec<Upgrading<'_>>) -> Result<(), TransportError> {
     .await
 }
 
-fn bulk_endpoints(config: &QuicConfig) -> Result<Vec<Arc<QuicEndpoint>>, TransportError> {
-    let lanes = config.bulk_lanes;
+/// One for each bulk connection, but not more than there are cores; grants are written and read on
+/// the first, so that whoever waits for a frame drives both.
+fn threads(lanes: u8) -> Result<Vec<Arc<EndpointThread>>, TransportError> {
     if lanes == 0 || usize::from(lanes) > BULK_LANES_MAX {
-        return Err(TransportError::malformed(format!(
-            "bulk connections per pair of peers: {lanes}, 1 to {BULK_LANES_MAX} expected"
-        )));
+        return Err(lanes_refused(lanes));
     }
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (0..cores.min(lanes.into())).map(|_| EndpointThread::start("ditmesh-bulk")).collect()
+}
+
+fn lanes_refused(lanes: u8) -> TransportError {
+    TransportError::malformed(format!(
+        "bulk connections per pair of peers: {lanes}, 1 to {BULK_LANES_MAX} expected"
+    ))
+}
+
+fn bulk_endpoints(
+    config: &QuicConfig,
+    threads: &[Arc<EndpointThread>],
+) -> Result<Vec<Arc<QuicEndpoint>>, TransportError> {
     let first = config.bulk_bind.port();
-    let bind = |lane: u8| {
+    let bind = |(lane, thread): (u8, &Arc<EndpointThread>)| {
         let port = match first {
             0 => Some(0),
             first => first.checked_add(u16::from(lane)),
@@ -266,10 +283,10 @@ fn bulk_endpoints(config: &QuicConfig) -> Result<Vec<Arc<QuicEndpoint>>, Transpo
         let port = port.ok_or_else(|| {
             TransportError::malformed(format!("bulk port {first} + {lane}: above 65535"))
         })?;
-        let at = SocketAddr::new(config.bulk_bind.ip(), port);
-        Ok(Arc::new(QuicEndpoint::bind(&config.identity, &bulk_settings(config, at))?))
+        let settings = bulk_settings(config, SocketAddr::new(config.bulk_bind.ip(), port));
+        Ok(Arc::new(QuicEndpoint::bind_on(thread, &config.identity, &settings)?))
     };
-    (0..lanes).map(bind).collect()
+    (0..config.bulk_lanes).zip(threads.iter().cycle()).map(bind).collect()
 }
 
 fn control_settings(config: &QuicConfig) -> EndpointSettings {

@@ -57,6 +57,7 @@ impl Former {
         let peers = u32::try_from(form.peers.len()).unwrap_or(u32::MAX).max(1);
         let links = lanes.complete.into_iter().map(|(peer, (control, bulk))| {
             let lanes = bulk.into_iter().zip(self.bulk.iter().map(Arc::as_ref)).collect();
+            let control = (control, self.control.as_ref());
             let link = QuicLink::start(peer, form.epoch, control, lanes, peers);
             (peer, link)
         });

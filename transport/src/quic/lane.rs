@@ -14,7 +14,7 @@ use crate::endpoint::QuicEndpoint;
 use crate::frame::Priority;
 
 /// Starts the lane's tasks on its endpoint's thread.
-pub(super) fn start(link: &Arc<QuicLink>, lane: LaneStream, endpoint: &QuicEndpoint) {
+pub(super) fn start(link: &Arc<QuicLink>, index: usize, lane: LaneStream, endpoint: &QuicEndpoint) {
     let LaneStream { connection, sending, receiving } = lane;
     // An error means that the stream is gone, which the first write finds out.
     let _ = sending.set_priority(Priority::default() as i32);
@@ -24,7 +24,7 @@ pub(super) fn start(link: &Arc<QuicLink>, lane: LaneStream, endpoint: &QuicEndpo
             Some(stream) => ClassStream::Open(stream),
             None => ClassStream::Later(connection.clone()),
         };
-        endpoint.spawn(writer::write_frames(Arc::clone(link), class, stream));
+        endpoint.spawn(writer::write_frames(Arc::clone(link), index, class, stream));
     }
     endpoint.spawn(reader::read_frames(Arc::clone(link), receiving));
     endpoint.spawn(accept_classes(Arc::clone(link), connection));

@@ -5,7 +5,7 @@
 //! across an await; after closing the queues are empty and stay so.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use quinn::{Connection, VarInt};
 use tokio::sync::{Notify, watch};
@@ -15,6 +15,7 @@ use super::{CAPS, lane, reader, writer};
 use crate::completion::{Awaited, Completion, Drive, driven};
 use crate::endpoint::{QuicEndpoint, close_cause, close_code, window_bytes};
 use crate::error::TransportError;
+use crate::fabric::BULK_LANES_MAX;
 use crate::frame::message::{GRANTS_PER_MESSAGE_MAX, bounded_cause};
 use crate::frame::{
     FRAME_BYTES_MAX, FrameHeader, FrameMeta, Grant, LaneOffer, LinkMessage, Priority,
@@ -33,8 +34,10 @@ pub(crate) struct QuicLink {
     pub(super) epoch: Epoch,
     core: Mutex<Core>,
     pub(super) messages_waiting: Notify,
-    /// By class.
-    pub(super) frames_waiting: [Notify; Priority::ALL.len()],
+    /// By bulk connection and class; each has one writer.
+    frames_waiting: Vec<[Notify; Priority::ALL.len()]>,
+    /// Drives grants and the first bulk connection; weak, because it holds tasks that hold links.
+    driver: Weak<dyn Drive>,
     control: Connection,
     bulk: Vec<Connection>,
     choice: watch::Sender<Choice>,
@@ -56,6 +59,8 @@ pub(super) struct Core {
     messages: VecDeque<LinkMessage>,
     /// Granted frames by class, at most as many as the peer's grants.
     frames: [VecDeque<Departure>; Priority::ALL.len()],
+    /// The writers that have nothing to do, as in `frames_waiting`.
+    idle: Vec<[bool; Priority::ALL.len()]>,
     /// What carries them instead of the bulk connections.
     lane: Option<Arc<dyn FrameLane>>,
     why_quic: Option<String>,
@@ -67,10 +72,11 @@ impl QuicLink {
     pub(super) fn start(
         peer: PeerId,
         epoch: Epoch,
-        control: LaneStream,
+        control: (LaneStream, &QuicEndpoint),
         lanes: Vec<(LaneStream, &QuicEndpoint)>,
         peers: u32,
     ) -> Arc<Self> {
+        let (control, at) = control;
         let link = Arc::new(Self {
             peer,
             epoch,
@@ -78,11 +84,13 @@ impl QuicLink {
                 table: LinkTable::new(peer, epoch, FRAME_BYTES_MAX),
                 messages: VecDeque::new(),
                 frames: Default::default(),
+                idle: vec![Default::default(); lanes.len()],
                 lane: None,
                 why_quic: None,
             }),
             messages_waiting: Notify::new(),
-            frames_waiting: Default::default(),
+            frames_waiting: lanes.iter().map(|_| Default::default()).collect(),
+            driver: Arc::downgrade(&at.thread().driver()),
             control: control.connection,
             bulk: lanes.iter().map(|(lane, _)| lane.connection.clone()).collect(),
             choice: watch::Sender::default(),
@@ -90,13 +98,13 @@ impl QuicLink {
         tokio::spawn(reader::read_messages(Arc::clone(&link), control.receiving));
         tokio::spawn(writer::write_messages(Arc::clone(&link), control.sending));
         tokio::spawn(watch_connection(Arc::clone(&link), link.control.clone()));
-        for (lane, endpoint) in lanes {
+        for (index, (lane, endpoint)) in lanes.into_iter().enumerate() {
             let share = endpoint.receive_window_bytes() / peers.max(1);
             let window = window_bytes(lane.connection.rtt(), share);
             lane.connection.set_receive_window(VarInt::from_u32(window));
             lane.connection.set_max_concurrent_uni_streams(CLASS_STREAMS);
             endpoint.spawn(watch_connection(Arc::clone(&link), lane.connection.clone()));
-            lane::start(&link, lane, endpoint);
+            lane::start(&link, index, lane, endpoint);
         }
         link
     }
@@ -114,18 +122,22 @@ impl QuicLink {
         }
     }
 
-    /// The next frame of a class to write; the outer `None` when the link is closed.
-    pub(super) fn take_frame(&self, class: Priority) -> Option<Option<Departure>> {
-        let mut core = self.core();
-        if core.table.closed().is_some() {
-            return None;
+    /// The next frame for a writer, waits for one; `None` when the link is closed.
+    pub(super) async fn next_frame(&self, lane: usize, class: Priority) -> Option<Departure> {
+        loop {
+            {
+                let mut core = self.core();
+                if core.table.closed().is_some() {
+                    return None;
+                }
+                let next = core.frames.get_mut(class.index()).and_then(VecDeque::pop_front);
+                if next.is_some() {
+                    return next;
+                }
+                *core.idle.get_mut(lane)?.get_mut(class.index())? = true;
+            }
+            self.frames_waiting.get(lane)?.get(class.index())?.notified().await;
         }
-        Some(core.frames.get_mut(class.index()).and_then(VecDeque::pop_front))
-    }
-
-    pub(super) fn frames_of(&self, class: Priority) -> &Notify {
-        let [lowest, ..] = &self.frames_waiting;
-        self.frames_waiting.get(class.index()).unwrap_or(lowest)
     }
 
     /// Applies what the peer said.
@@ -202,6 +214,10 @@ impl QuicLink {
         self.shut(&error.to_string(), close_code::PROTOCOL);
     }
 
+    fn driver(&self, core: &Core) -> Option<Arc<dyn Drive>> {
+        core.lane.as_ref().map_or_else(|| self.driver.upgrade(), |lane| Some(lane.driver()))
+    }
+
     fn granted(&self, grants: Vec<Grant>) -> Result<(), TransportError> {
         let mut core = self.core();
         for grant in grants {
@@ -212,17 +228,19 @@ impl QuicLink {
         Ok(())
     }
 
-    fn wake(&self, core: MutexGuard<'_, Core>) {
-        if !core.messages.is_empty() {
-            self.messages_waiting.notify_one();
-        }
-        for (frames, waiting) in core.frames.iter().zip(&self.frames_waiting) {
-            if !frames.is_empty() {
-                waiting.notify_one();
-            }
-        }
+    /// Wakes whoever has something to do, after letting go of the lock that they want.
+    fn wake(&self, mut core: MutexGuard<'_, Core>) {
+        let messages = !core.messages.is_empty();
+        let writers = core.rouse();
         let lane = core.lane.clone();
         drop(core);
+        if messages {
+            self.messages_waiting.notify_one();
+        }
+        for (waiting, roused) in self.frames_waiting.iter().zip(writers) {
+            let roused = waiting.iter().zip(roused).filter(|(_, roused)| *roused);
+            roused.for_each(|(waiting, _)| waiting.notify_one());
+        }
         if let Some(lane) = lane {
             lane.flush();
         }
@@ -246,7 +264,7 @@ impl QuicLink {
             }
         }
         self.messages_waiting.notify_one();
-        self.frames_waiting.iter().for_each(Notify::notify_waiters);
+        self.frames_waiting.iter().flatten().for_each(Notify::notify_one);
         self.choice.send_modify(|choice| choice.over = true);
     }
 }
@@ -295,8 +313,23 @@ impl Core {
         }
     }
 
-    fn driver(&self) -> Option<Arc<dyn Drive>> {
-        self.lane.as_ref().map(|lane| lane.driver())
+    /// A writer for each frame, the first bulk connection's first.
+    fn rouse(&mut self) -> [[bool; Priority::ALL.len()]; BULK_LANES_MAX] {
+        let mut roused = [[false; Priority::ALL.len()]; BULK_LANES_MAX];
+        for (class, frames) in self.frames.iter().enumerate() {
+            let mut left = frames.len();
+            for (idle, roused) in self.idle.iter_mut().zip(&mut roused) {
+                let (Some(idle), Some(roused)) = (idle.get_mut(class), roused.get_mut(class))
+                else {
+                    continue;
+                };
+                if left > 0 && std::mem::take(idle) {
+                    *roused = true;
+                    left -= 1;
+                }
+            }
+        }
+        roused
     }
 
     /// Grants that wait to be written travel together.
@@ -326,9 +359,11 @@ impl Link for QuicLink {
         let (run, tag) = (post.run, post.tag);
         let mut core = self.core();
         let awaited = Awaited::Receive { peer: self.peer, run, tag };
-        let (completer, waiting) = driven(awaited, core.driver());
+        let (completer, waiting) = driven(awaited, self.driver(&core));
         if let Some(grant) = core.table.post(post, completer) {
             core.queue_grant(grant);
+            // After the lock: whoever is woken wants it.
+            drop(core);
             self.messages_waiting.notify_one();
         }
         waiting
@@ -338,7 +373,7 @@ impl Link for QuicLink {
         let (run, tag) = (frame.run, frame.tag);
         let mut core = self.core();
         let awaited = Awaited::Send { peer: self.peer, run, tag };
-        let (completer, waiting) = driven(awaited, core.driver());
+        let (completer, waiting) = driven(awaited, self.driver(&core));
         let step = core.table.send(frame, completer);
         core.queue(step);
         self.wake(core);

@@ -42,17 +42,15 @@ pub(super) enum ClassStream {
     Later(Connection),
 }
 
-pub(super) async fn write_frames(link: Arc<QuicLink>, class: Priority, mut stream: ClassStream) {
+/// Writes frames of a class on the link's bulk connection `lane`.
+pub(super) async fn write_frames(
+    link: Arc<QuicLink>,
+    lane: usize,
+    class: Priority,
+    mut stream: ClassStream,
+) {
     let mut sequence = 0_u32;
-    loop {
-        let mut waiting = std::pin::pin!(link.frames_of(class).notified());
-        // From here on a frame or the end of the link wakes this writer, even before it waits.
-        waiting.as_mut().enable();
-        let Some(frame) = link.take_frame(class) else { return };
-        let Some(departure) = frame else {
-            waiting.await;
-            continue;
-        };
+    while let Some(departure) = link.next_frame(lane, class).await {
         let (id, payload_len) = (departure.id, departure.payload.len() as u64);
         let written = match stream.opened(class).await {
             Ok(stream) => write_frame(&link, stream, departure, sequence).await,

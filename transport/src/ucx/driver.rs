@@ -17,7 +17,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use super::UcxConfig;
 use super::commands::Commands;
 use super::engine::{Engine, readable};
-use crate::completion::Drive;
+use crate::completion::{Drive, Pending, SPIN_DRIVING};
 use crate::error::TransportError;
 
 /// How long the thread looks again and again before it sleeps (a wake-up costs about 40 us).
@@ -161,14 +161,9 @@ impl Driver {
     }
 }
 
-impl Drive for Driver {
-    fn drive(&self) {
-        self.drives.fetch_add(1, Ordering::Relaxed);
-        self.try_engine(Engine::turn);
-        self.help();
-    }
-
-    fn leave(&self, satisfied: bool) {
+impl Driver {
+    /// Whoever drove stops: satisfied, or else about to sleep.
+    fn let_go(&self, satisfied: bool) {
         if satisfied && self.under_way.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -178,5 +173,20 @@ impl Drive for Driver {
             thread.unpark();
         }
         self.commands.wake();
+    }
+}
+
+impl Drive for Driver {
+    fn drive(&self, pending: &dyn Pending, deadline: Instant) {
+        let drive_until = deadline.min(Instant::now() + SPIN_DRIVING);
+        while !pending.is_done() {
+            if Instant::now() >= drive_until {
+                return self.let_go(false);
+            }
+            self.drives.fetch_add(1, Ordering::Relaxed);
+            self.try_engine(Engine::turn);
+            self.help();
+        }
+        self.let_go(true);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::subject::Subject;
 use super::wire::{Run, Seen, Wire};
-use super::{link_wire, quinn_wire, stream_wire};
+use super::{datagram_wire, link_wire, quinn_wire, stream_wire};
 use crate::cli::failure::Failure;
 
 /// Who this end is.
@@ -94,12 +94,15 @@ pub(super) struct Done {
     pub(super) seen: Vec<Seen>,
     /// Of this process, in seconds of user and system time.
     pub(super) cpu_s: f64,
+    /// How often its threads gave up their core or lost it.
+    pub(super) switches: u64,
 }
 
 enum Bound {
     Fabric(Arc<dyn Fabric>),
     Tcp(Option<TcpListener>),
     Quinn(Box<quinn_wire::Bound>),
+    Udp(UdpSocket),
 }
 
 struct End {
@@ -157,12 +160,18 @@ impl End {
                 (Bound::Fabric(fabric), address)
             }
             None => match subject {
-                Subject::QuinnDefault | Subject::Control => {
+                Subject::QuinnDefault | Subject::QuinnOneThread | Subject::Control => {
+                    let own_thread = subject == Subject::QuinnDefault;
                     let (bound, address) = match subject {
                         Subject::Control => quinn_wire::bind_control(&self.identity, ip)?,
-                        _ => quinn_wire::bind_quinn(&self.identity, ip)?,
+                        _ => quinn_wire::bind_quinn(&self.identity, ip, own_thread)?,
                     };
                     (Bound::Quinn(Box::new(bound)), address.to_string())
+                }
+                Subject::Udp => {
+                    let socket = datagram_wire::bind(ip)?;
+                    let address = socket.local_addr().map_err(|error| error.to_string())?;
+                    (Bound::Udp(socket), address.to_string())
                 }
                 _ if rank == 0 => (Bound::Tcp(None), SocketAddr::new(ip, 0).to_string()),
                 _ => {
@@ -187,6 +196,7 @@ impl End {
                 link_wire::join(fabric, cluster, rank, peer)
             }
             Some(Bound::Quinn(bound)) => quinn_wire::join(*bound, &self.identity, rank, socket()?),
+            Some(Bound::Udp(own)) => datagram_wire::join(own, socket()?),
             Some(Bound::Tcp(listener)) => {
                 let tls = (subject == Subject::Tls).then_some(&self.identity);
                 stream_wire::join(listener, socket()?, tls)
@@ -195,7 +205,7 @@ impl End {
     }
 
     fn run(&mut self, runs: &[Run]) -> Result<Done, String> {
-        let before = cpu_seconds()?;
+        let before = used()?;
         let mut taken = Vec::new();
         for run in runs {
             let wire = self.wires.remove(&run.subject);
@@ -213,13 +223,27 @@ impl End {
         });
         self.wires.extend(taken.into_iter().map(|(run, wire)| (run.subject, wire)));
         let seen = results.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(Done { seen, cpu_s: cpu_seconds()? - before })
+        let after = used()?;
+        Ok(Done {
+            seen,
+            cpu_s: after.cpu_s - before.cpu_s,
+            switches: after.switches - before.switches,
+        })
     }
 }
 
-fn cpu_seconds() -> Result<f64, String> {
+struct Used {
+    cpu_s: f64,
+    switches: u64,
+}
+
+fn used() -> Result<Used, String> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|error| error.to_string())?;
     let seconds =
         |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+    let switches = usage.voluntary_context_switches() + usage.involuntary_context_switches();
+    Ok(Used {
+        cpu_s: seconds(usage.user_time()) + seconds(usage.system_time()),
+        switches: switches.unsigned_abs(),
+    })
 }

@@ -17,10 +17,12 @@ use super::wire::Wire;
 
 const EPOCH: Epoch = Epoch(1);
 const RUN: RunId = RunId(1);
-/// Of round trips, whose places are posted one ahead.
+/// Of round trips.
 const PINGS: RunId = RunId(2);
 /// Places posted, and frames handed over, ahead.
 const AHEAD_MAX: u64 = 64;
+/// Places of round trips posted ahead; half of them at a time, so that their grants travel together.
+const PINGS_AHEAD: usize = 64;
 /// Longest wait for one message.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
@@ -30,8 +32,9 @@ pub(super) struct LinkWire {
     link: Arc<dyn Link>,
     next: u64,
     next_ping: u64,
-    /// The place of the next question or answer.
-    ahead: Option<(usize, Completion<Received>)>,
+    /// The places of the next questions or answers, and of how many bytes they are.
+    ahead: VecDeque<Completion<Received>>,
+    ahead_bytes: usize,
     payload: Slice,
     _fabric: Arc<dyn Fabric>,
 }
@@ -61,7 +64,8 @@ pub(super) fn join(
         link,
         next: 0,
         next_ping: 0,
-        ahead: None,
+        ahead: VecDeque::new(),
+        ahead_bytes: 0,
         payload,
         _fabric: fabric,
     }))
@@ -118,18 +122,27 @@ impl LinkWire {
 
     /// The place of this round trip.
     fn ping_place(&mut self, bytes: usize) -> Result<(u64, Completion<Received>), String> {
-        let tag = self.next_ping;
+        if self.ahead.is_empty() {
+            self.ahead_bytes = bytes;
+            self.post_ahead();
+        }
+        if self.ahead_bytes != bytes {
+            return Err(format!("pings of {bytes} bytes after those of {}", self.ahead_bytes));
+        }
+        let place = self.ahead.pop_front().ok_or("no place was posted")?;
         self.next_ping += 1;
-        let place = match self.ahead.take() {
-            Some((of, place)) if of == bytes => place,
-            Some((of, _)) => return Err(format!("pings of {bytes} bytes after those of {of}")),
-            None => self.post(PINGS, tag, bytes),
-        };
-        Ok((tag, place))
+        Ok((self.next_ping - 1, place))
     }
 
-    fn post_ahead(&mut self, bytes: usize) {
-        self.ahead = Some((bytes, self.post(PINGS, self.next_ping, bytes)));
+    /// When half of the places are used, as many again.
+    fn post_ahead(&mut self) {
+        if self.ahead.len() <= PINGS_AHEAD / 2 {
+            let first = self.next_ping + self.ahead.len() as u64;
+            let places = (PINGS_AHEAD - self.ahead.len()) as u64;
+            let posted = (first..first + places).map(|tag| self.post(PINGS, tag, self.ahead_bytes));
+            let posted: Vec<_> = posted.collect();
+            self.ahead.extend(posted);
+        }
     }
 
     fn note(&mut self) -> u64 {
@@ -159,7 +172,7 @@ impl Wire for LinkWire {
         let (tag, answer) = self.ping_place(bytes)?;
         let payload = self.payload(bytes);
         drop(self.hand_over((PINGS, tag), payload));
-        self.post_ahead(bytes);
+        self.post_ahead();
         wait(answer).map(drop)
     }
 
@@ -168,7 +181,7 @@ impl Wire for LinkWire {
         let payload = self.payload(bytes);
         drop(wait(question)?);
         drop(self.hand_over((PINGS, tag), payload));
-        self.post_ahead(bytes);
+        self.post_ahead();
         Ok(())
     }
 }

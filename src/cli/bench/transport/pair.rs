@@ -43,6 +43,7 @@ struct EndProcess {
 pub(super) struct Measured {
     pub(super) first: Done,
     pub(super) cpu_s: f64,
+    pub(super) switches: u64,
 }
 
 impl Pair {
@@ -81,8 +82,8 @@ impl Pair {
         });
         let first = done.next().ok_or("no answer")??;
         let second = done.next().ok_or("no answer")??;
-        let cpu_s = first.cpu_s + second.cpu_s;
-        Ok(Measured { first, cpu_s })
+        let (cpu_s, switches) = (first.cpu_s + second.cpu_s, first.switches + second.switches);
+        Ok(Measured { first, cpu_s, switches })
     }
 
     /// One run of one subject.

@@ -20,6 +20,12 @@ use super::wire::Wire;
 /// Longest wait for the other end.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
+/// How long a connection is driven after it was made.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Turns of quinn's tasks in which what was written is sent.
+const LEAVING_TURNS: usize = 2;
+
 /// An end that listens.
 pub(super) enum Bound {
     Quinn(Endpoint, Runtime),
@@ -41,23 +47,31 @@ struct ControlWire {
     _endpoint: Box<ControlEndpoint>,
 }
 
-fn runtime() -> Result<Runtime, String> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(words)
+fn runtime(own_thread: bool) -> Result<Runtime, String> {
+    let mut runtime = match own_thread {
+        true => tokio::runtime::Builder::new_multi_thread(),
+        false => tokio::runtime::Builder::new_current_thread(),
+    };
+    runtime.worker_threads(1).enable_all().build().map_err(words)
 }
 
 fn words(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// Binds quinn.
-pub(super) fn bind_quinn(identity: &Identity, ip: IpAddr) -> Result<(Bound, SocketAddr), String> {
-    let runtime = runtime()?;
+/// Binds quinn, driven by a thread of its own or by whoever waits.
+pub(super) fn bind_quinn(
+    identity: &Identity,
+    ip: IpAddr,
+    own_thread: bool,
+) -> Result<(Bound, SocketAddr), String> {
+    let runtime = runtime(own_thread)?;
     let mut transport = TransportConfig::default();
-    transport.keep_alive_interval(Some(Duration::from_secs(5)));
+    match own_thread {
+        true => transport.keep_alive_interval(Some(Duration::from_secs(5))),
+        // Nobody drives it while something else is measured.
+        false => transport.max_idle_timeout(None),
+    };
     let transport = Arc::new(transport);
     let (client, _) = identity.quic_client().map_err(words)?;
     let mut client = ClientConfig::new(client);
@@ -80,7 +94,7 @@ pub(super) fn bind_control(identity: &Identity, ip: IpAddr) -> Result<(Bound, So
     config.idle_timeout = WAIT_MAX;
     let endpoint = ControlEndpoint::bind(&config).map_err(words)?;
     let address = endpoint.local_address();
-    Ok((Bound::Control(Box::new(endpoint), runtime()?), address))
+    Ok((Bound::Control(Box::new(endpoint), runtime(true)?), address))
 }
 
 /// Joins the two ends; rank 0 dials.
@@ -109,6 +123,12 @@ pub(super) fn join(
                     Ok((sending, receiving))
                 }
             };
+            let joined = async {
+                let streams = joined.await?;
+                // What was written last leaves while somebody drives.
+                tokio::time::sleep(SETTLE).await;
+                Ok::<_, String>(streams)
+            };
             let (sending, receiving) = runtime.block_on(joined)?;
             let (out, into) = (Vec::new(), Vec::new());
             Ok(Box::new(QuinnWire { runtime, sending, receiving, out, into, _endpoint: endpoint }))
@@ -132,7 +152,14 @@ pub(super) fn join(
 impl QuinnWire {
     fn put(&mut self, bytes: usize) -> Result<(), String> {
         grow(&mut self.out, bytes);
-        self.runtime.block_on(self.sending.write_all(&self.out[..bytes])).map_err(words)
+        self.runtime.block_on(async {
+            self.sending.write_all(&self.out[..bytes]).await.map_err(words)?;
+            // Where nobody drives later, it leaves now.
+            for _ in 0..LEAVING_TURNS {
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        })
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), String> {

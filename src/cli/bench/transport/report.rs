@@ -16,6 +16,8 @@ pub(super) struct Figures {
     pub(super) gb_per_s: Option<f64>,
     pub(super) cpu_s_per_gb: Option<f64>,
     pub(super) round_trip_us: Option<f64>,
+    /// Switches between threads in a round trip, of both ends together.
+    pub(super) switches: Option<f64>,
 }
 
 /// One round: a way's name and its figures.
@@ -28,6 +30,8 @@ pub(super) struct Way {
     pub(super) gb_per_s: Option<Spread>,
     pub(super) cpu_s_per_gb: Option<Spread>,
     pub(super) round_trip_us: Option<Spread>,
+    /// Switches between threads in a round trip, of both ends together.
+    pub(super) switches: Option<Spread>,
 }
 
 /// Goodput by size.
@@ -93,7 +97,9 @@ const RATIOS: [(&str, Of, &str, &str); 7] = [
 ];
 
 /// What else is worth comparing.
-const MORE_RATIOS: [(&str, Of, &str, &str); 8] = [
+const MORE_RATIOS: [(&str, Of, &str, &str); 10] = [
+    ("quic_one_rtt_over_tcp", Of::RoundTrip, "quic-one", "tcp"),
+    ("quinn_1_thread_rtt_over_tcp", Of::RoundTrip, "quinn-1-thread", "tcp"),
     ("quic_one_jumbo_over_tls", Of::Goodput, "quic-one", "tls"),
     ("quic_one_1500_over_tls", Of::Goodput, "quic-one-1500", "tls"),
     ("quic_cpu_over_tls", Of::Cpu, "quic", "tls"),
@@ -138,6 +144,7 @@ pub(super) fn ways(rounds: &[Round]) -> Vec<Way> {
         gb_per_s: spread(name, |figures| figures.gb_per_s),
         cpu_s_per_gb: spread(name, |figures| figures.cpu_s_per_gb),
         round_trip_us: spread(name, |figures| figures.round_trip_us),
+        switches: spread(name, |figures| figures.switches),
     };
     names.into_iter().map(way).collect()
 }
@@ -170,7 +177,9 @@ impl Report {
             self.messages
         )?;
         writeln!(text, "median [least..greatest]; GB are 1e9 bytes, CPU is that of both ends\n")?;
-        writeln!(text, "{:14} {:22} {:22} 64-byte round trip, us", "", "GB/s", "CPU s/GB")?;
+        let heads = ["GB/s", "CPU s/GB", "64-byte round trip, us"];
+        let [rate, cpu, trip] = heads;
+        writeln!(text, "{:14} {rate:22} {cpu:22} {trip:22} switches in it", "")?;
         let shown = |spread: &Option<Spread>| spread.map_or("-".to_owned(), |s| s.to_string());
         for way in &self.ways {
             let round_trip = way.round_trip_us.map_or("-".to_owned(), |spread| {
@@ -178,7 +187,11 @@ impl Report {
                 format!("{median:.0} [{min:.0}..{max:.0}]")
             });
             let (rate, cpu) = (shown(&way.gb_per_s), shown(&way.cpu_s_per_gb));
-            writeln!(text, "{:14} {rate:22} {cpu:22} {round_trip}", way.name)?;
+            let switches = way.switches.map_or("-".to_owned(), |spread| {
+                let Spread { median, min, max } = spread;
+                format!("{median:.1} [{min:.1}..{max:.1}]")
+            });
+            writeln!(text, "{:14} {rate:22} {cpu:22} {round_trip:22} {switches}", way.name)?;
         }
         if !self.sizes.is_empty() {
             writeln!(text, "\nby size of message, GB/s")?;

@@ -64,7 +64,7 @@ pub(super) fn measure(
     let bytes = (args.message_mib as usize) << 20;
     let count = u64::from(args.messages);
     // The packet size is found, pools are filled and congestion windows opened by this.
-    for subject in &subjects {
+    for subject in subjects.iter().filter(|subject| subject.carries_bulk()) {
         pair.measure(*subject, Act::Stream, bytes, count)?;
     }
     let mut rounds = Vec::new();
@@ -99,7 +99,15 @@ pub(super) fn measure(
     })
 }
 
+/// Every way, or those that `--only` names.
 fn wanted(args: &TransportBenchArgs) -> Vec<Subject> {
+    let mut subjects = all(args);
+    let named = |subject: &Subject| args.only.iter().any(|name| name == subject.name());
+    subjects.retain(|subject| args.only.is_empty() || named(subject));
+    subjects
+}
+
+fn all(args: &TransportBenchArgs) -> Vec<Subject> {
     let mut subjects = vec![Subject::Quic];
     if ucx::version().is_ok() {
         subjects.extend([Subject::UcxShm, Subject::UcxTcp]);
@@ -112,10 +120,11 @@ fn wanted(args: &TransportBenchArgs) -> Vec<Subject> {
         Subject::Quic1500,
         Subject::QuicOne1500,
         Subject::QuinnDefault,
+        Subject::QuinnOneThread,
     ]);
     for against in &args.against {
         match against {
-            AgainstArg::Tcp => subjects.push(Subject::Tcp),
+            AgainstArg::Tcp => subjects.extend([Subject::Tcp, Subject::Udp]),
             AgainstArg::Tls => subjects.push(Subject::Tls),
             AgainstArg::UcxPerftest | AgainstArg::Gloo => {}
         }
@@ -129,16 +138,19 @@ fn of_subject(
     bytes: usize,
     count: u64,
 ) -> Result<Figures, String> {
-    let gigabytes = bytes as f64 * count as f64 / 1e9;
-    let stream = pair.measure(subject, Act::Stream, bytes, count)?;
-    let seconds = stream.first.seen.first().map(|seen| seen.seconds);
+    let mut figures = Figures::default();
+    if subject.carries_bulk() {
+        let gigabytes = bytes as f64 * count as f64 / 1e9;
+        let stream = pair.measure(subject, Act::Stream, bytes, count)?;
+        let seconds = stream.first.seen.first().map(|seen| seen.seconds);
+        figures.gb_per_s = seconds.map(|seconds| gigabytes / seconds);
+        figures.cpu_s_per_gb = Some(stream.cpu_s / gigabytes);
+    }
     let pings = pair.measure(subject, Act::Ping, PING_BYTES, PINGS)?;
     let trips = pings.first.seen.first().and_then(|seen| median(seen.trips.iter().copied()));
-    Ok(Figures {
-        gb_per_s: seconds.map(|seconds| gigabytes / seconds),
-        cpu_s_per_gb: Some(stream.cpu_s / gigabytes),
-        round_trip_us: trips.map(|seconds| seconds * 1e6),
-    })
+    figures.round_trip_us = trips.map(|seconds| seconds * 1e6);
+    figures.switches = Some(pings.switches as f64 / PINGS as f64);
+    Ok(figures)
 }
 
 fn tables(
@@ -249,7 +261,7 @@ fn keep(
     match figures {
         Ok((rate, trip)) => {
             let figures =
-                Figures { gb_per_s: Some(rate), cpu_s_per_gb: None, round_trip_us: Some(trip) };
+                Figures { gb_per_s: Some(rate), round_trip_us: Some(trip), ..Figures::default() };
             round.insert(name, figures);
             true
         }

@@ -101,7 +101,7 @@ fn measure(
             let figures_of = Figures {
                 gb_per_s: Some(gigabytes / seconds),
                 cpu_s_per_gb: Some(seen.cpu_s / gigabytes),
-                round_trip_us: None,
+                ..Figures::default()
             };
             figures.insert(subject.name(), figures_of);
         }

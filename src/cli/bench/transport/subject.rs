@@ -31,12 +31,16 @@ pub(super) enum Subject {
     QuicBbr,
     /// quinn as it comes, one connection and one stream.
     QuinnDefault,
+    /// The same in a runtime that the measuring thread drives itself: the floor for QUIC.
+    QuinnOneThread,
     /// The channel of heartbeats.
     Control,
     /// The product's UCX within a host.
     UcxShm,
     /// The product's UCX between hosts.
     UcxTcp,
+    /// Datagrams of bare UDP, to and fro only.
+    Udp,
     /// Plain TCP.
     Tcp,
     /// TLS 1.3 over TCP, AES-128-GCM.
@@ -53,12 +57,19 @@ impl Subject {
             Self::QuicOne1500 => "quic-one-1500",
             Self::QuicBbr => "quic-bbr",
             Self::QuinnDefault => "quinn-default",
+            Self::QuinnOneThread => "quinn-1-thread",
             Self::Control => "control",
             Self::UcxShm => "ucx-shm",
             Self::UcxTcp => "ucx-tcp",
+            Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
         }
+    }
+
+    /// Whether it is measured with large messages too.
+    pub(super) fn carries_bulk(self) -> bool {
+        !matches!(self, Self::Udp | Self::Control | Self::QuinnOneThread)
     }
 
     /// The fabric of one end, where the subject is one.
@@ -100,7 +111,12 @@ impl Subject {
                 };
                 return Some(UcxFabric::bind(&quic, ucx).map_err(|error| error.to_string()));
             }
-            Self::QuinnDefault | Self::Control | Self::Tcp | Self::Tls => return None,
+            Self::QuinnDefault
+            | Self::QuinnOneThread
+            | Self::Control
+            | Self::Udp
+            | Self::Tcp
+            | Self::Tls => return None,
         }
         Some(QuicFabric::bind(&quic).map_err(|error| error.to_string()))
     }
