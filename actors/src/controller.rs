@@ -13,7 +13,7 @@ use ditmesh_transport::ids::{Epoch, PeerId, RunId};
 use ditmesh_transport::link::{PostRecv, Received, SendFrame};
 use thiserror::Error;
 
-use crate::checkpoint::CheckpointStore;
+use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::executor::error::ExecuteError;
 use crate::executor::wire_tensor;
 use crate::plan::Plan;
@@ -26,9 +26,11 @@ use crate::trace_context;
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// Initial latents.
-    pub latents: Option<FloatTensor>,
+    pub latents: Option<Arc<FloatTensor>>,
     /// Embeddings in place of the prompt.
-    pub prompt_embeds: Option<PromptEmbeds>,
+    pub prompt_embeds: Option<Arc<PromptEmbeds>>,
+    /// Where a run that does not begin with the first step goes on.
+    pub resume: Option<Arc<Checkpoint>>,
     /// Keeps the run's newest checkpoint, when somebody wants it.
     pub checkpoints: Option<Arc<CheckpointStore>>,
 }
@@ -55,6 +57,13 @@ pub enum ControllerError {
     /// The run took longer than any run may.
     #[error("no result within {0:?}")]
     TooLong(Duration),
+}
+
+impl ControllerError {
+    /// Whether a link is to blame, so that another mesh may do better.
+    pub(crate) fn is_loss(&self) -> bool {
+        matches!(self, Self::Frame { .. })
+    }
 }
 
 /// Sends the inputs of `run` and waits for its pictures, in their order, at most `limit`.
@@ -141,6 +150,9 @@ fn payload(plan: &Plan, message: &Message, inputs: &Inputs) -> Result<Vec<f32>, 
     match message.kind {
         MessageKind::InitialLatents => {
             Ok(inputs.latents.as_ref().ok_or(missing("latents"))?.data.clone())
+        }
+        MessageKind::Resume => {
+            Ok(inputs.resume.as_ref().ok_or(missing("a checkpoint"))?.state.data.clone())
         }
         MessageKind::TextEmbeds => {
             let embeds = embeds.ok_or(missing("prompt_embeds"))?;

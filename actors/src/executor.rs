@@ -218,6 +218,7 @@ impl Executor {
             Op::Encode => self.encode(),
             Op::Noise => Ok(self.latents.draw(&self.plan)?),
             Op::TakeLatents => self.take_latents(),
+            Op::Restore => self.restore(),
             Op::Condition => self.condition(),
             Op::Recv { peer, ref message } => self.receive(peer, message),
             Op::Send { peer, ref message } | Op::Checkpoint { peer, ref message } => {
@@ -299,6 +300,12 @@ impl Executor {
         Ok(self.latents.take(&whole.ok_or(missing)?)?)
     }
 
+    fn restore(&mut self) -> Result<(), ExecuteError> {
+        let whole = self.received_latents.take();
+        let missing = ExecuteError::Order { op: "restoring", missing: "the checkpoint" };
+        Ok(self.latents.restore(&self.plan, &whole.ok_or(missing)?)?)
+    }
+
     fn receive(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
         if message.kind == MessageKind::Decision {
             let reuse = self.bag.receive_decision(peer, message)?;
@@ -310,7 +317,9 @@ impl Executor {
         match message.kind {
             MessageKind::TextEmbeds => self.text.embeds = Some(tensor),
             MessageKind::TextMask => self.text.mask = Some(tensor),
-            MessageKind::InitialLatents => self.received_latents = Some(tensor),
+            MessageKind::InitialLatents | MessageKind::Resume => {
+                self.received_latents = Some(tensor);
+            }
             MessageKind::Activation => self.activation = Some(tensor),
             MessageKind::Sample => self.latents.put(message.patch(), &tensor)?,
             MessageKind::ResidualChange => self.step_cache()?.add_change(&tensor)?,
@@ -333,7 +342,11 @@ impl Executor {
             MessageKind::Activation => self.activation.take(),
             MessageKind::ResidualChange => Some(self.step_cache()?.change()?),
             MessageKind::Sample => Some(self.latents.get(message.patch())?),
-            MessageKind::FinalRows | MessageKind::Checkpoint => Some(self.latents.get(Patch::All)?),
+            MessageKind::FinalRows => Some(self.latents.get(Patch::All)?),
+            MessageKind::Checkpoint => {
+                let rows = self.plan.checkpoint_batch(usize::from(message.step));
+                Some(self.latents.snapshot(message.patch(), rows)?)
+            }
             MessageKind::Result | MessageKind::PixelRows => self.result.take(),
             MessageKind::BandLatents => match &self.result {
                 Some(whole) => Some(decode::rows_for(&self.plan, peer, whole)?),

@@ -226,6 +226,10 @@ pub struct GroupSection {
     /// a table of axes), `wire_residual` and `wire_refresh_every`.
     #[serde(default)]
     pub wire: Wire,
+    /// Steps between checkpoints of requests that do not say; 0 keeps none, so that a request whose
+    /// device is lost begins again.
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every: u32,
     /// What automatic degrees may do to the picture.
     #[serde(default)]
     pub quality: Quality,
@@ -234,6 +238,11 @@ pub struct GroupSection {
 /// A batch gives each picture only up to the order of float additions what it is alone: by default
 /// what a request gives does not depend on who else is there.
 pub(crate) fn default_max_batch() -> u32 {
+    1
+}
+
+/// Latents are small: a step at most is lost.
+pub(crate) fn default_checkpoint_every() -> u32 {
     1
 }
 

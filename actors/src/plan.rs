@@ -16,6 +16,7 @@ pub mod mesh;
 pub mod message;
 pub mod program;
 pub mod resolve;
+pub mod resume;
 pub mod sequence;
 pub mod sync;
 
@@ -141,7 +142,7 @@ impl Plan {
 
     /// Whether any step is asynchronous, so that keys and values must be kept.
     pub fn needs_cache(&self) -> bool {
-        (0..self.steps()).any(|step| self.is_async(step))
+        (self.first_step()..self.steps()).any(|step| self.is_async(step))
     }
 
     /// Guidance branches in all.
@@ -231,19 +232,13 @@ impl Plan {
         let (mut ops, mut unit_ends) = (Vec::new(), Vec::new());
         self.prologue(rank, at, &mut ops);
         unit_ends.push(ops.len());
-        for step in 0..self.steps() {
-            if self.is_async(step) {
-                for strip in 0..self.strips.len() {
-                    self.pass(at, step, Patch::Strip(strip), &mut ops);
-                    unit_ends.push(ops.len());
-                }
-            } else {
-                self.pass(at, step, Patch::All, &mut ops);
+        for step in self.first_step()..self.steps() {
+            for patch in self.patches(step) {
+                self.pass(at, step, patch, &mut ops);
                 unit_ends.push(ops.len());
             }
             if at.stage + 1 == self.mesh.stages() {
                 ops.push(Op::StepDone { step });
-                ops.extend(self.checkpoint(at, step));
             }
             unit_ends.last_mut().into_iter().for_each(|end| *end = ops.len());
         }
@@ -252,8 +247,33 @@ impl Plan {
         Program { ops, unit_ends }
     }
 
-    /// Text to every rank, from rank to rank; initial latents to the first and the last stage.
+    /// Text to every rank, from rank to rank; initial latents, or those of a checkpoint, to the
+    /// first and the last stage. A run that is denoised already needs no text.
     fn prologue(&self, rank: usize, at: Coordinates, ops: &mut Vec<Op>) {
+        if self.first_step() < self.steps() {
+            self.text(rank, ops);
+        }
+        if !self.takes_latents(at) {
+            return;
+        }
+        if let Some(message) = self.resume_message() {
+            ops.push(Op::Recv { peer: self.controller(), message });
+            ops.push(Op::Restore);
+        } else if self.run.latents_given {
+            let message = self.initial_latents();
+            ops.push(Op::Recv { peer: self.controller(), message });
+            ops.push(Op::TakeLatents);
+        } else {
+            ops.push(Op::Noise);
+        }
+    }
+
+    /// Whether the rank at `at` holds latents.
+    fn takes_latents(&self, at: Coordinates) -> bool {
+        at.stage == 0 || at.stage + 1 == self.mesh.stages()
+    }
+
+    fn text(&self, rank: usize, ops: &mut Vec<Op>) {
         let text = self.text_messages();
         if rank == 0 && self.run.embeds_tokens.is_none() {
             ops.push(Op::Encode);
@@ -266,15 +286,6 @@ impl Plan {
             ops.extend(text.iter().cloned().map(|message| op_of(&transfer, message)));
         }
         ops.push(Op::Condition);
-        if at.stage == 0 || at.stage + 1 == self.mesh.stages() {
-            if self.run.latents_given {
-                let message = self.initial_latents();
-                ops.push(Op::Recv { peer: self.controller(), message });
-                ops.push(Op::TakeLatents);
-            } else {
-                ops.push(Op::Noise);
-            }
-        }
     }
 
     /// Embeddings and mask of all branches of all pictures.
@@ -306,18 +317,16 @@ impl Plan {
         cfg::exchange(self, at, step, patch, ops);
         ops.push(Op::Denoise { step, patch });
         pipefusion::return_sample(self, at, step, patch, ops);
+        ops.extend(self.checkpoint(at, step, patch));
     }
 
-    /// The rows of the rank at `at` after `step`, when the step is one that is kept.
-    fn checkpoint(&self, at: Coordinates, step: usize) -> Option<Op> {
-        let every = self.run.checkpoint_every as usize;
-        let kept = every > 0 && (step + 1).is_multiple_of(every) && step + 1 < self.steps();
-        let rows = self.rows(at.sp, Patch::All).len();
-        (kept && at.cfg == 0 && rows > 0).then(|| {
-            let shape = self.latent_shape(self.images(), rows);
-            let message = Message::of_patch(MessageKind::Checkpoint, step, None, shape);
-            Op::Checkpoint { peer: self.controller(), message }
-        })
+    /// The passes of a step.
+    fn patches(&self, step: usize) -> Vec<Patch> {
+        if self.is_async(step) {
+            (0..self.strips.len()).map(Patch::Strip).collect()
+        } else {
+            vec![Patch::All]
+        }
     }
 
     /// Final rows to the output rank, the result to the controller.
@@ -346,29 +355,28 @@ impl Plan {
     /// The controller's program: what it sends and what it waits for.
     pub fn controller_program(&self) -> Program {
         let mut ops = Vec::new();
-        if self.run.embeds_tokens.is_some() {
+        if self.run.embeds_tokens.is_some() && self.first_step() < self.steps() {
             let text = self.text_messages();
             ops.extend(text.into_iter().map(|message| Op::Send { peer: 0, message }));
         }
         let ranks = 0..self.mesh.world_size();
-        if self.run.latents_given {
-            let edge = |&rank: &usize| {
-                let stage = self.mesh.coordinates(rank).stage;
-                stage == 0 || stage + 1 == self.mesh.stages()
-            };
-            let message = self.initial_latents();
+        let given = self.run.latents_given.then(|| self.initial_latents());
+        if let Some(message) = self.resume_message().or(given) {
+            let edge = |&rank: &usize| self.takes_latents(self.mesh.coordinates(rank));
             let send = |peer| Op::Send { peer, message: message.clone() };
             ops.extend(ranks.clone().filter(edge).map(send));
         }
         let last = |&rank: &usize| self.mesh.coordinates(rank).stage + 1 == self.mesh.stages();
-        for step in 0..self.steps() {
-            let kept = ranks.clone().filter(last).filter_map(|peer| {
-                match self.checkpoint(self.mesh.coordinates(peer), step)? {
-                    Op::Checkpoint { message, .. } => Some(Op::Recv { peer, message }),
-                    _ => None,
-                }
-            });
-            ops.extend(kept);
+        for step in self.first_step()..self.steps() {
+            for patch in self.patches(step) {
+                let kept = ranks.clone().filter(last).filter_map(|peer| {
+                    match self.checkpoint(self.mesh.coordinates(peer), step, patch)? {
+                        Op::Checkpoint { message, .. } => Some(Op::Recv { peer, message }),
+                        _ => None,
+                    }
+                });
+                ops.extend(kept);
+            }
         }
         let output = ranks.into_iter().find(|&rank| self.is_output(self.mesh.coordinates(rank)));
         ops.extend(output.map(|peer| Op::Recv { peer, message: self.result() }));

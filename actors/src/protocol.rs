@@ -359,6 +359,9 @@ pub struct RunSpec {
     pub wire: Wire,
     /// Steps between checkpoints; 0 keeps none.
     pub checkpoint_every: u32,
+    /// The first step to do; those before it are in the checkpoint that the controller sends, when
+    /// there are any. All steps may be.
+    pub first_step: u32,
     /// Whether latents are returned instead of a picture.
     pub latent_output: bool,
     /// Whether the ranks of a replica decode bands of the picture, each its own.

@@ -253,9 +253,9 @@ pub struct GenerateRequest {
     /// What travels in fewer bytes; `None` takes the group's setting, which is nothing unless the
     /// manifest says otherwise.
     pub wire: Option<Wire>,
-    /// Steps between checkpoints of the latents at the controller; 0 keeps none. Nothing resumes
-    /// from them yet.
-    pub checkpoint_every: u32,
+    /// Steps between checkpoints, from which the request goes on when a device is lost; 0 keeps
+    /// none, so that it begins again. `None` takes the group's setting.
+    pub checkpoint_every: Option<u32>,
     /// What to return.
     pub output: OutputKind,
     /// Whether all ranks decode, each a band of rows (xDiT: `use_parallel_vae`); `None` does so
@@ -290,7 +290,7 @@ impl Default for GenerateRequest {
             sync_every: 0,
             step_cache: None,
             wire: None,
-            checkpoint_every: 0,
+            checkpoint_every: None,
             output: OutputKind::Image,
             vae_parallel: None,
             latents: None,

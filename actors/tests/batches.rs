@@ -4,7 +4,7 @@ use ditmesh_actors::engine::Engine;
 use ditmesh_actors::generation::{GenerateError, GenerationHandle};
 use ditmesh_actors::manifest::{DegreesSetting, GroupSection, Manifest};
 use ditmesh_actors::request::{
-    Degrees, Event, GenerateRequest, Generation, Output, OutputKind, Wire,
+    Degrees, Event, GenerateRequest, Generation, Output, OutputKind, StepCache, Wire,
 };
 
 use crate::engine::{draw, latents, manifest, request};
@@ -19,6 +19,7 @@ fn batching(devices: usize, degrees: Degrees) -> Manifest {
         nodes: Vec::new(),
         degrees: DegreesSetting::Fixed(degrees.into()),
         max_batch: 4,
+        checkpoint_every: 1,
         wire: Wire::default(),
         quality: Default::default(),
     }];
@@ -106,8 +107,9 @@ fn by_default_and_with_tensors_of_its_own_a_request_is_alone() {
         assert_eq!(handle.blocking_finish().unwrap().report.batch, 1);
     }
     let engine = Engine::start(batching(1, degrees(1, 1, 1))).unwrap();
-    let kept = requests(4.5).map(|request| GenerateRequest { checkpoint_every: 1, ..request });
-    for handle in ask(&engine, &kept) {
+    let cached = requests(4.5)
+        .map(|request| GenerateRequest { step_cache: Some(StepCache::default()), ..request });
+    for handle in ask(&engine, &cached) {
         let ended: Result<Generation, GenerateError> = handle.blocking_finish();
         assert_eq!(ended.unwrap().report.batch, 1);
     }

@@ -14,6 +14,7 @@ use ditmesh_actors::executor::abort::AbortFlag;
 use ditmesh_actors::executor::{Assignment, execute};
 use ditmesh_actors::plan::mesh::DeviceMesh;
 use ditmesh_actors::plan::{Plan, resolve};
+use ditmesh_actors::protocol::RunSpec;
 use ditmesh_actors::request::{
     Degrees, FloatTensor, GenerateRequest, Output, OutputKind, PromptEmbeds, RankReport,
 };
@@ -112,7 +113,7 @@ pub fn full() -> bool {
 pub struct Outcome {
     pub output: Output,
     pub ranks: Vec<RankReport>,
-    pub checkpoint: Option<Checkpoint>,
+    pub checkpoint: Option<Arc<Checkpoint>>,
     /// Memory of each rank's thread.
     pub held: Vec<RankHeld>,
 }
@@ -151,6 +152,18 @@ pub fn run(dir: &Path, degrees: Degrees, request: &GenerateRequest) -> Outcome {
     run_over(dir, degrees, request, || hub.fabric())
 }
 
+/// Runs `request` from a checkpoint on.
+pub fn run_from(
+    checkpoint: &Arc<Checkpoint>,
+    dir: &Path,
+    degrees: Degrees,
+    request: &GenerateRequest,
+) -> Outcome {
+    let (hub, adapt) = (InProcessHub::new(), Arc::new(|_: &mut LoadedParts| {}));
+    let resume = Some(checkpoint.clone());
+    run_with(dir, degrees, request, || hub.fabric(), || Device::Cpu, adapt, resume)
+}
+
 /// Runs `request` over whatever `fabric` makes, one for each member.
 pub fn run_over(
     dir: &Path,
@@ -159,7 +172,7 @@ pub fn run_over(
     fabric: impl Fn() -> Arc<dyn Fabric>,
 ) -> Outcome {
     let adapt = Arc::new(|_: &mut LoadedParts| {});
-    run_with(dir, degrees, request, fabric, || Device::Cpu, adapt)
+    run_with(dir, degrees, request, fabric, || Device::Cpu, adapt, None)
 }
 
 /// As [`run_over`], with every rank computing on what `device` opens for it.
@@ -170,7 +183,7 @@ pub fn run_on(
     fabric: impl Fn() -> Arc<dyn Fabric>,
     device: fn() -> Device,
 ) -> Outcome {
-    run_with(dir, degrees, request, fabric, device, Arc::new(|_: &mut LoadedParts| {}))
+    run_with(dir, degrees, request, fabric, device, Arc::new(|_: &mut LoadedParts| {}), None)
 }
 
 /// Changes what a rank has loaded.
@@ -184,7 +197,7 @@ pub fn run_adapted(
     fabric: impl Fn() -> Arc<dyn Fabric>,
     adapt: Adapt,
 ) -> Outcome {
-    run_with(dir, degrees, request, fabric, || Device::Cpu, adapt)
+    run_with(dir, degrees, request, fabric, || Device::Cpu, adapt, None)
 }
 
 fn run_with(
@@ -194,9 +207,12 @@ fn run_with(
     fabric: impl Fn() -> Arc<dyn Fabric>,
     device: fn() -> Device,
     adapt: Adapt,
+    resume: Option<Arc<Checkpoint>>,
 ) -> Outcome {
     let spec = describe(dir, DType::F32).unwrap();
     let run = resolve::resolve(request, &spec, degrees).unwrap();
+    let first_step = resume.as_ref().map_or(0, |checkpoint| checkpoint.step as u32 + 1);
+    let run = RunSpec { first_step, ..run };
     let plan = Arc::new(Plan::new(degrees, &spec, &run).unwrap());
     ditmesh_actors::plan::check::check(&plan).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -216,8 +232,9 @@ fn run_with(
         .collect();
     let store = Arc::new(CheckpointStore::default());
     let inputs = Inputs {
-        latents: request.latents.clone(),
-        prompt_embeds: request.prompt_embeds.clone(),
+        latents: request.latents.clone().map(Arc::new),
+        prompt_embeds: request.prompt_embeds.clone().map(Arc::new),
+        resume,
         checkpoints: Some(Arc::clone(&store)),
     };
     let limit = Duration::from_secs(120);

@@ -19,6 +19,7 @@ mod planner;
 mod plans;
 mod random_meshes;
 mod replicas;
+mod resume;
 mod staleness;
 mod step_cache;
 mod sync_every;

@@ -26,6 +26,7 @@ pub fn model(blocks: usize, heads: usize) -> ModelSpec {
         sample_size: 32,
         vae_scale_factor: 8,
         vae: VaeSpec::default(),
+        solver_history: 2,
         caption_channels: 24,
         text_tokens: 20,
         block_bytes: 1000,

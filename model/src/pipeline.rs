@@ -60,7 +60,8 @@ pub fn describe(dir: &Path, dtype: DType) -> Result<ModelSpec, CheckpointError> 
     let id = checkpoint.model_id()?;
     let tokens = checkpoint.class().text_tokens();
     let spec = config.spec(id, dtype, vae.scale_factor(), tokens);
-    Ok(ModelSpec { vae: vae.spec(), ..spec })
+    let solver_history = scheduler::history(&checkpoint.component_dir("scheduler"))?;
+    Ok(ModelSpec { vae: vae.spec(), solver_history, ..spec })
 }
 
 impl LoadedParts {

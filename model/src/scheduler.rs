@@ -96,6 +96,18 @@ pub fn load(
     })
 }
 
+/// How many earlier model outputs the scheduler in the folder `dir` keeps, at most.
+///
+/// # Errors
+/// When the configuration cannot be read or asks for something unsupported.
+pub fn history(dir: &Path) -> Result<usize, CheckpointError> {
+    let json = read_json(&dir.join("scheduler_config.json"))?;
+    match json.get("_class_name").and_then(|class| class.as_str()) {
+        Some("DPMSolverMultistepScheduler") => dpm_solver::history(dir),
+        _ => Ok(0),
+    }
+}
+
 /// Both tensors as f32, after checking that they have one shape.
 fn same_shape(model_output: &Tensor, sample: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
     if model_output.dims() != sample.dims() {

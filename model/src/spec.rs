@@ -60,6 +60,8 @@ pub struct ModelSpec {
     pub vae_scale_factor: usize,
     /// Sizes of the VAE decoder.
     pub vae: VaeSpec,
+    /// Earlier model outputs that the pipeline's noise scheduler keeps, at most.
+    pub solver_history: usize,
     /// Width of the text embeddings.
     pub caption_channels: usize,
     /// Text tokens a prompt is padded to (`max_sequence_length` of the diffusers pipeline).

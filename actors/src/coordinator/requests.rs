@@ -62,8 +62,9 @@ impl State {
             Ok((spec, degrees, mesh)) => {
                 let bytes = self.run_bytes(&spec, degrees);
                 let inputs = Inputs {
-                    latents: request.latents.take(),
-                    prompt_embeds: request.prompt_embeds.take(),
+                    latents: request.latents.take().map(Arc::new),
+                    prompt_embeds: request.prompt_embeds.take().map(Arc::new),
+                    resume: None,
                     checkpoints: None,
                 };
                 let need = Need { mesh, bytes, shape: batch::shape(&spec) };
@@ -120,7 +121,7 @@ impl State {
                 request.sink.event(Event::Warning(warning.clone()));
             }
             request.run = Some(number);
-            inputs = std::mem::take(&mut request.inputs);
+            inputs = request.inputs.clone();
             images.push((id, request.sink.clone()));
         }
         let (verdict, awaited) = oneshot::channel();

@@ -72,6 +72,36 @@ impl Latents {
         Ok(())
     }
 
+    /// What a checkpoint keeps of `patch`: its rows, then the solver's history of them, stacked as
+    /// [`Plan::checkpoint_batch`] counts, f32 `[batch, C, F, rows*patch_size, W]`.
+    pub(super) fn snapshot(&mut self, patch: Patch, batch: usize) -> Result<Tensor, ExecuteError> {
+        let missing = ExecuteError::Order { op: "keeping latents", missing: "the noise" };
+        let mut strips = Vec::new();
+        for strip in self.of(patch) {
+            let Some(sample) = &strip.sample else { return Err(missing) };
+            let images = sample.dim(0)?;
+            let history = strip.solver.tensors().iter().take(batch / images - 1);
+            let held: Vec<&Tensor> = std::iter::once(sample).chain(history).collect();
+            strips.push(Tensor::cat(&held, 0)?);
+        }
+        Ok(Tensor::cat(&strips, 3)?)
+    }
+
+    /// Takes the rows, and the solver's history of them, out of a whole checkpoint.
+    pub(super) fn restore(&mut self, plan: &Plan, whole: &Tensor) -> Result<(), ModelError> {
+        let (images, patch_size) = (plan.images(), self.patch_size);
+        let Some(last) = plan.first_step().checked_sub(1) else { return Ok(()) };
+        let held = plan.checkpoint_batch(last) / images;
+        for strip in self.of(Patch::All) {
+            let rows = latent_rows(whole, &strip.rows, patch_size)?;
+            let part = |index: usize| rows.narrow(0, index * images, images)?.contiguous();
+            strip.sample = Some(part(0)?);
+            let history = (1..held).map(part).collect::<Result<Vec<_>, _>>()?;
+            strip.solver = SolverState::after(last, history);
+        }
+        Ok(())
+    }
+
     /// Overwrites the rows of `patch` with what another rank computed.
     pub(super) fn put(&mut self, patch: Patch, rows: &Tensor) -> Result<(), ModelError> {
         let (mut start, patch_size) = (0, self.patch_size);

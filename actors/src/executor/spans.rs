@@ -69,7 +69,7 @@ impl Spans {
                     }
                 }
             }
-            Op::Condition | Op::Noise | Op::TakeLatents => self.close(),
+            Op::Condition | Op::Noise | Op::TakeLatents | Op::Restore => self.close(),
             Op::Gather | Op::Decode => self.open(Stretch::Decode),
             _ => {}
         }

@@ -191,6 +191,7 @@ fn group(section: &Section<'_, '_>) -> Result<GroupSection, Fault> {
         "nodes",
         "degrees",
         "max_batch",
+        "checkpoint_every",
         "quality",
         "wire_dtype",
         "wire_residual",
@@ -201,6 +202,7 @@ fn group(section: &Section<'_, '_>) -> Result<GroupSection, Fault> {
         nodes: section.or("nodes", Vec::new())?,
         degrees: degrees(section)?,
         max_batch: section.or("max_batch", super::default_max_batch())?,
+        checkpoint_every: section.or("checkpoint_every", super::default_checkpoint_every())?,
         wire: wire(section)?,
         quality: section.or("quality", Default::default())?,
     })

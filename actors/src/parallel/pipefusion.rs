@@ -16,7 +16,7 @@ pub(crate) fn receive(plan: &Plan, at: Coordinates, step: usize, patch: Patch, o
         let message = activation(plan, at, step, patch);
         return ops.extend(message.map(|message| Op::Recv { peer, message }));
     }
-    if plan.mesh.stages() == 1 || step == 0 {
+    if plan.mesh.stages() == 1 || step == plan.first_step() {
         return;
     }
     let peer = plan.mesh.rank(Coordinates { stage: plan.mesh.stages() - 1, ..at });
@@ -58,7 +58,9 @@ fn activation(plan: &Plan, at: Coordinates, step: usize, patch: Patch) -> Option
     let tokens = plan.rows(at.sp, patch).len() * plan.grid.tokens_per_row();
     let shape = vec![plan.batch(), tokens, plan.model.hidden()];
     let message = Message::of_patch(MessageKind::Activation, step, patch.strip(), shape);
-    (tokens > 0).then(|| message.on_wire(&plan.run.wire))
+    // Nobody holds rows of an earlier step in the first one, so it cannot travel as a change.
+    let whole = step > 0 && step == plan.first_step();
+    (tokens > 0).then(|| if whole { message } else { message.on_wire(&plan.run.wire) })
 }
 
 fn sample(plan: &Plan, at: Coordinates, step: usize, patch: Patch) -> Option<Message> {

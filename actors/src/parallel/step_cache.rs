@@ -10,7 +10,7 @@
 //! Decided once per step and patch: a patch of an asynchronous step is compared with itself, as the
 //! others of the step do not exist yet. Where a run has patches its synchronous steps are never
 //! reused (they are there to renew keys and values), without patches every step but the first may
-//! be. Keys and values of blocks that are not run stay as they are in the patch KV cache.
+//! be; a run that goes on from a checkpoint computes its first step. Keys and values of blocks that are not run stay as they are in the patch KV cache.
 
 use crate::plan::mesh::Coordinates;
 use crate::plan::message::{Message, MessageKind};
@@ -38,7 +38,8 @@ pub fn reuses(cache: &StepCache, step: usize, patch: usize, change: f64, in_a_ro
 
 /// Whether passes of `step` are decided on; the others are computed.
 pub(crate) fn decides(plan: &Plan, step: usize) -> bool {
-    let may_reuse = step > 0 && (plan.strips.len() == 1 || plan.is_async(step));
+    let first = plan.run.first_step as usize;
+    let may_reuse = step > first && (plan.strips.len() == 1 || plan.is_async(step));
     plan.run.step_cache.is_some() && may_reuse
 }
 
@@ -122,7 +123,7 @@ pub(crate) fn check(run: &RunSpec, blocks: usize, patches: usize) -> Result<(), 
             run.num_inference_steps
         ));
     }
-    let decided = |step: usize| step > 0 && (patches == 1 || !sync::is_sync(run, step));
+    let decided = |step: usize| step > 0 && (patches == 1 || !sync::is_sync_by_rule(run, step));
     for replayed in cache.replay.iter().flatten().filter(|decision| decision.reuse) {
         let (step, patch) = (replayed.step as usize, replayed.patch as usize);
         if step >= run.num_inference_steps as usize || patch >= patches || !decided(step) {

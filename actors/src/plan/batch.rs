@@ -14,7 +14,7 @@ pub const BATCH_IMAGES_MAX: usize = 8;
 pub const BATCH_PROMPT_BYTES_MAX: usize = 16 << 10;
 
 /// Equal for runs that can be one; `None` for a run that stays alone: with tensors of its own, with
-/// checkpoints, with a step cache (whose decisions would depend on the others).
+/// a step cache (whose decisions would depend on the others).
 pub fn shape(run: &RunSpec) -> Option<u64> {
     let long = run
         .images
@@ -47,16 +47,13 @@ pub(super) fn check(run: &RunSpec) -> Result<(), PlanError> {
     }
     if images > 1 && (is_alone(run) || run.vae_parallel) {
         return Err(PlanError::Value(format!(
-            "a run of {images} pictures has tensors, checkpoints, a step cache or bands of one; run \
-             them one by one"
+            "a run of {images} pictures has tensors, a step cache or bands of one; run them one by \
+             one"
         )));
     }
     Ok(())
 }
 
 fn is_alone(run: &RunSpec) -> bool {
-    run.latents_given
-        || run.embeds_tokens.is_some()
-        || run.checkpoint_every > 0
-        || run.step_cache.is_some()
+    run.latents_given || run.embeds_tokens.is_some() || run.step_cache.is_some()
 }

@@ -46,7 +46,7 @@ impl Plan {
     /// The units of every rank's program.
     pub fn units(&self) -> Vec<Unit> {
         let mut units = vec![Unit::Prologue];
-        for step in 0..self.steps() {
+        for step in self.first_step()..self.steps() {
             if self.is_async(step) {
                 let strips = (0..self.strips.len()).map(Patch::Strip);
                 units.extend(strips.map(|patch| Unit::Pass { step, patch }));

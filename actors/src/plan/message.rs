@@ -34,8 +34,10 @@ pub enum MessageKind {
     FinalRows,
     /// The picture or the final latents, to the controller.
     Result,
-    /// Latent rows after a step, to the controller.
+    /// Latent rows after a step and the solver's history of them, to the controller.
     Checkpoint,
+    /// Latents and history of a checkpoint, whole, to go on from.
+    Resume,
     /// Step cache: how much a rank's part of the first block's residual changed.
     ResidualChange,
     /// Step cache: what was decided, in the metadata.
@@ -60,7 +62,7 @@ pub enum MessageKind {
     PixelRows,
 }
 
-const KINDS: [MessageKind; 20] = [
+const KINDS: [MessageKind; 21] = [
     MessageKind::TextEmbeds,
     MessageKind::TextMask,
     MessageKind::InitialLatents,
@@ -81,6 +83,7 @@ const KINDS: [MessageKind; 20] = [
     MessageKind::BandHalo,
     MessageKind::BandMap,
     MessageKind::PixelRows,
+    MessageKind::Resume,
 ];
 
 impl MessageKind {
@@ -96,6 +99,7 @@ impl MessageKind {
             Self::FinalRows => "final_rows",
             Self::Result => "result",
             Self::Checkpoint => "checkpoint",
+            Self::Resume => "resume",
             Self::ResidualChange => "residual_change",
             Self::Decision => "decision",
             Self::UlyssesQkv => "ulysses_qkv",
@@ -131,6 +135,7 @@ impl MessageKind {
             self,
             Self::TextEmbeds
                 | Self::InitialLatents
+                | Self::Resume
                 | Self::Activation
                 | Self::Prediction
                 | Self::Sample

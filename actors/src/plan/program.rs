@@ -35,6 +35,9 @@ pub enum Op {
     Noise,
     /// Take this rank's rows from the latents that were received.
     TakeLatents,
+    /// Take this rank's rows, and what the solver knows of them, from the checkpoint that was
+    /// received.
+    Restore,
     /// Give the partition its text: prepares cross-attention keys and values.
     Condition,
     /// Wait for a frame.
@@ -87,8 +90,8 @@ pub enum Op {
         /// Denoising step.
         step: usize,
     },
-    /// Send this rank's latent rows after a step to the controller, which keeps the newest complete
-    /// set.
+    /// Send this rank's latent rows of some rows after a step, with the solver's history, to the
+    /// controller, which keeps the newest complete set.
     Checkpoint {
         /// The controller.
         peer: usize,
@@ -110,6 +113,7 @@ impl Op {
             Self::Encode => "encode",
             Self::Noise => "noise",
             Self::TakeLatents => "take_latents",
+            Self::Restore => "restore",
             Self::Condition => "condition",
             Self::Recv { .. } => "receive",
             Self::Send { .. } => "send",

@@ -127,7 +127,8 @@ pub fn resolve_at(
         step_cache: request.step_cache.clone(),
         wire: request.wire.unwrap_or_default(),
         timeline: request.timeline,
-        checkpoint_every: request.checkpoint_every,
+        checkpoint_every: request.checkpoint_every.unwrap_or(0),
+        first_step: 0,
         latent_output: request.output == OutputKind::Latent,
         vae_parallel: false,
         latents_given: request.latents.is_some(),
@@ -178,6 +179,12 @@ pub fn check_run(run: &RunSpec, model: &ModelSpec, degrees: Degrees) -> Result<(
         return Err(PlanError::Value(format!(
             "guidance_scale {} is not a number of 0 or more; 1 or less turns guidance off",
             run.guidance_scale
+        )));
+    }
+    if run.first_step > run.num_inference_steps {
+        return Err(PlanError::Value(format!(
+            "a run of {} steps cannot go on from step {}",
+            run.num_inference_steps, run.first_step
         )));
     }
     batch::check(run)?;

@@ -11,7 +11,22 @@ use crate::protocol::RunSpec;
 ///
 /// With `sync_steps` 1 and `sync_every` 4 these are 0, 4, 8, 12, ..: three asynchronous steps
 /// between two synchronous ones. `sync_every` 1 makes all steps synchronous, 0 adds none.
+///
+/// A run that goes on from a checkpoint has no keys and values, so its first step is synchronous
+/// whatever the rule says.
 pub fn is_sync(run: &RunSpec, step: usize) -> bool {
+    step == run.first_step as usize || is_sync_by_rule(run, step)
+}
+
+/// Synchronous steps that a run has only because it goes on from a checkpoint: 0 or 1.
+pub fn extra_sync_steps(run: &RunSpec) -> u32 {
+    let first = run.first_step as usize;
+    let goes_on = first > 0 && first < run.num_inference_steps as usize;
+    u32::from(goes_on && !is_sync_by_rule(run, first))
+}
+
+/// The same for a run that is never interrupted.
+pub(crate) fn is_sync_by_rule(run: &RunSpec, step: usize) -> bool {
     let (first, every) = (run.sync_steps as usize, run.sync_every as usize);
     step < first || (every > 0 && (step - first + 1).is_multiple_of(every))
 }

@@ -69,7 +69,7 @@ pub(super) fn place_of_op(op: &Op) -> Where {
             place(usize::from(message.step), message.patch())
         }
         Op::StepDone { step } => place(*step, Patch::All),
-        Op::Checkpoint { message, .. } => place(usize::from(message.step), Patch::All),
+        Op::Checkpoint { message, .. } => place(usize::from(message.step), message.patch()),
         _ => Where::NOWHERE,
     }
 }

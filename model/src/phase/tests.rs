@@ -21,6 +21,7 @@ fn model(heads: usize) -> ModelSpec {
         sample_size: 16,
         vae_scale_factor: 8,
         vae: VaeSpec::default(),
+        solver_history: 2,
         caption_channels: 24,
         text_tokens: 7,
         block_bytes: 1,

@@ -14,11 +14,18 @@ use candle_core::Tensor;
 use self::config::{Algorithm, DpmSolverConfig, Prediction};
 use self::schedule::Schedule;
 use super::{Scheduler, SolverState, divided, same_shape, times};
-use crate::checkpoint::typed_config;
+use crate::checkpoint::{CheckpointError, typed_config};
 use crate::error::ModelError;
 
 /// Below this many steps diffusers lowers the order at the end.
 const FEW_STEPS: usize = 15;
+
+/// Outputs that the solver configured in `dir` keeps.
+pub(super) fn history(dir: &Path) -> Result<usize, CheckpointError> {
+    let config: DpmSolverConfig = typed_config(dir)?;
+    config.check(&dir.join("scheduler_config.json"))?;
+    Ok(config.solver_order)
+}
 
 /// The multistep solver with its timesteps set.
 #[derive(Debug)]

@@ -25,6 +25,12 @@ impl SolverState {
         Self { history: tensors, lower_order_nums, last_step }
     }
 
+    /// The state after `step`, from the outputs it held then ([`Self::tensors`]).
+    pub fn after(step: usize, history: Vec<Tensor>) -> Self {
+        // Solvers without a history count one step; the others count what they hold.
+        Self { lower_order_nums: history.len().max(1), history, last_step: Some(step) }
+    }
+
     /// Earlier model outputs, oldest first, each f32 of the strip's shape.
     pub fn tensors(&self) -> &[Tensor] {
         &self.history

@@ -128,6 +128,11 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "K", value_parser = counted(1000), help_heading = "How")]
     pub(crate) sync_every: Option<u32>,
 
+    /// Keep a checkpoint every K steps, to go on from when a device is lost; 0 keeps none [default:
+    /// 1, or what the manifest says]
+    #[arg(long, value_name = "K", help_heading = "How")]
+    pub(crate) checkpoint_every: Option<u32>,
+
     /// Skip blocks where little changes from step to step [default: compute all]
     #[arg(long, value_enum, value_name = "KIND", help_heading = "How")]
     pub(crate) step_cache: Option<StepCacheArg>,

@@ -116,7 +116,9 @@ fn manifest(
     let degrees = DegreesSetting::Fixed(degrees.into());
     let (nodes, wire) = (Vec::new(), Wire::default());
     let quality = Default::default();
-    manifest.groups = vec![GroupSection { model, nodes, degrees, max_batch: 1, wire, quality }];
+    let (max_batch, checkpoint_every) = (1, 1);
+    manifest.groups =
+        vec![GroupSection { model, nodes, degrees, max_batch, checkpoint_every, wire, quality }];
     if transport == TransportArg::Quic {
         manifest.transport = TransportSection::default();
         manifest.launcher = LauncherSection::default();

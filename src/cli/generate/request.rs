@@ -34,7 +34,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
             replay: None,
         }),
         wire: args.wire.choice(),
-        checkpoint_every: 0,
+        checkpoint_every: args.checkpoint_every,
         output: args.output_type.into(),
         vae_parallel: args.use_parallel_vae.and_then(SwitchArg::forced),
         latents: args.latents.as_deref().map(tensor_file::read_latents).transpose()?,
@@ -69,6 +69,7 @@ pub(crate) fn manifest(args: &GenerateArgs) -> Result<Manifest, Failure> {
             nodes: Vec::new(),
             degrees: degrees.map_or(DegreesSetting::Auto, fixed),
             max_batch: 1,
+            checkpoint_every: 1,
             wire: Wire::default(),
             quality: if args.exact { Quality::Exact } else { Quality::Any },
         }];

@@ -15,6 +15,7 @@ fn cluster() -> Manifest {
         nodes: Vec::new(),
         degrees: DegreesSetting::Fixed(DegreesTable { cfg_degree: 2, ..Default::default() }),
         max_batch: 1,
+        checkpoint_every: 1,
         wire: Wire::default(),
         quality: Default::default(),
     }];

@@ -22,6 +22,7 @@ fn base(config: &Config, family: Family, text_stream: TextStream) -> ModelSpec {
         sample_size: config.sample_size,
         vae_scale_factor: 8,
         vae: VaeSpec::default(),
+        solver_history: 0,
         caption_channels: config.joint_attention_dim,
         text_tokens: 0,
         block_bytes: 0,

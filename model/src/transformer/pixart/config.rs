@@ -252,8 +252,8 @@ impl PixArtConfig {
     }
 
     /// Sizes of the whole model for a plan. Bytes are those of weights held in `dtype` (vectors
-    /// and tables are f32); the rest is what the other components say, but for the sizes of the VAE,
-    /// which are the default ones.
+    /// and tables are f32); the rest is what the other components say, but for the sizes of the VAE
+    /// and the history of the solver, which are the default ones.
     pub fn spec(
         &self,
         id: ModelId,
@@ -274,6 +274,7 @@ impl PixArtConfig {
             sample_size: self.sample_size,
             vae_scale_factor,
             vae: VaeSpec::default(),
+            solver_history: 0,
             caption_channels: self.caption_channels.unwrap_or(0),
             text_tokens,
             block_bytes: held_bytes(&tensors::of_block(self, 0), dtype),

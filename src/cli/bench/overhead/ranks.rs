@@ -86,7 +86,8 @@ impl Ranks {
             .collect();
         let inputs = Inputs {
             latents: None,
-            prompt_embeds: request.prompt_embeds.clone(),
+            prompt_embeds: request.prompt_embeds.clone().map(Arc::new),
+            resume: None,
             checkpoints: None,
         };
         let result = match transports.get(plan.controller()) {
