@@ -27,6 +27,8 @@ pub(crate) struct Settings {
     pub(crate) devices: usize,
     /// Failure detection as a user has it; otherwise patient, for loaded machines.
     pub(crate) quick: bool,
+    /// Two sequence ranks in place of two stages.
+    pub(crate) ulysses: bool,
     /// Frames ride on UCX; nothing else will do.
     pub(crate) ucx: bool,
 }
@@ -47,7 +49,8 @@ impl Cluster {
             text.push_str(&"[[node.device]]\n".repeat(settings.devices.max(1)));
         }
         writeln!(text, "[[model]]\nname = \"m\"\npath = {:?}", model.display()).unwrap();
-        writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ pipefusion_degree = 2 }}").unwrap();
+        let degree = if settings.ulysses { "ulysses_degree" } else { "pipefusion_degree" };
+        writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ {degree} = 2 }}").unwrap();
         if !settings.quick {
             writeln!(text, "[health]\nsuspect_ms = 5000\ndead_ms = 10000").unwrap();
         }
@@ -123,11 +126,6 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.run(&["down", "-q"]);
     }
-}
-
-/// A request that takes long enough to be disturbed.
-pub(crate) fn long_request() -> GenerateRequest {
-    GenerateRequest { num_inference_steps: 1000, ..GenerateRequest::new("a red apple") }
 }
 
 pub(crate) fn short_request() -> GenerateRequest {

@@ -10,7 +10,7 @@ use crate::plan::message::Message;
 use crate::request::FloatTensor;
 
 /// Latents after a step, and what the solver knows of earlier ones.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Checkpoint {
     /// The step they are the result of, from 0.
     pub step: usize,
@@ -80,10 +80,20 @@ impl Checkpoint {
     }
 }
 
+/// Takes a checkpoint that is complete; must not block for long.
+pub(crate) type OnComplete = Box<dyn Fn(&Arc<Checkpoint>) + Send + Sync>;
+
 /// Collects the rows of a run as its ranks send them. One store serves one run.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct CheckpointStore {
     state: Mutex<State>,
+    on_complete: Option<OnComplete>,
+}
+
+impl std::fmt::Debug for CheckpointStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CheckpointStore").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -94,13 +104,32 @@ struct State {
 }
 
 impl CheckpointStore {
+    /// A store that hands on what is complete.
+    pub(crate) fn that_tells(on_complete: OnComplete) -> Self {
+        Self { on_complete: Some(on_complete), ..Self::default() }
+    }
+
     /// The newest complete checkpoint.
     pub fn newest(&self) -> Option<Arc<Checkpoint>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).complete.clone()
     }
 
-    /// Takes the rows that `rank` sent as `message`; whether a step is complete with them.
-    pub(crate) fn put(&self, plan: &Plan, rank: usize, message: &Message, rows: &[f32]) -> bool {
+    /// Takes the rows that `rank` sent as `message`.
+    pub(crate) fn put(&self, plan: &Plan, rank: usize, message: &Message, rows: &[f32]) {
+        let complete = self.take(plan, rank, message, rows);
+        if let (Some(on_complete), Some(complete)) = (&self.on_complete, complete) {
+            on_complete(&complete);
+        }
+    }
+
+    /// The checkpoint that is complete with these rows.
+    fn take(
+        &self,
+        plan: &Plan,
+        rank: usize,
+        message: &Message,
+        rows: &[f32],
+    ) -> Option<Arc<Checkpoint>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let step = usize::from(message.step);
         let token_rows = plan.grid.token_rows();
@@ -124,8 +153,11 @@ impl CheckpointStore {
         }
         match missing.saturating_sub(own.len()) {
             0 => state.complete = Some(Arc::new(checkpoint)),
-            missing => state.open = Some((checkpoint, missing)),
+            missing => {
+                state.open = Some((checkpoint, missing));
+                return None;
+            }
         }
-        state.open.is_none()
+        state.complete.clone()
     }
 }

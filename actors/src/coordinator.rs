@@ -15,8 +15,10 @@ mod clients;
 mod formation;
 mod handle;
 mod members;
+mod memory;
 mod mesh_plan;
 pub mod model;
+mod recovery;
 mod replicas;
 mod requests;
 mod room;
@@ -24,6 +26,7 @@ mod run;
 mod snapshot;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -42,18 +45,19 @@ use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::{RankMsg, ReplicaReport};
 use crate::manifest::Manifest;
 use crate::membership::{Membership, MembershipEvent, Now};
-use crate::protocol::{DeviceId, Hello, ToCoordinator};
+use crate::protocol::{DeviceId, Hello, RequestKey, ToCoordinator};
 use crate::request::GenerateRequest;
 use crate::session::SessionEnded;
 use crate::status::ClusterStatus;
 use clients::Clients;
 use formation::{Formation, FormationEvent};
 use members::{Peer, Sessions};
+use memory::Memory;
 use mesh_plan::MeshPlans;
 use model::Model;
 use replicas::Replica;
 use requests::Request;
-use run::Run;
+use run::{ControllerFault, Run};
 
 /// The actor.
 pub(crate) struct Coordinator;
@@ -65,6 +69,8 @@ pub(crate) struct CoordinatorArgs {
     pub(crate) fabric: Arc<dyn Fabric>,
     /// Where it listens, for people.
     pub(crate) address: String,
+    /// Folder of what it must not forget; `None` where it is not to outlive its process.
+    pub(crate) journal: Option<PathBuf>,
 }
 
 /// What it is sent.
@@ -79,6 +85,8 @@ pub(crate) enum CoordinatorMsg {
     Said(Peer, Box<ToCoordinator>, Option<Vec<u8>>),
     /// A caller wants a picture.
     Submit(RequestId, Box<GenerateRequest>, UpdateSink),
+    /// As `Submit`, of a client that can ask again.
+    SubmitKeyed(RequestKey, RequestId, Box<GenerateRequest>, UpdateSink),
     /// A caller does not want it any more.
     Cancel(RequestId),
     /// From the root of a replica's tree.
@@ -86,7 +94,7 @@ pub(crate) enum CoordinatorMsg {
     /// The controller's links of a replica are up, or are not.
     ControllerJoined(u64, Result<Arc<dyn Transport>, String>),
     /// The controller's part of a run is over.
-    ControllerDone(u64, Result<(), String>),
+    ControllerDone(u64, Result<(), ControllerFault>),
     /// Describe everything.
     Status(oneshot::Sender<ClusterStatus>),
     /// Time passed.
@@ -140,6 +148,7 @@ pub(crate) struct State {
     requests: BTreeMap<RequestId, Request>,
     /// Requests that came before the model was known.
     early: Vec<(RequestId, GenerateRequest, UpdateSink)>,
+    memory: Memory,
     runs: BTreeMap<u64, Run>,
     clients: Clients,
     handle: CoordinatorHandle,
@@ -155,7 +164,8 @@ impl Actor for Coordinator {
         myself: ActorRef<CoordinatorMsg>,
         (args, next_request): (CoordinatorArgs, Arc<AtomicU64>),
     ) -> Result<State, ActorProcessingErr> {
-        let CoordinatorArgs { manifest, fabric, address } = args;
+        let CoordinatorArgs { manifest, fabric, address, journal } = args;
+        let (memory, early) = Memory::open(journal.as_deref(), &myself, &next_request);
         let health = &manifest.health;
         let tick = Duration::from_millis(u64::from(health.heartbeat_ms / 2).max(10));
         let wait_ms = health.form_deadline_ms + manifest.launcher.ready_deadline_ms;
@@ -167,7 +177,12 @@ impl Actor for Coordinator {
         });
         Ok(State {
             ticking: myself.send_interval(tick, || CoordinatorMsg::Tick),
-            membership: Membership::new(&manifest),
+            membership: memory
+                .members
+                .iter()
+                .fold(Membership::new(&manifest), |membership, (member, incarnation)| {
+                    membership.knowing(member, *incarnation)
+                }),
             dispatcher: Dispatcher::new(Duration::from_millis(wait_ms.into())),
             handle: CoordinatorHandle::new(myself, next_request),
             manifest,
@@ -183,7 +198,8 @@ impl Actor for Coordinator {
             replica_actors: BTreeMap::new(),
             proxies: BTreeMap::new(),
             requests: BTreeMap::new(),
-            early: Vec::new(),
+            early,
+            memory,
             runs: BTreeMap::new(),
             clients: Clients::default(),
         })
@@ -210,8 +226,16 @@ impl Actor for Coordinator {
             CoordinatorMsg::Submit(id, request, sink) => {
                 state.submit(&myself, id, *request, sink).await;
             }
+            CoordinatorMsg::SubmitKeyed(key, id, request, sink) => {
+                state.remember(id, key, &request);
+                state.submit(&myself, id, *request, sink).await;
+            }
             CoordinatorMsg::Cancel(request) => {
+                let before = state.early.len();
                 state.early.retain(|(early, _, _)| *early != request);
+                if state.early.len() < before {
+                    state.memory.forget(request);
+                }
                 state.dispatch(&myself, DispatcherEvent::Cancelled { request }).await;
             }
             CoordinatorMsg::Replica(report) => state.replica_says(&myself, report).await,
@@ -229,6 +253,7 @@ impl Actor for Coordinator {
                 state.member(&myself, MembershipEvent::Tick).await;
                 state.stop_awaiting(&myself).await;
                 state.dispatch(&myself, DispatcherEvent::Tick).await;
+                state.memory.give_up_orphans();
             }
         }
         Ok(())

@@ -7,8 +7,9 @@
 //! Invariants: first come, first served: nobody is started before somebody who came earlier, also
 //! when that one waits for another mesh; a replica has at most [`Room::runs_max`] runs at a time,
 //! and a second one only where both fit its memory; requests become one run only when they follow
-//! each other in the queue, so nobody waits for company; every request ends by exactly one `Start`
-//! (then its run's own result), `Fail` or, when it never came in, `Fail` at once.
+//! each other in the queue, so nobody waits for company; a request that goes on after its
+//! replica was lost waits where it would be had it never run; every request ends by exactly one last
+//! `Start` (then its run's own result), `Fail` or, when it never came in, `Fail` at once.
 
 mod need;
 #[cfg(test)]
@@ -23,10 +24,10 @@ use crate::generation::GenerateError;
 use crate::membership::Now;
 use crate::request::Degrees;
 
-/// Requests that may wait; one more is refused.
+/// Requests that may wait; one more is refused. Those that go on after a loss were let in before.
 pub const QUEUE_REQUESTS_MAX: usize = 256;
 
-/// Names a request inside one coordinator.
+/// Names a request inside one coordinator; later ones have higher numbers.
 pub type RequestId = u64;
 
 /// Names a replica: the epoch of its mesh.
@@ -64,11 +65,13 @@ pub enum DispatcherEvent {
         /// Which.
         run: RunNumber,
     },
-    /// A replica is gone; the requests it ran fail with this.
+    /// A replica is gone; of the requests it ran those that can go on wait for another one.
     ReplicaLost {
         /// Which.
         replica: ReplicaId,
-        /// Result of its requests.
+        /// Requests that go on elsewhere, and what they need there.
+        going_on: Vec<(RequestId, Need)>,
+        /// Result of the others.
         error: GenerateError,
     },
     /// Requests with open degrees run on these meshes from now on.
@@ -237,7 +240,9 @@ impl Dispatcher {
                 }
                 Vec::new()
             }
-            DispatcherEvent::ReplicaLost { replica, error } => self.lose(replica, error),
+            DispatcherEvent::ReplicaLost { replica, going_on, error } => {
+                self.lose(now, replica, &going_on, &error)
+            }
             DispatcherEvent::Open(open) => {
                 self.open = open;
                 Vec::new()
@@ -330,12 +335,27 @@ impl Dispatcher {
         commands
     }
 
-    fn lose(&mut self, replica: ReplicaId, error: GenerateError) -> Vec<DispatcherCommand> {
+    /// Requests that go on wait in the order in which they came.
+    fn lose(
+        &mut self,
+        now: Now,
+        replica: ReplicaId,
+        going_on: &[(RequestId, Need)],
+        error: &GenerateError,
+    ) -> Vec<DispatcherCommand> {
         let Some(lost) = self.replicas.remove(&replica) else { return Vec::new() };
         self.asked = None;
-        let requests = lost.runs.into_values().flat_map(|run| run.requests);
-        let fail = |request| DispatcherCommand::Fail { request, error: error.clone() };
-        requests.map(fail).collect()
+        let mut commands = Vec::new();
+        for request in lost.runs.into_values().flat_map(|run| run.requests) {
+            match going_on.iter().find(|(going_on, _)| *going_on == request) {
+                Some(&(request, need)) => {
+                    let place = self.queue.partition_point(|waiting| waiting.request < request);
+                    self.queue.insert(place, Waiting { request, need, since: now, ahead: None });
+                }
+                None => commands.push(DispatcherCommand::Fail { request, error: error.clone() }),
+            }
+        }
+        commands
     }
 
     /// Fails the requests for whose mesh the first one has waited long enough, those behind it that

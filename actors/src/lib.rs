@@ -18,6 +18,7 @@ pub mod engine;
 pub mod executor;
 pub mod generation;
 pub mod groups;
+mod journal;
 pub mod launcher;
 pub mod manifest;
 pub mod membership;

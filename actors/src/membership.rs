@@ -155,6 +155,14 @@ impl Membership {
         }
     }
 
+    /// The same, absent, with a member whose life `incarnation` was here before: older ones are refused.
+    pub fn knowing(mut self, member: &Member, incarnation: Incarnation) -> Self {
+        if let Some(presence) = self.members.get_mut(member) {
+            presence.incarnation = presence.incarnation.max(incarnation);
+        }
+        self
+    }
+
     /// Takes one event at time `now`.
     pub fn handle(&mut self, now: Now, event: MembershipEvent) -> Vec<MembershipCommand> {
         match event {

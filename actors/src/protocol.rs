@@ -381,12 +381,35 @@ impl RunSpec {
     }
 }
 
+/// Names a request of a client, whatever session and coordinator it goes through.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+pub struct RequestKey {
+    /// Drawn by each client.
+    pub client: u64,
+    /// Counted by it.
+    pub number: u64,
+}
+
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ClientCall {
     /// Draw a picture. Latents and embeddings of the request follow as a blob when
     /// `inputs_follow`; they are then absent from `request`.
     Generate {
+        /// Names it for good: asked again with the same key, also of a coordinator that was restarted,
+        /// it is the same request.
+        key: RequestKey,
         /// The request.
         request: Box<GenerateRequest>,
         /// Whether a blob with the tensors follows.

@@ -5,6 +5,7 @@
 
 mod images;
 mod op_time;
+mod resumption;
 mod step_cache;
 mod timeline;
 pub mod wire;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use images::IMAGES_PER_PROMPT_MAX;
 pub use op_time::{OpTime, RunTime};
+pub use resumption::Resumption;
 pub use step_cache::{STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache, StepDecision};
 pub use timeline::{CHUNK_SPANS_MAX, NOWHERE, SpanKind, TimelineChunk, TimelineSpan};
 pub use wire::{Axis, AxisTraffic, WIRE_REFRESH_EVERY, Wire, WireDtype, WireDtypeError};
@@ -332,6 +334,9 @@ pub enum Event {
     },
     /// Something the user should know; the request goes on.
     Warning(String),
+    /// A device it ran on was lost; it goes on from its last checkpoint. Steps done again are told
+    /// again.
+    Resumed(Resumption),
     /// The prompt is encoded, denoising starts.
     Encoded,
     /// Denoising step `step` (1-based) of `of` is done.
@@ -409,8 +414,10 @@ pub struct Report {
     pub traffic: Vec<AxisTraffic>,
     /// Whether the picture was decoded in bands of rows, one on each rank.
     pub vae_parallel: bool,
-    /// Seconds from the start of the run to its result.
+    /// Seconds from the start of the (first) run to its result.
     pub seconds: f64,
+    /// What was lost on the way; everything else here is of the last mesh.
+    pub resumptions: Vec<Resumption>,
     /// Warnings, in order.
     pub warnings: Vec<String>,
     /// How stale keys and values were: `||kv_t - kv_(t-1)|| / ||kv_(t-1)||` of step `t` at index

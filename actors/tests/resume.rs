@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ditmesh_actors::checkpoint::Checkpoint;
 use ditmesh_actors::plan::program::Op;
-use ditmesh_actors::plan::{Plan, check, resolve, sync};
+use ditmesh_actors::plan::{Plan, check, resolve};
 use ditmesh_actors::protocol::RunSpec;
 use ditmesh_actors::request::{
     Degrees, GenerateRequest, Output, OutputKind, StepCache, Wire, WireDtype,
@@ -181,7 +181,7 @@ fn plans_that_go_on_are_sound() {
             }
             let first = first_step as usize;
             let more = first > 0 && first < 7 && whole.is_async(first);
-            assert_eq!(sync::extra_sync_steps(&run), u32::from(more), "{mesh} from {first_step}");
+            assert_eq!(plan.extra_sync_steps(), u32::from(more), "{mesh} from {first_step}");
             assert!(
                 !plan.is_async(first)
                     && (first + 1..7).all(|s| plan.is_async(s) == whole.is_async(s))

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 pub(crate) use bench::{
-    AgainstArg, BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, ScalingArgs, SizeArgs,
-    TransportArg, TransportBenchArgs,
+    AgainstArg, BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, ScalingArgs,
+    SizeArgs, TransportArg, TransportBenchArgs,
 };
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};
 pub(crate) use launch::{
@@ -121,6 +121,11 @@ pub(crate) struct UpArgs {
     /// Leave the cluster running in the background
     #[arg(long)]
     pub(crate) detach: bool,
+
+    /// Keep a checkpoint every K steps of requests that do not say; 0 keeps none [default: what the
+    /// manifest says]
+    #[arg(long, value_name = "K")]
+    pub(crate) checkpoint_every: Option<u32>,
 }
 
 /// `status`.

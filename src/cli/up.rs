@@ -11,7 +11,10 @@ use super::terminal::Terminal;
 /// Starts the cluster, prints its mesh, and stays unless detached.
 pub(crate) fn run(args: &UpArgs, terminal: &Terminal) -> Result<(), Failure> {
     let path = args.manifest.path();
-    let manifest = manifest::parse::load(path)?;
+    let mut manifest = manifest::parse::load(path)?;
+    if let Some(every) = args.checkpoint_every {
+        manifest.groups.iter_mut().for_each(|group| group.checkpoint_every = every);
+    }
     let name = &manifest.cluster.name;
     let mode = if args.detach { UpMode::Detached } else { UpMode::Foreground };
     terminal.note(&format!(

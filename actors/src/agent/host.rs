@@ -38,7 +38,12 @@ impl HostedCoordinator {
         let address = endpoint.local_address().to_string();
         let manifest = Arc::new(manifest.clone());
         let name = manifest.coordinator_node().to_string();
-        let args = CoordinatorArgs { manifest, fabric, address: address.clone() };
+        let args = CoordinatorArgs {
+            manifest,
+            fabric,
+            address: address.clone(),
+            journal: Some(folder.path().join("coordinator")),
+        };
         let handle = CoordinatorHandle::start(args).await?;
         let accepting = handle.listen(endpoint);
         let record = ProcessRecord {

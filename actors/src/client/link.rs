@@ -1,9 +1,13 @@
 //! The actor of a client: its calls and their answers.
 //!
-//! Owns the table of open calls. Supervises the session; when that is lost every open call ends
-//! with the loss, and so does this actor.
+//! Owns the table of open calls. Supervises the session; when that is lost it goes back to the
+//! coordinator, which may be another process by then, and asks for the open requests again, each by its
+//! key. Only when nobody is found every open call ends with the loss, and so does this actor.
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ditmesh_transport::control::ControlChannel;
@@ -11,9 +15,11 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::oneshot;
 
 use super::ClientError;
+use super::thread::Redial;
 use crate::generation::{GenerateError, UpdateSink};
 use crate::protocol::{
-    ClientCall, ClientReply, FailureKind, FromCoordinator, RequestTensors, ToCoordinator,
+    ClientCall, ClientReply, FailureKind, FromCoordinator, RequestKey, RequestTensors,
+    ToCoordinator,
 };
 use crate::request::{FloatTensor, GenerateRequest, Generation, Output, Report, RgbImage};
 use crate::session::handshake::Welcome;
@@ -25,6 +31,7 @@ pub(super) struct LinkArgs {
     pub(super) cluster: String,
     pub(super) channel: ControlChannel,
     pub(super) welcome: Welcome,
+    pub(super) redial: Redial,
 }
 
 /// Answers a call.
@@ -37,6 +44,7 @@ pub(super) enum LinkMsg {
     Status(u64, Reply<ClusterStatus>),
     Down(u64, Reply<()>),
     Heard(FromCoordinator, Option<Vec<u8>>),
+    Redialled(Result<(ControlChannel, Welcome), ClientError>),
     Close,
 }
 
@@ -52,10 +60,22 @@ pub(super) struct Link;
 /// A link at work.
 pub(super) struct State {
     cluster: String,
-    session: SessionHandle<ToCoordinator>,
-    requests: BTreeMap<u64, UpdateSink>,
+    /// Of all its keys.
+    client: u64,
+    redial: Arc<Redial>,
+    /// The client has ended.
+    is_closed: bool,
+    /// None while it is sought again.
+    session: Option<SessionHandle<ToCoordinator>>,
+    requests: BTreeMap<u64, Open>,
     statuses: BTreeMap<u64, Reply<ClusterStatus>>,
     downs: BTreeMap<u64, Reply<()>>,
+}
+
+/// A request that has no result yet.
+struct Open {
+    request: Box<GenerateRequest>,
+    sink: UpdateSink,
 }
 
 impl Link {
@@ -77,20 +97,14 @@ impl Actor for Link {
         myself: ActorRef<LinkMsg>,
         args: LinkArgs,
     ) -> Result<State, ActorProcessingErr> {
-        let (session, ends) = SessionHandle::new();
-        let heard = myself.clone();
-        let session_args = SessionArgs::<MemberSide, String> {
-            peer: "the coordinator".into(),
-            channel: args.channel,
-            ends,
-            // A link that has ended hears nothing more.
-            deliver: Box::new(move |message, blob| drop(heard.cast(LinkMsg::Heard(message, blob)))),
-            heartbeat: Duration::from_millis(args.welcome.heartbeat_ms.into()),
-            silence_max: Some(Duration::from_millis(args.welcome.dead_ms.into())),
-        };
-        PeerSession::start(session_args, myself.get_cell()).await?;
+        let LinkArgs { cluster, channel, welcome, redial } = args;
+        let session = Some(open_session(&myself, channel, &welcome).await?);
         Ok(State {
-            cluster: args.cluster,
+            cluster,
+            // Hashers are seeded at random.
+            client: RandomState::new().build_hasher().finish(),
+            redial: Arc::new(redial),
+            is_closed: false,
             session,
             requests: BTreeMap::new(),
             statuses: BTreeMap::new(),
@@ -100,12 +114,15 @@ impl Actor for Link {
 
     async fn handle(
         &self,
-        _myself: ActorRef<LinkMsg>,
+        myself: ActorRef<LinkMsg>,
         message: LinkMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LinkMsg::Generate(id, request, sink) => state.generate(id, request, sink),
+            LinkMsg::Generate(id, request, sink) => {
+                state.requests.insert(id, Open { request, sink });
+                state.generate(id);
+            }
             LinkMsg::Cancel(request) => {
                 if state.requests.remove(&request).is_some() {
                     state.call(request, ClientCall::Cancel { request });
@@ -123,7 +140,23 @@ impl Actor for Link {
                 state.answer(id, reply, blob);
             }
             LinkMsg::Heard(..) => {}
-            LinkMsg::Close => state.session.close("the client has ended"),
+            LinkMsg::Redialled(Ok((channel, welcome))) => {
+                state.session = Some(open_session(&myself, channel, &welcome).await?);
+                let open: Vec<u64> = state.requests.keys().copied().collect();
+                open.into_iter().for_each(|id| state.generate(id));
+                state.statuses.keys().for_each(|&id| state.call(id, ClientCall::Status));
+            }
+            LinkMsg::Redialled(Err(error)) => {
+                state.lose(&error);
+                myself.stop(Some(error.to_string()));
+            }
+            LinkMsg::Close => {
+                state.is_closed = true;
+                match &state.session {
+                    Some(session) => session.close("the client has ended"),
+                    None => myself.stop(None),
+                }
+            }
         }
         Ok(())
     }
@@ -135,32 +168,54 @@ impl Actor for Link {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(_, error) = event {
-            state.lose(&error.to_string());
-            myself.stop(Some(error.to_string()));
+            let cause = error.to_string();
+            if state.is_closed {
+                let cluster = state.cluster.clone();
+                state.lose(&ClientError::Lost { cluster, cause: cause.clone() });
+                myself.stop(Some(cause));
+                return Ok(());
+            }
+            tracing::info!(cause, "the coordinator is sought again");
+            state.lose_session(&cause);
+            let redial = state.redial.clone();
+            tokio::spawn(async move {
+                let outcome = redial.again(&cause).await;
+                // A link that was closed meanwhile seeks nobody.
+                let _ = myself.cast(LinkMsg::Redialled(outcome));
+            });
         }
         Ok(())
     }
 }
 
 impl State {
+    /// Asks, if there is anybody to ask.
     fn call(&self, id: u64, call: ClientCall) {
-        self.session.send(ToCoordinator::Client { id, call: Box::new(call) });
+        if let Some(session) = &self.session {
+            session.send(ToCoordinator::Client { id, call: Box::new(call) });
+        }
     }
 
-    fn generate(&mut self, id: u64, mut request: Box<GenerateRequest>, sink: UpdateSink) {
+    /// Asks for an open request, if there is anybody to ask.
+    fn generate(&mut self, id: u64) {
+        let (Some(session), Some(Open { request, .. })) = (&self.session, self.requests.get(&id))
+        else {
+            return;
+        };
+        let key = RequestKey { client: self.client, number: id };
+        let mut request = request.clone();
         let tensors = RequestTensors {
             latents: request.latents.take(),
             prompt_embeds: request.prompt_embeds.take(),
         };
-        self.requests.insert(id, sink);
-        if tensors == RequestTensors::default() {
-            return self.call(id, ClientCall::Generate { request, inputs_follow: false });
+        let inputs_follow = tensors != RequestTensors::default();
+        let call = Box::new(ClientCall::Generate { key, request, inputs_follow });
+        let message = ToCoordinator::Client { id, call };
+        if !inputs_follow {
+            return session.send(message);
         }
         match tensors.to_bytes() {
-            Ok(blob) => {
-                let call = Box::new(ClientCall::Generate { request, inputs_follow: true });
-                self.session.send_with_blob(ToCoordinator::Client { id, call }, blob);
-            }
+            Ok(blob) => session.send_with_blob(message, blob),
             Err(error) => self.finish(id, Err(GenerateError::Refused(error.to_string()))),
         }
     }
@@ -168,7 +223,7 @@ impl State {
     fn answer(&mut self, id: u64, reply: ClientReply, blob: Option<Vec<u8>>) {
         match reply {
             ClientReply::Event(event) => {
-                if let Some(sink) = self.requests.get(&id) {
+                if let Some(Open { sink, .. }) = self.requests.get(&id) {
                     sink.event(event);
                 }
             }
@@ -201,17 +256,27 @@ impl State {
     }
 
     fn finish(&mut self, id: u64, result: Result<Generation, GenerateError>) {
-        if let Some(sink) = self.requests.remove(&id) {
+        if let Some(Open { sink, .. }) = self.requests.remove(&id) {
             sink.result(result);
         }
     }
 
-    /// Ends every open call.
-    fn lose(&mut self, cause: &str) {
+    /// Ends what only the lost session could have answered; requests stay open.
+    fn lose_session(&mut self, cause: &str) {
+        self.session = None;
         let error = ClientError::Lost { cluster: self.cluster.clone(), cause: cause.to_string() };
-        for sink in std::mem::take(&mut self.requests).into_values() {
+        self.end_calls(&error);
+    }
+
+    /// Ends every open call.
+    fn lose(&mut self, error: &ClientError) {
+        for Open { sink, .. } in std::mem::take(&mut self.requests).into_values() {
             sink.result(Err(GenerateError::Lost(error.to_string())));
         }
+        self.end_calls(error);
+    }
+
+    fn end_calls(&mut self, error: &ClientError) {
         for reply in std::mem::take(&mut self.statuses).into_values() {
             // Whoever asked may have gone.
             let _ = reply.send(Err(error.clone()));
@@ -221,6 +286,27 @@ impl State {
             let _ = reply.send(Err(error.clone()));
         }
     }
+}
+
+/// Starts the session of a channel past the handshake.
+async fn open_session(
+    myself: &ActorRef<LinkMsg>,
+    channel: ControlChannel,
+    welcome: &Welcome,
+) -> Result<SessionHandle<ToCoordinator>, ActorProcessingErr> {
+    let (session, ends) = SessionHandle::new();
+    let heard = myself.clone();
+    let args = SessionArgs::<MemberSide, String> {
+        peer: "the coordinator".into(),
+        channel,
+        ends,
+        // A link that has ended hears nothing more.
+        deliver: Box::new(move |message, blob| drop(heard.cast(LinkMsg::Heard(message, blob)))),
+        heartbeat: Duration::from_millis(welcome.heartbeat_ms.into()),
+        silence_max: Some(Duration::from_millis(welcome.dead_ms.into())),
+    };
+    PeerSession::start(args, myself.get_cell()).await?;
+    Ok(session)
 }
 
 /// A result from its message and its blob, whose sizes must agree.

@@ -6,7 +6,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ditmesh_transport::control::ControlEndpoint;
+use ditmesh_transport::control::{ControlChannel, ControlEndpoint};
 use ditmesh_transport::identity::{Identity, PeerIdentity, Role};
 use ractor::ActorRef;
 
@@ -18,10 +18,16 @@ use crate::launcher::record::{ProcessRecord, RunFolder};
 use crate::manifest::Manifest;
 use crate::protocol::Party;
 use crate::session::dial::{DialError, Dialer};
-use crate::session::handshake;
+use crate::session::handshake::{self, Welcome};
 
 /// Longest time to be welcomed.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Longest time to seek a coordinator that was lost and may be restarted.
+const RECONNECT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between attempts.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time for the last messages to leave.
 const FAREWELL: Duration = Duration::from_millis(50);
@@ -38,16 +44,52 @@ struct Way {
     dead_ms: u32,
 }
 
+/// The way back to a coordinator that was lost.
+pub(super) struct Redial {
+    manifest: Manifest,
+    endpoint: Arc<ControlEndpoint>,
+}
+
+impl Redial {
+    /// Finds the coordinator again, wherever it listens now.
+    ///
+    /// # Errors
+    /// When it refuses, when its cluster was taken down, or when nobody is there for
+    /// [`RECONNECT_PATIENCE`]; `cause` is why it was lost.
+    pub(super) async fn again(
+        &self,
+        cause: &str,
+    ) -> Result<(ControlChannel, Welcome), ClientError> {
+        let (cluster, cause) = (self.manifest.cluster.name.clone(), cause.to_string());
+        let lost = ClientError::Lost { cluster, cause };
+        let deadline = Instant::now() + RECONNECT_PATIENCE;
+        while Instant::now() < deadline {
+            match Way::find(&self.manifest) {
+                Ok(way) => match way.reach(self.endpoint.clone()).await {
+                    Ok(reached) => return Ok(reached),
+                    Err(refused @ ClientError::Refused { .. }) => return Err(refused),
+                    Err(error) => tracing::debug!(%error, "not there yet"),
+                },
+                Err(_) if !RunFolder::of(&self.manifest).path().exists() => return Err(lost),
+                Err(error) => tracing::debug!(%error, "not there yet"),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        Err(lost)
+    }
+}
+
 /// Connects on a thread of its own.
 pub(super) fn connect(
     manifest: &Manifest,
 ) -> Result<(ActorRef<LinkMsg>, JoinHandle<()>), ClientError> {
     let way = Way::find(manifest)?;
+    let manifest = manifest.clone();
     let unreachable = way.unreachable("its thread could not be started");
     let (tell, started) = sync_channel(1);
     let thread = std::thread::Builder::new()
         .name("client".into())
-        .spawn(move || run(&way, &tell))
+        .spawn(move || run(&way, manifest, &tell))
         .map_err(|_| unreachable.clone())?;
     match started.recv().map_err(|_| unreachable)? {
         Ok(link) => Ok((link, thread)),
@@ -59,11 +101,11 @@ pub(super) fn connect(
     }
 }
 
-fn run(way: &Way, tell: &SyncSender<Started>) {
+fn run(way: &Way, manifest: Manifest, tell: &SyncSender<Started>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => {
-            runtime.block_on(way.live(tell));
+            runtime.block_on(way.live(manifest, tell));
             runtime.shutdown_background();
         }
         // A caller that has gone needs no word.
@@ -98,7 +140,7 @@ impl Way {
         ClientError::Unreachable { cluster, address, cause: cause.to_string() }
     }
 
-    async fn live(&self, tell: &SyncSender<Started>) {
+    async fn live(&self, manifest: Manifest, tell: &SyncSender<Started>) {
         let any: IpAddr = match self.address {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -110,7 +152,7 @@ impl Way {
             Ok(endpoint) => Arc::new(endpoint),
             Err(error) => return drop(tell.send(Err(self.unreachable(error)))),
         };
-        match self.open(endpoint.clone()).await {
+        match self.open(manifest, endpoint.clone()).await {
             Ok((link, life)) => {
                 if tell.send(Ok(link)).is_ok() {
                     // However it ended: every call has been answered.
@@ -125,17 +167,25 @@ impl Way {
 
     async fn open(
         &self,
+        manifest: Manifest,
         endpoint: Arc<ControlEndpoint>,
     ) -> Result<(ActorRef<LinkMsg>, tokio::task::JoinHandle<()>), ClientError> {
-        let (address, coordinator) = (self.address.to_string(), self.coordinator.clone());
+        let (channel, welcome) = self.reach(endpoint.clone()).await?;
+        let redial = Redial { manifest, endpoint };
+        let args = LinkArgs { cluster: self.cluster.clone(), channel, welcome, redial };
+        Link::start(args).await.map_err(|error| self.unreachable(error))
+    }
+
+    async fn reach(
+        &self,
+        endpoint: Arc<ControlEndpoint>,
+    ) -> Result<(ControlChannel, Welcome), ClientError> {
+        let (address, coordinator) = (self.address, self.coordinator.clone());
+        let address = address.to_string();
         let dialer = Dialer::Network { endpoint, address, coordinator };
         let hello = handshake::hello(&self.cluster, Party::Client, 0);
-        let (channel, welcome) = dialer
-            .reach(hello, Instant::now() + CONNECT_DEADLINE)
-            .await
-            .map_err(|error| self.failed(error))?;
-        let args = LinkArgs { cluster: self.cluster.clone(), channel, welcome };
-        Link::start(args).await.map_err(|error| self.unreachable(error))
+        let reached = dialer.reach(hello, Instant::now() + CONNECT_DEADLINE).await;
+        reached.map_err(|error| self.failed(error))
     }
 
     fn failed(&self, error: DialError) -> ClientError {

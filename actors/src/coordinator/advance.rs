@@ -10,6 +10,7 @@ use super::formation::{FormationCommand, FormationEvent};
 use super::{CoordinatorMsg, State};
 use crate::dispatcher::{DispatcherCommand, DispatcherEvent};
 use crate::generation::GenerateError;
+use crate::groups::MeshLoss;
 use crate::request::Event;
 
 /// News for one of the two engines.
@@ -73,8 +74,13 @@ impl State {
             }
             FormationCommand::Dissolve { replica, cause } => {
                 self.dissolve_replica(replica, &cause);
+                // It is idle, or broken and its loss about to be told.
+                let loss = MeshLoss::Actor { cause: cause.clone() };
+                let going_on = self.set_aside(replica, &loss);
+                self.runs.retain(|_, run| run.replica != replica);
                 let error = GenerateError::Lost(cause);
-                steps.push_back(Step::Dispatcher(DispatcherEvent::ReplicaLost { replica, error }));
+                let lost = DispatcherEvent::ReplicaLost { replica, going_on, error };
+                steps.push_back(Step::Dispatcher(lost));
             }
             FormationCommand::Ready { replica, degrees } => {
                 let room = self.room(replica);

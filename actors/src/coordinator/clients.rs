@@ -70,7 +70,7 @@ impl State {
         let status = matches!(*call, ClientCall::Status).then(|| Box::new(self.snapshot()));
         let Some(client) = self.clients.clients.get_mut(&number) else { return };
         match (*call, status) {
-            (ClientCall::Generate { request, .. }, _) => {
+            (ClientCall::Generate { key, request, .. }, _) => {
                 client.requests.retain(|_, task| !task.is_finished());
                 if client.requests.len() >= CLIENT_REQUESTS_MAX {
                     let cause = format!("this client has {CLIENT_REQUESTS_MAX} requests already");
@@ -79,7 +79,10 @@ impl State {
                 }
                 match with_tensors(*request, blob) {
                     Ok(request) => {
-                        let handle = self.handle.submit(request);
+                        // Asked again after a restart, it may be running already.
+                        let known = self.memory.claim(key);
+                        let handle =
+                            known.unwrap_or_else(|| self.handle.submit_keyed(key, request));
                         let task = tokio::spawn(forward(handle, client.session.clone(), id));
                         client.requests.insert(id, task.abort_handle());
                     }

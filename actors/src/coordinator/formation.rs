@@ -105,8 +105,9 @@ pub(super) struct Formation {
 type Commands = Vec<FormationCommand>;
 
 impl Formation {
-    /// `devices` of the group in order, none of them ready; the mesh to form first.
-    pub(super) fn new(devices: Vec<DeviceId>, wanted: MeshNeed) -> Self {
+    /// `devices` of the group in order, none of them ready; the mesh to form first; the newest epoch
+    /// that may have been used.
+    pub(super) fn new(devices: Vec<DeviceId>, wanted: MeshNeed, epoch: u64) -> Self {
         Self {
             roster: Roster::new(devices),
             wanted,
@@ -114,7 +115,7 @@ impl Formation {
             open: OpenMeshes::default(),
             serving: Vec::new(),
             next: Vec::new(),
-            epoch: 0,
+            epoch,
             failure: None,
             link_failures: 0,
         }

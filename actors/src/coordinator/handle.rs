@@ -12,7 +12,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::{Coordinator, CoordinatorArgs, CoordinatorMsg, admission};
-use crate::generation::{self, GenerateError, GenerationHandle};
+use crate::dispatcher::RequestId;
+use crate::generation::{self, GenerateError, GenerationHandle, UpdateSink};
+use crate::protocol::RequestKey;
 use crate::request::GenerateRequest;
 use crate::status::ClusterStatus;
 
@@ -45,6 +47,14 @@ impl CoordinatorHandle {
 
     /// Queues a request; whatever is wrong comes back through the handle.
     pub(crate) fn submit(&self, request: GenerateRequest) -> GenerationHandle {
+        self.send(request, CoordinatorMsg::Submit)
+    }
+
+    fn send(
+        &self,
+        request: GenerateRequest,
+        message: impl FnOnce(RequestId, Box<GenerateRequest>, UpdateSink) -> CoordinatorMsg,
+    ) -> GenerationHandle {
         let id = self.next_request.fetch_add(1, Ordering::Relaxed);
         let canceller = self.actor.clone();
         let (sink, handle) = generation::channel(move || {
@@ -52,10 +62,19 @@ impl CoordinatorHandle {
             let _ = canceller.cast(CoordinatorMsg::Cancel(id));
         });
         let gone = sink.clone();
-        if self.actor.cast(CoordinatorMsg::Submit(id, Box::new(request), sink)).is_err() {
+        if self.actor.cast(message(id, Box::new(request), sink)).is_err() {
             gone.result(Err(GenerateError::Lost("the coordinator has stopped".into())));
         }
         handle
+    }
+
+    /// As [`Self::submit`], of a client that asks again with the same key when it has to.
+    pub(crate) fn submit_keyed(
+        &self,
+        key: RequestKey,
+        request: GenerateRequest,
+    ) -> GenerationHandle {
+        self.send(request, |id, request, sink| CoordinatorMsg::SubmitKeyed(key, id, request, sink))
     }
 
     /// Asks for the cluster's status; the answer never comes when the coordinator has ended.

@@ -138,6 +138,7 @@ impl State {
         channel: ControlChannel,
     ) {
         tracing::info!(%member, %incarnation, process = hello.process, "member joined");
+        self.memory.note_member(&member, incarnation);
         let peer = Peer::Member(member.clone(), incarnation);
         let Some(handle) = self.open_session(myself, peer, channel).await else { return };
         let session =

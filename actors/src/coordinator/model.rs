@@ -14,7 +14,9 @@ use ditmesh_model::spec::description::{Description, describe_any};
 use crate::cost::calibration::Calibration;
 use crate::cost::cluster::Cluster;
 use crate::generation::GenerateError;
-use crate::manifest::{DegreesSetting, GroupSection, Manifest, ModelSection, Quality};
+use crate::manifest::{
+    DegreesSetting, GroupSection, Manifest, ModelSection, Quality, default_checkpoint_every,
+};
 use crate::parallel::vae::worth::Pace;
 use crate::plan::layout::Layout;
 use crate::plan::resolve::check_degrees;
@@ -32,6 +34,8 @@ pub(crate) struct Model {
     pub(crate) spec: ModelSpec,
     /// What travels in fewer bytes for requests that do not say.
     pub(crate) wire: Wire,
+    /// Steps between checkpoints of requests that do not say.
+    pub(crate) checkpoint_every: u32,
     /// The devices of its group, in rank order, as the manifest has them.
     pub(crate) devices: Vec<DeviceId>,
     /// Nodes that serve it; empty for all.
@@ -73,6 +77,8 @@ impl Model {
         });
         let cluster = Cluster::of(manifest, &calibration);
         let wire = group.map_or(Wire::default(), |group| group.wire);
+        let checkpoint_every =
+            group.map_or_else(default_checkpoint_every, |group| group.checkpoint_every);
         let fixed = match group.map(|group| group.degrees) {
             Some(DegreesSetting::Fixed(table)) => Some(Degrees::from(table)),
             Some(DegreesSetting::Auto) | None => None,
@@ -92,6 +98,7 @@ impl Model {
             text_encoder,
             spec,
             wire,
+            checkpoint_every,
             devices,
             nodes,
             description,

@@ -17,7 +17,7 @@ use super::{CoordinatorMsg, State};
 use crate::dispatcher::{DispatcherEvent, MeshNeed};
 use crate::generation::GenerateError;
 use crate::groups::{
-    DataReplica, MeshLoss, RankFormed, RankMsg, ReplicaArgs, ReplicaMsg, ReplicaReport, Seat,
+    DataReplica, MeshLoss, RankFormed, RankMsg, ReplicaArgs, ReplicaMsg, ReplicaReport, Retry, Seat,
 };
 use crate::membership::{Loss, Member};
 use crate::plan::Plan;
@@ -75,7 +75,7 @@ impl State {
                 let devices = model.devices.clone();
                 self.absent = "waiting for devices".into();
                 let first = MeshNeed::Open { guided: true };
-                self.formation = Some(Formation::new(devices, first));
+                self.formation = Some(Formation::new(devices, first, self.memory.epochs));
                 self.settles = Some(self.now() + SETTLE);
             }
             Err(error) => {
@@ -139,6 +139,7 @@ impl State {
         let FormOrder { replica: epoch, data, devices, num_pipeline_patch, beside, .. } = order;
         let (mesh, degrees) = (order.degrees, order.degrees.alone());
         tracing::info!(epoch, %degrees, beside, "forming a mesh");
+        self.memory.reserve_epoch(epoch);
         let layout = model.layout(degrees, &devices);
         let order = self.form_order(model, epoch, degrees, &layout, &devices);
         let form = Form { beside, ..order };
@@ -316,8 +317,12 @@ impl State {
         cause: &MeshLoss,
     ) {
         self.forget_replica(epoch, &cause.to_string());
+        let going_on = match cause.retry() {
+            Retry::Never => Vec::new(),
+            _ => self.set_aside(epoch, cause),
+        };
         let (replica, error) = (epoch, cause.to_error());
-        self.dispatch(myself, DispatcherEvent::ReplicaLost { replica, error }).await;
+        self.dispatch(myself, DispatcherEvent::ReplicaLost { replica, going_on, error }).await;
         self.runs.retain(|_, run| run.replica != epoch);
         let (retry, unfit) = (cause.retry(), cause.unfit());
         let cause = cause.to_string();

@@ -4,6 +4,7 @@
 //! dispatcher's; the run itself is in `run`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
@@ -11,9 +12,11 @@ use tracing::Instrument;
 
 use super::formation::Formation;
 use super::model::Model;
+use super::recovery::{Journey, open_mesh};
 use super::replicas::Replica;
-use super::run::{self, Run};
+use super::run::{self, ControllerFault, Picture, Run, Verdict};
 use super::{CoordinatorMsg, State};
+use crate::checkpoint::Checkpoint;
 use crate::controller::Inputs;
 use crate::dispatcher::{
     DispatcherEvent, MeshNeed, Need, QUEUE_REQUESTS_MAX, RequestId, RunNumber,
@@ -29,11 +32,14 @@ use crate::trace_context;
 /// A request that has no result yet.
 pub(super) struct Request {
     pub(super) sink: UpdateSink,
-    spec: RunSpec,
-    /// Without its tensors, when its degrees are open: it is resolved again for the mesh it runs on.
-    open: Option<Box<GenerateRequest>>,
+    pub(super) spec: RunSpec,
+    /// Without its tensors: it is resolved again for the mesh it runs on.
+    request: Box<GenerateRequest>,
     inputs: Inputs,
-    run: Option<u64>,
+    /// What a run of it holds on the device where that is most; 0 when nobody counts.
+    pub(super) bytes: u64,
+    pub(super) run: Option<u64>,
+    pub(super) journey: Journey,
     /// From its submission to its result.
     span: tracing::Span,
 }
@@ -51,14 +57,23 @@ impl State {
             None if self.early.len() < QUEUE_REQUESTS_MAX => {
                 return self.early.push((id, request, sink));
             }
-            None => return sink.result(Err(GenerateError::Failed("too many requests".into()))),
-            Some(Err(error)) => return sink.result(Err(error.clone())),
+            None => {
+                self.memory.forget(id);
+                return sink.result(Err(GenerateError::Failed("too many requests".into())));
+            }
+            Some(Err(error)) => {
+                self.memory.forget(id);
+                return sink.result(Err(error.clone()));
+            }
             Some(Ok(model)) => model,
         };
         let span = tracing::info_span!("request", request = id.cast_signed());
         trace_context::adopt(&span, request.traceparent.as_deref());
         match self.plan_request(model, &request) {
-            Err(refusal) => sink.result(Err(GenerateError::Refused(refusal))),
+            Err(refusal) => {
+                self.memory.forget(id);
+                sink.result(Err(GenerateError::Refused(refusal)));
+            }
             Ok((spec, degrees, mesh)) => {
                 let bytes = self.run_bytes(&spec, degrees);
                 let inputs = Inputs {
@@ -67,9 +82,14 @@ impl State {
                     resume: None,
                     checkpoints: None,
                 };
-                let need = Need { mesh, bytes, shape: batch::shape(&spec) };
-                let open = matches!(mesh, MeshNeed::Open { .. }).then(|| Box::new(request));
-                self.requests.insert(id, Request { sink, spec, open, inputs, run: None, span });
+                let journey = self.memory.journey_of(id);
+                let mesh = if journey.is_under_way() { open_mesh(&spec) } else { mesh };
+                let first_step = journey.steps();
+                let shape = batch::shape(&RunSpec { first_step, ..spec.clone() });
+                let need = Need { mesh, bytes, shape };
+                let (request, run) = (Box::new(request), None);
+                let request = Request { sink, spec, request, inputs, bytes, run, journey, span };
+                self.requests.insert(id, request);
                 let submitted = DispatcherEvent::Submitted { request: id, need };
                 self.dispatch(myself, submitted).await;
             }
@@ -92,8 +112,8 @@ impl State {
             requests.iter().for_each(|&id| self.fail_request(id, error.clone()));
             return false;
         };
-        let (spec, plan) = match self.plan_run(model, replica, requests) {
-            Ok((spec, plan)) => (spec, Arc::new(plan)),
+        let (plan, resume) = match self.plan_run(model, replica, requests) {
+            Ok((plan, resume)) => (Arc::new(plan), resume),
             Err(error) => {
                 let error = GenerateError::Refused(error.to_string());
                 requests.iter().for_each(|&id| self.fail_request(id, error.clone()));
@@ -104,7 +124,7 @@ impl State {
         let start = Start {
             epoch,
             run: number,
-            spec,
+            spec: plan.run.clone(),
             propose: false,
             plan_digest: plan.digest(),
             op_deadline_ms: self.manifest.health.op_deadline_ms,
@@ -113,17 +133,27 @@ impl State {
         // A replica that has ended is reported lost, and this run with it.
         let _ = replica.actor.cast(ReplicaMsg::Start(Arc::new(start)));
         let (devices, place) = (replica.devices.clone(), (replica.mesh, replica.data));
+        let checkpoints = Arc::new(self.memory.store_for(requests));
         // A request with tensors of its own is alone.
-        let (mut images, mut inputs) = (Vec::new(), Inputs::default());
+        let (mut images, mut pictures, mut inputs) = (Vec::new(), Vec::new(), Inputs::default());
         for &id in requests {
             let Some(request) = self.requests.get_mut(&id) else { continue };
             for warning in &plan.warnings {
                 request.sink.event(Event::Warning(warning.clone()));
             }
             request.run = Some(number);
+            let sink = request.sink.clone();
+            if let Some(event) = request.journey.start(&plan, devices.len()) {
+                sink.event(event);
+            }
+            let since = request.journey.since.unwrap_or_else(Instant::now);
+            let resumptions = request.journey.resumptions.clone();
+            pictures.push(Picture { sink: sink.clone(), since, resumptions });
             inputs = request.inputs.clone();
-            images.push((id, request.sink.clone()));
+            images.push((id, sink));
         }
+        let checkpoints_taken = Some(checkpoints.clone());
+        let inputs = Inputs { resume, checkpoints: checkpoints_taken, ..inputs };
         let (verdict, awaited) = oneshot::channel();
         let task = run::Task {
             run: number,
@@ -131,40 +161,47 @@ impl State {
             plan: plan.clone(),
             transport,
             inputs,
-            sinks: images.iter().map(|(_, sink)| sink.clone()).collect(),
+            pictures,
             verdict: awaited,
             coordinator: myself.clone(),
         };
         tokio::spawn(task.carry_out().instrument(span));
-        let run = Run::new(images, epoch, plan, devices, place, verdict);
+        let run = Run::new(images, epoch, plan, devices, place, checkpoints, verdict);
         self.runs.insert(number, run);
         true
     }
 
-    /// The run of several requests of one shape on a replica.
+    /// The run of several requests of one shape on a replica, and where it goes on.
     fn plan_run(
         &self,
         model: &Model,
         replica: &Replica,
         requests: &[RequestId],
-    ) -> Result<(RunSpec, Plan), PlanError> {
+    ) -> Result<(Plan, Option<Arc<Checkpoint>>), PlanError> {
         let mut specs = Vec::with_capacity(requests.len());
         for request in requests.iter().filter_map(|id| self.requests.get(id)) {
-            specs.push(match &request.open {
-                Some(open) => {
-                    let patches = replica.num_pipeline_patch;
-                    let here = resolve_on(open, model, replica.degrees, patches)?;
-                    let RunSpec { latents_given, embeds_tokens, .. } = request.spec;
-                    RunSpec { latents_given, embeds_tokens, ..here }
-                }
-                None => request.spec.clone(),
-            });
+            let patches = replica.num_pipeline_patch;
+            let here = resolve_on(&request.request, model, replica.degrees, patches)?;
+            let RunSpec { latents_given, embeds_tokens, .. } = request.spec;
+            specs.push(RunSpec { latents_given, embeds_tokens, ..here });
         }
         let spec = batch::join(&specs)
             .ok_or_else(|| PlanError::Value("none of its requests is left".into()))?;
-        let (degrees, layout) = (replica.degrees, replica.layout.clone());
-        let plan = Plan::with_layout(degrees, layout, &model.spec, &spec)?;
-        Ok((spec, plan))
+        let resume = self.resume_of(requests);
+        let plan = |spec: &RunSpec| {
+            let (degrees, layout) = (replica.degrees, replica.layout.clone());
+            Plan::with_layout(degrees, layout, &model.spec, spec)
+        };
+        if let Some(resume) = resume {
+            let first_step = resume.step as u32 + 1;
+            let plan = plan(&RunSpec { first_step, ..spec.clone() })?;
+            let expected = plan.resume_message().map(|message| message.shape);
+            if expected.as_ref() == Some(&resume.state.shape) {
+                return Ok((plan, Some(resume)));
+            }
+            tracing::warn!(?expected, found = ?resume.state.shape, "a checkpoint does not fit");
+        }
+        Ok((plan(&spec)?, None))
     }
 
     /// What a request asks for, with every default filled in, and the mesh it needs. Open degrees
@@ -211,10 +248,11 @@ impl State {
     /// Ends a request without a picture, and its run when that was the last one in it.
     pub(super) fn fail_request(&mut self, id: RequestId, error: GenerateError) {
         let Some(request) = self.requests.remove(&id) else { return };
+        self.memory.forget(id);
         if let Some(run) = request.run.and_then(|run| self.runs.get_mut(&run))
             && run.leave(id) == 0
         {
-            return run.decide(Err(error));
+            return run.decide(Verdict::Failed(error));
         }
         request.sink.result(Err(error));
     }
@@ -231,9 +269,14 @@ impl State {
     }
 
     pub(super) fn progress(&mut self, run: u64, event: Event) {
-        if let Some(run) = self.runs.get(&run) {
-            run.images.iter().for_each(|(_, sink)| sink.event(event.clone()));
+        let Some(run) = self.runs.get_mut(&run) else { return };
+        match event {
+            Event::Step { step, .. } => run.step_done(step),
+            // Once is enough.
+            Event::Encoded if run.is_resumed() => return,
+            _ => {}
         }
+        run.images.iter().for_each(|(_, sink)| sink.event(event.clone()));
     }
 
     /// A rank failed; its replica is stopping the others. When it lost a peer, membership or the
@@ -266,12 +309,12 @@ impl State {
         &mut self,
         myself: &ActorRef<CoordinatorMsg>,
         number: u64,
-        outcome: Result<(), String>,
+        outcome: Result<(), ControllerFault>,
     ) {
         let Some(run) = self.runs.get_mut(&number) else { return };
         let epoch = run.replica;
-        if let (Err(cause), Some(replica)) = (&outcome, self.replicas.get(&epoch)) {
-            let cause = format!("the coordinator failed: {cause}");
+        if let (Err(fault), Some(replica)) = (&outcome, self.replicas.get(&epoch)) {
+            let cause = format!("the coordinator failed: {fault}");
             // A replica that has ended has stopped its run.
             let _ = replica.actor.cast(ReplicaMsg::Abort { run: number, cause });
         }
@@ -279,14 +322,24 @@ impl State {
         self.settle(myself, number).await;
     }
 
-    /// Ends a run when both its ranks and the controller are done with it.
+    /// Ends a run when both its ranks and the controller are done with it; one whose links failed is
+    /// ended by the loss of its mesh.
     async fn settle(&mut self, myself: &ActorRef<CoordinatorMsg>, number: u64) {
-        if !self.runs.get(&number).is_some_and(Run::is_over) {
+        let Some(run) = self.runs.get(&number).filter(|run| run.is_over()) else { return };
+        if run.is_lost() {
+            // Its replica reports the loss; a link that only the controller misses it hears of here.
+            if let (Some(cause), Some(replica)) =
+                (run.controller_loss(), self.replicas.get(&run.replica))
+            {
+                // One that has ended is lost already.
+                let _ = replica.actor.cast(ReplicaMsg::ControllerFailed { cause });
+            }
             return;
         }
         let Some(mut run) = self.runs.remove(&number) else { return };
         for (id, _) in &run.images {
             self.requests.remove(id);
+            self.memory.forget(*id);
         }
         run.conclude();
         self.dispatch(myself, DispatcherEvent::RunEnded { run: number }).await;
@@ -302,6 +355,7 @@ fn resolve_on(
 ) -> Result<RunSpec, PlanError> {
     let num_pipeline_patch = request.num_pipeline_patch.or(patches);
     let wire = request.wire.or(Some(model.wire));
-    let request = GenerateRequest { num_pipeline_patch, wire, ..request.clone() };
+    let checkpoint_every = request.checkpoint_every.or(Some(model.checkpoint_every));
+    let request = GenerateRequest { num_pipeline_patch, wire, checkpoint_every, ..request.clone() };
     resolve_at(&request, &model.spec, degrees, &model.pace(degrees))
 }

@@ -10,20 +10,42 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::CoordinatorMsg;
+use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::controller::{self, Inputs};
 use crate::dispatcher::RequestId;
 use crate::generation::{GenerateError, UpdateSink};
 use crate::plan::Plan;
 use crate::protocol::{DeviceId, RankOutcome};
 use crate::request::wire::traffic_of;
-use crate::request::{Degrees, Generation, RankReport, Report};
+use crate::request::{Degrees, Generation, Output, RankReport, Report, Resumption};
 use crate::staleness::mean_kv_change;
 
 /// Longest run; what bounds it in practice is the deadline of each wait in it.
 pub(super) const RUN_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What the coordinator says of a run.
-pub(super) type Verdict = Result<Report, GenerateError>;
+pub(super) enum Verdict {
+    /// Its pictures are done.
+    Done(Box<Report>),
+    /// There will be no pictures.
+    Failed(GenerateError),
+    /// Its mesh is lost: its requests go on elsewhere, or are told there.
+    Moved,
+}
+
+/// Why the controller's part failed.
+#[derive(Debug)]
+pub(crate) struct ControllerFault {
+    cause: String,
+    /// Whether a link is to blame.
+    is_loss: bool,
+}
+
+impl std::fmt::Display for ControllerFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.cause)
+    }
+}
 
 /// A run under way.
 pub(super) struct Run {
@@ -34,7 +56,12 @@ pub(super) struct Run {
     outcomes: Option<Vec<(u32, RankOutcome)>>,
     controller_done: bool,
     /// Why the controller's part failed; what a rank says explains it better.
-    controller_failure: Option<String>,
+    controller_failure: Option<ControllerFault>,
+    /// Its requests as it was started, in order.
+    drawn: Vec<RequestId>,
+    checkpoints: Arc<CheckpointStore>,
+    /// Steps of the whole denoising that are done.
+    steps_done: u32,
     /// By rank, for people.
     devices: Vec<DeviceId>,
     /// Of the whole mesh, and which replica this is.
@@ -51,9 +78,13 @@ impl Run {
         plan: Arc<Plan>,
         devices: Vec<DeviceId>,
         place: (Degrees, u32),
+        checkpoints: Arc<CheckpointStore>,
         verdict: oneshot::Sender<Verdict>,
     ) -> Self {
         Self {
+            drawn: images.iter().map(|(id, _)| *id).collect(),
+            checkpoints,
+            steps_done: plan.run.first_step,
             images,
             replica,
             outcomes: None,
@@ -77,6 +108,31 @@ impl Run {
         left
     }
 
+    /// Its requests, in the order of its pictures; some may have ended.
+    pub(super) fn drawn(&self) -> &[RequestId] {
+        &self.drawn
+    }
+
+    /// What is left of it when its mesh is lost.
+    pub(super) fn newest_checkpoint(&self) -> Option<Arc<Checkpoint>> {
+        self.checkpoints.newest()
+    }
+
+    /// Notes progress.
+    pub(super) fn step_done(&mut self, step: u32) {
+        self.steps_done = self.steps_done.max(step);
+    }
+
+    /// From 1; one past the last while it decodes.
+    pub(super) fn step_under_way(&self) -> u32 {
+        self.steps_done + 1
+    }
+
+    /// Whether it goes on from a checkpoint.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.plan.run.first_step > 0
+    }
+
     /// Tells the run's task how it ended; only the first word counts.
     pub(super) fn decide(&mut self, verdict: Verdict) {
         if let Some(sender) = self.verdict.take() {
@@ -86,7 +142,7 @@ impl Run {
     }
 
     /// The controller's part is over.
-    pub(super) fn controller_ended(&mut self, outcome: Result<(), String>) {
+    pub(super) fn controller_ended(&mut self, outcome: Result<(), ControllerFault>) {
         self.controller_done = true;
         self.controller_failure = outcome.err();
     }
@@ -95,7 +151,7 @@ impl Run {
     pub(super) fn ranks_ended(&mut self, outcomes: Vec<(u32, RankOutcome)>) {
         let failed = !outcomes.iter().all(|(_, outcome)| matches!(outcome, RankOutcome::Done(_)));
         self.outcomes = Some(outcomes);
-        if failed {
+        if failed && !self.is_lost() {
             self.conclude();
         }
     }
@@ -105,12 +161,32 @@ impl Run {
         self.controller_done && self.outcomes.is_some()
     }
 
+    /// Whether links failed and nothing else: its mesh is lost, or will be.
+    pub(super) fn is_lost(&self) -> bool {
+        let mut failures =
+            self.outcomes.iter().flatten().filter_map(|(_, outcome)| match outcome {
+                RankOutcome::Failed { peer, .. } => Some(peer.is_some()),
+                _ => None,
+            });
+        match failures.next() {
+            Some(first) => first && failures.all(|is_loss| is_loss),
+            None => self.controller_failure.as_ref().is_some_and(|fault| fault.is_loss),
+        }
+    }
+
+    /// Why the mesh is of no more use, when only the controller knows.
+    pub(super) fn controller_loss(&self) -> Option<String> {
+        let fault = self.controller_failure.as_ref().filter(|fault| fault.is_loss)?;
+        let known = self.failure().is_some();
+        (!known).then(|| fault.cause.clone())
+    }
+
     /// Decides by what ranks and controller did.
     pub(super) fn conclude(&mut self) {
         let verdict = match (self.failure(), &self.controller_failure) {
-            (Some(error), _) => Err(error),
-            (None, Some(cause)) => {
-                Err(GenerateError::Failed(format!("the coordinator failed: {cause}")))
+            (Some(error), _) => Verdict::Failed(error),
+            (None, Some(ControllerFault { cause, .. })) => {
+                Verdict::Failed(GenerateError::Failed(format!("the coordinator failed: {cause}")))
             }
             (None, None) => self.report(),
         };
@@ -150,12 +226,13 @@ impl Run {
                 RankOutcome::Done(report) => ranks.push(RankReport::clone(report)),
                 _ => {
                     let who = self.who(*rank);
-                    return Err(GenerateError::Failed(format!("{who} was stopped")));
+                    let error = GenerateError::Failed(format!("{who} was stopped"));
+                    return Verdict::Failed(error);
                 }
             }
         }
         ranks.sort_by_key(|report| report.rank);
-        Ok(Report {
+        Verdict::Done(Box::new(Report {
             epoch: self.replica,
             degrees: self.place.0,
             data: self.place.1,
@@ -167,10 +244,29 @@ impl Run {
             traffic: traffic_of(ranks.iter().map(|rank| rank.traffic.as_slice())),
             vae_parallel: self.plan.run.vae_parallel,
             seconds: self.started.elapsed().as_secs_f64(),
+            resumptions: Vec::new(),
             warnings: self.plan.warnings.clone(),
             kv_change: mean_kv_change(&ranks),
             ranks,
-        })
+        }))
+    }
+}
+
+/// Who gets a picture, and what its request went through.
+pub(super) struct Picture {
+    pub(super) sink: UpdateSink,
+    pub(super) since: Instant,
+    pub(super) resumptions: Vec<Resumption>,
+}
+
+impl Picture {
+    fn done(&self, output: Output, report: &Report) {
+        let mut report = report.clone();
+        if !self.resumptions.is_empty() {
+            report.seconds = self.since.elapsed().as_secs_f64();
+            report.resumptions.clone_from(&self.resumptions);
+        }
+        self.sink.result(Ok(Generation { output, report }));
     }
 }
 
@@ -181,8 +277,8 @@ pub(super) struct Task {
     pub(super) plan: Arc<Plan>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) inputs: Inputs,
-    /// One per picture, in order; one that has its result takes no other.
-    pub(super) sinks: Vec<UpdateSink>,
+    /// In order; one that has its result takes no other.
+    pub(super) pictures: Vec<Picture>,
     pub(super) verdict: oneshot::Receiver<Verdict>,
     pub(super) coordinator: ActorRef<CoordinatorMsg>,
 }
@@ -190,7 +286,7 @@ pub(super) struct Task {
 impl Task {
     /// Sends the inputs, takes the result, and tells the callers once the coordinator agrees.
     pub(super) async fn carry_out(self) {
-        let Self { run, epoch, plan, transport, inputs, sinks, mut verdict, coordinator } = self;
+        let Self { run, epoch, plan, transport, inputs, pictures, mut verdict, coordinator } = self;
         let (run_id, epoch) = (RunId(run), Epoch(epoch));
         let done = |outcome| {
             // A coordinator that has ended drops the verdict, which ends this task.
@@ -200,10 +296,10 @@ impl Task {
         let output = tokio::select! {
             output = part => output,
             early = &mut verdict => {
-                // Success needs the controller's part: an early verdict is a failure.
+                // Success needs the controller's part: an early verdict is none.
                 abort_links(&plan, transport.as_ref(), run_id);
                 done(Ok(()));
-                return fail(&sinks, &early.map_or_else(|_| stopped(), failure));
+                return tell(&pictures, early.ok(), None);
             }
         };
         let output = match output {
@@ -213,35 +309,30 @@ impl Task {
             }
             Err(error) => {
                 abort_links(&plan, transport.as_ref(), run_id);
-                done(Err(error.to_string()));
+                let (cause, is_loss) = (error.to_string(), error.is_loss());
+                done(Err(ControllerFault { cause, is_loss }));
                 None
             }
         };
-        match (verdict.await, output) {
-            (Ok(Ok(report)), Some(outputs)) => {
-                for (sink, output) in sinks.iter().zip(outputs) {
-                    sink.result(Ok(Generation { output, report: report.clone() }));
-                }
-            }
-            (Ok(verdict), _) => fail(&sinks, &failure(verdict)),
-            (Err(_), _) => fail(&sinks, &stopped()),
+        tell(&pictures, verdict.await.ok(), output);
+    }
+}
+
+/// Tells the callers; without a verdict the coordinator has ended.
+fn tell(pictures: &[Picture], verdict: Option<Verdict>, outputs: Option<Vec<Output>>) {
+    let error = match (verdict, outputs) {
+        (Some(Verdict::Done(report)), Some(outputs)) => {
+            let pictures = pictures.iter().zip(outputs);
+            return pictures.for_each(|(picture, output)| picture.done(output, &report));
         }
-    }
-}
-
-fn fail(sinks: &[UpdateSink], error: &GenerateError) {
-    sinks.iter().for_each(|sink| sink.result(Err(error.clone())));
-}
-
-fn failure(verdict: Verdict) -> GenerateError {
-    match verdict {
-        Err(error) => error,
-        Ok(_) => GenerateError::Failed("the run ended without a result".into()),
-    }
-}
-
-fn stopped() -> GenerateError {
-    GenerateError::Lost("the coordinator has stopped".into())
+        (Some(Verdict::Moved), _) => return,
+        (Some(Verdict::Failed(error)), _) => error,
+        (Some(Verdict::Done(_)), None) => {
+            GenerateError::Failed("the run ended without a result".into())
+        }
+        (None, _) => GenerateError::Lost("the coordinator has stopped".into()),
+    };
+    pictures.iter().for_each(|picture| picture.sink.result(Err(error.clone())));
 }
 
 fn abort_links(plan: &Plan, transport: &dyn Transport, run: RunId) {

@@ -99,11 +99,33 @@ fn a_lost_replica_fails_its_request_and_keeps_the_others() {
     dispatcher.ready(7, 2);
     dispatcher.submit_now(1, 2);
     dispatcher.submit_now(2, 2);
-    let commands = dispatcher.at(1, E::ReplicaLost { replica: 7, error: lost() });
+    let commands =
+        dispatcher.at(1, E::ReplicaLost { replica: 7, going_on: Vec::new(), error: lost() });
     assert_eq!(commands[0], C::Fail { request: 1, error: lost() });
     assert!(commands.contains(&C::Want { mesh: exactly(2) }));
     assert_eq!(dispatcher.waiting(), 1);
     assert_eq!(dispatcher.ready(8, 2), [start(2, &[2], 8)]);
+}
+
+#[test]
+fn requests_go_on_where_they_would_be_had_they_never_run() {
+    let mut dispatcher = dispatcher();
+    let room = Room { runs_max: 2, images_max: 2, bytes: None };
+    dispatcher.ready_with(7, 2, room);
+    for request in 1..=4 {
+        dispatcher.submit_now(request, 2);
+    }
+    let there = Need { mesh: MeshNeed::Open { guided: true }, ..need(2) };
+    let going_on = vec![(2, there), (1, there)];
+    let commands = dispatcher.at(1, E::ReplicaLost { replica: 7, going_on, error: lost() });
+    assert_eq!(commands[0], C::Want { mesh: there.mesh });
+    let queued = [1, 2].map(|request| C::Queued { request, ahead: request as u32 - 1 });
+    assert_eq!(commands[1..], queued);
+    dispatcher.at(1, E::Open(OpenMeshes { guided: Some(degrees(1)), unguided: None }));
+    let commands = dispatcher.ready_with(8, 1, room);
+    assert_eq!(commands[0], start(3, &[1, 2], 8), "a run of its own, before those that waited");
+    let late = E::ReplicaLost { replica: 7, going_on: vec![(1, there)], error: lost() };
+    assert_eq!(dispatcher.at(2, late), [], "a replica is lost once");
 }
 
 #[test]
@@ -239,7 +261,7 @@ fn a_second_run_shares_a_replica_that_has_room_and_a_third_waits() {
     assert_eq!(dispatcher.submit_now(4, 2), [start(4, &[4], 8)]);
     assert_eq!(dispatcher.submit_now(5, 2), [C::Queued { request: 5, ahead: 4 }]);
     assert_eq!(dispatcher.at(1, E::RunEnded { run: 1 }), [start(5, &[5], 7)]);
-    let lost = dispatcher.at(2, E::ReplicaLost { replica: 7, error: lost() });
+    let lost = dispatcher.at(2, E::ReplicaLost { replica: 7, going_on: Vec::new(), error: lost() });
     let failed = |request| C::Fail { request, error: super::tests::lost() };
     assert_eq!(lost, [failed(3), failed(5)]);
 }
@@ -298,7 +320,7 @@ fn any_event() -> impl Strategy<Value = E> {
             E::ReplicaReady { replica: id % 2, degrees: degrees(stages), room }
         }
         5 => E::RunEnded { run: id },
-        _ => E::ReplicaLost { replica: id % 2, error: lost() },
+        _ => E::ReplicaLost { replica: id % 2, going_on: Vec::new(), error: lost() },
     })
 }
 
@@ -311,7 +333,7 @@ proptest! {
         let mut dispatcher = dispatcher();
         let (mut open, mut running) = (BTreeMap::new(), BTreeMap::new());
         let (mut requests, mut epoch, mut epochs) = (0, 1, [0u64; 2]);
-        let (mut rooms, mut last_started) = (BTreeMap::new(), 0);
+        let mut rooms = BTreeMap::new();
         for (second, event) in history.into_iter().enumerate() {
             let event = match event {
                 E::Submitted { need, .. } => {
@@ -337,10 +359,15 @@ proptest! {
                     }
                     E::RunEnded { run: number }
                 }
-                E::ReplicaLost { replica, error } => {
-                    let lost = std::mem::take(&mut epochs[replica as usize]);
-                    running.retain(|_, (on, _)| *on != lost);
-                    E::ReplicaLost { replica: lost, error }
+                E::ReplicaLost { replica, error, .. } => {
+                    let replica = std::mem::take(&mut epochs[replica as usize]);
+                    let lost = running.values().filter(|(on, _)| *on == replica);
+                    let lost = lost.flat_map(|(_, requests)| requests.clone());
+                    // Every third one is given up.
+                    let going_on = lost.filter(|request| request % 3 > 0 && open.contains_key(request));
+                    let going_on: Vec<_> = going_on.map(|request| (request, open[&request])).collect();
+                    running.retain(|_, (on, _)| *on != replica);
+                    E::ReplicaLost { replica, going_on, error }
                 }
                 event => event,
             };
@@ -350,10 +377,13 @@ proptest! {
                         let needs: Vec<Need> = requests.iter().map(|id| open[id]).collect();
                         prop_assert!(needs.iter().all(|need| *need == needs[0]));
                         prop_assert!(needs.len() == 1 || needs[0].shape.is_some());
-                        for &request in &requests {
-                            prop_assert!(request > last_started, "somebody overtook");
-                            last_started = request;
-                        }
+                        let runs = |request: &RequestId| {
+                            let others = running.values().flat_map(|(_, requests)| requests);
+                            others.chain(&requests).any(|other| other == request)
+                        };
+                        let waits = open.keys().find(|request| !runs(request));
+                        let last = requests.iter().max();
+                        prop_assert!(waits.is_none() || waits > last, "somebody overtook");
                         let room: &Room = &rooms[&replica];
                         prop_assert!(requests.len() <= room.images_max);
                         running.insert(run, (replica, requests));

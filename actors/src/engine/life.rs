@@ -69,6 +69,7 @@ async fn start(manifest: &Manifest) -> Result<(CoordinatorHandle, Vec<Agent>), S
         manifest: Arc::new(manifest.clone()),
         fabric,
         address: "in-process".into(),
+        journal: None,
     })
     .await?;
     let mut agents = Vec::new();

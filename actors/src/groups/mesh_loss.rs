@@ -66,6 +66,20 @@ impl MeshLoss {
         }
     }
 
+    /// Who is gone, for people.
+    pub(crate) fn who(&self) -> String {
+        match self {
+            Self::Device { loss: Loss::Node { node, .. }, .. } => format!("node {node}"),
+            Self::Device { device, .. } | Self::FormFailed { device, .. } => {
+                format!("device {device}")
+            }
+            Self::Link { device, peer, .. } => format!("the link of device {device} to {peer}"),
+            Self::Stuck { devices, .. } | Self::FormTimedOut { devices, .. } => devices.clone(),
+            Self::Controller { .. } => "a link of the coordinator".into(),
+            Self::Disagreement { .. } | Self::Actor { .. } => "the mesh".into(),
+        }
+    }
+
     /// What the request that ran on the mesh ends with.
     pub(crate) fn to_error(&self) -> GenerateError {
         match self.retry() {

@@ -6,15 +6,22 @@
 //! first step, and solvers here draw none; keys and values are not kept: a run that goes on makes its
 //! first step a synchronous one ([`super::sync`]). Pure.
 
-use super::Plan;
 use super::mesh::Coordinates;
 use super::message::{Message, MessageKind};
 use super::program::{Op, Patch};
+use super::{Plan, sync};
 
 impl Plan {
     /// The first step to do; those before are in a checkpoint.
     pub fn first_step(&self) -> usize {
         self.run.first_step as usize
+    }
+
+    /// Synchronous steps that the run has only because it goes on from a checkpoint: 0 or 1.
+    pub fn extra_sync_steps(&self) -> u32 {
+        let first = self.first_step();
+        let goes_on = first > 0 && first < self.steps() && self.strips.len() > 1;
+        u32::from(goes_on && !sync::is_sync_by_rule(&self.run, first))
     }
 
     /// What a run that does not begin with the first step goes on from: latents of all pictures,

@@ -18,13 +18,6 @@ pub fn is_sync(run: &RunSpec, step: usize) -> bool {
     step == run.first_step as usize || is_sync_by_rule(run, step)
 }
 
-/// Synchronous steps that a run has only because it goes on from a checkpoint: 0 or 1.
-pub fn extra_sync_steps(run: &RunSpec) -> u32 {
-    let first = run.first_step as usize;
-    let goes_on = first > 0 && first < run.num_inference_steps as usize;
-    u32::from(goes_on && !is_sync_by_rule(run, first))
-}
-
 /// The same for a run that is never interrupted.
 pub(crate) fn is_sync_by_rule(run: &RunSpec, step: usize) -> bool {
     let (first, every) = (run.sync_steps as usize, run.sync_every as usize);

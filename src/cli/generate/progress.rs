@@ -38,6 +38,9 @@ impl<'t> Progress<'t> {
             Event::Warning(text) => {
                 self.bar.suspend(|| self.terminal.note(&format!("warning: {text}")));
             }
+            Event::Resumed(resumption) => {
+                self.bar.suspend(|| self.terminal.note(&resumption.to_string()));
+            }
             Event::Encoded => self.bar.set_message("prompt encoded"),
             Event::Step { step, of } => {
                 self.bar.set_length(u64::from(*of));

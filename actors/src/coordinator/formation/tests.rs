@@ -85,7 +85,7 @@ impl Planned {
 
     /// A group of `count` devices, all ready; and the commands of the last event.
     fn all_ready(count: u32, planner: fn(&[DeviceId]) -> MeshPlans) -> (Self, Vec<C>) {
-        let formation = Formation::new((0..count).map(device).collect(), OPEN);
+        let formation = Formation::new((0..count).map(device).collect(), OPEN, 0);
         let mut planned = Self { formation, planner };
         let mut last = Vec::new();
         for index in 0..count {
@@ -123,7 +123,7 @@ fn is_dissolved(command: &C, id: u64) -> bool {
 
 #[test]
 fn the_mesh_forms_when_the_last_expected_device_is_ready() {
-    let formation = Formation::new(devices(&[0, 1]), OPEN);
+    let formation = Formation::new(devices(&[0, 1]), OPEN, 0);
     let mut planned = Planned { formation, planner: one_pipeline };
     assert_eq!(planned.handle(ready(1)), [C::Absent { cause: "waiting for device a/0".into() }]);
     assert_eq!(planned.handle(ready(0)), [form(1, 0, stages(2, 1), &[0, 1])]);
@@ -134,7 +134,7 @@ fn the_mesh_forms_when_the_last_expected_device_is_ready() {
 
 #[test]
 fn devices_that_never_came_are_not_waited_for_for_ever() {
-    let formation = Formation::new(devices(&[0, 1]), OPEN);
+    let formation = Formation::new(devices(&[0, 1]), OPEN, 0);
     let mut planned = Planned { formation, planner: one_pipeline };
     planned.handle(ready(1));
     assert_eq!(planned.handle(E::Settled), [form(1, 0, stages(1, 1), &[1])]);
@@ -142,7 +142,7 @@ fn devices_that_never_came_are_not_waited_for_for_ever() {
 
 #[test]
 fn epochs_go_on_after_those_the_workers_have_seen() {
-    let formation = Formation::new(devices(&[0]), OPEN);
+    let formation = Formation::new(devices(&[0]), OPEN, 0);
     let mut planned = Planned { formation, planner: one_pipeline };
     let commands = planned.handle(E::DeviceReady { device: device(0), epoch: 41 });
     assert_eq!(commands, [form(42, 0, stages(1, 1), &[0])]);

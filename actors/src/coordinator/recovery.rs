@@ -1,0 +1,146 @@
+//! Requests that outlive their mesh: what one keeps when a device is lost, and how it goes on.
+//!
+//! Owns a request's newest checkpoint, the account of its losses, and when to give it up. Which mesh
+//! comes next is formation's, when it runs there the dispatcher's.
+//!
+//! Invariants: a checkpoint never gives way to an older one; a request that is lost
+//! [`FRUITLESS_LOSSES_MAX`] times without a step between ends with the last loss, so that one that
+//! kills its devices does not do so for ever.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::State;
+use super::run::Verdict;
+use crate::checkpoint::Checkpoint;
+use crate::dispatcher::{MeshNeed, Need, RequestId};
+use crate::groups::MeshLoss;
+use crate::plan::{Plan, batch};
+use crate::protocol::RunSpec;
+use crate::request::{Event, Resumption};
+
+/// Losses in a row, without a step of progress, after which a request ends.
+pub(super) const FRUITLESS_LOSSES_MAX: u32 = 3;
+
+/// A loss that no run has made good yet.
+struct Loss {
+    lost: String,
+    cause: String,
+    at_step: u32,
+    moment: Instant,
+}
+
+/// What a request carries from mesh to mesh.
+#[derive(Default)]
+pub(super) struct Journey {
+    pub(super) checkpoint: Option<Arc<Checkpoint>>,
+    /// When its first run began.
+    pub(super) since: Option<Instant>,
+    pub(super) resumptions: Vec<Resumption>,
+    loss: Option<Loss>,
+    fruitless: u32,
+}
+
+impl Journey {
+    /// Steps that the checkpoint holds.
+    pub(super) fn steps(&self) -> u32 {
+        self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step as u32 + 1)
+    }
+
+    /// Of a request that outlived its coordinator.
+    pub(super) fn after_restart(checkpoint: Option<Checkpoint>) -> Self {
+        let mut journey = Self::default();
+        journey.keep(checkpoint);
+        let cause = "it was restarted and read its journal";
+        journey.lose("the coordinator", cause, journey.steps() + 1);
+        journey.fruitless = 0;
+        journey
+    }
+
+    /// Whether it was lost and nothing runs again yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.loss.is_some()
+    }
+
+    /// Takes what the lost run had kept.
+    fn keep(&mut self, checkpoint: Option<Checkpoint>) {
+        if let Some(newer) = checkpoint.filter(|newer| newer.step as u32 >= self.steps()) {
+            self.checkpoint = Some(Arc::new(newer));
+            self.fruitless = 0;
+        }
+    }
+
+    /// Notes a loss; false when the request has been lost too often.
+    fn lose(&mut self, lost: &str, cause: &str, at_step: u32) -> bool {
+        self.fruitless += 1;
+        let (lost, cause) = (lost.to_string(), cause.to_string());
+        // A loss before anything ran again is part of the one before.
+        let moment = self.loss.take().map_or_else(Instant::now, |loss| loss.moment);
+        self.loss = Some(Loss { lost, cause, at_step, moment });
+        self.fruitless < FRUITLESS_LOSSES_MAX
+    }
+
+    /// A run starts; what to tell the caller when it makes a loss good.
+    pub(super) fn start(&mut self, plan: &Plan, devices: usize) -> Option<Event> {
+        self.since = self.since.or_else(|| Some(Instant::now()));
+        let Loss { lost, cause, at_step, moment } = self.loss.take()?;
+        let resumption = Resumption {
+            lost,
+            cause,
+            lost_at_step: at_step,
+            resumed_at_step: plan.run.first_step,
+            devices: devices as u32,
+            extra_sync_steps: plan.extra_sync_steps(),
+            seconds: moment.elapsed().as_secs_f64(),
+        };
+        tracing::warn!(%resumption, cause = resumption.cause, "a request goes on");
+        self.resumptions.push(resumption.clone());
+        Some(Event::Resumed(resumption))
+    }
+}
+
+/// What a request that was lost needs: degrees give way to whoever is left.
+pub(super) fn open_mesh(spec: &RunSpec) -> MeshNeed {
+    MeshNeed::Open { guided: spec.is_guided() }
+}
+
+impl State {
+    /// The mesh `epoch` is lost: ends its runs here and says which of their requests go on, and what
+    /// they need from now on. Degrees give way to those of whatever mesh there will be.
+    pub(super) fn set_aside(&mut self, epoch: u64, loss: &MeshLoss) -> Vec<(RequestId, Need)> {
+        let (who, cause) = (loss.who(), loss.to_string());
+        let mut going_on = Vec::new();
+        for (number, run) in self.runs.iter_mut().filter(|(_, run)| run.replica == epoch) {
+            run.decide(Verdict::Moved);
+            let newest = run.newest_checkpoint();
+            for (index, id) in run.drawn().iter().enumerate() {
+                let Some(request) = self.requests.get_mut(id) else { continue };
+                if request.run != Some(*number) {
+                    continue;
+                }
+                request.run = None;
+                request.journey.keep(newest.as_ref().and_then(|newest| newest.of_image(index)));
+                if request.journey.lose(&who, &cause, run.step_under_way()) {
+                    going_on.push(*id);
+                }
+            }
+        }
+        going_on.into_iter().filter_map(|id| Some((id, self.need_of(id)?))).collect()
+    }
+
+    /// What a request that was lost needs to go on.
+    fn need_of(&self, id: RequestId) -> Option<Need> {
+        let request = self.requests.get(&id)?;
+        let mesh = open_mesh(&request.spec);
+        let first_step = request.journey.steps();
+        let shape = batch::shape(&RunSpec { first_step, ..request.spec.clone() });
+        Some(Need { mesh, bytes: request.bytes, shape })
+    }
+
+    /// Where a run of these requests goes on; `None` when it begins with the first step.
+    pub(super) fn resume_of(&self, requests: &[RequestId]) -> Option<Arc<Checkpoint>> {
+        let requests = requests.iter().filter_map(|id| self.requests.get(id));
+        let parts: Option<Vec<_>> = requests.map(|r| r.journey.checkpoint.clone()).collect();
+        Checkpoint::join(&parts?)
+    }
+}
