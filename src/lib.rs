@@ -32,7 +32,7 @@ pub use ditmesh_actors::manifest::{self, Manifest, ManifestError};
 pub use ditmesh_actors::request::{
     Axis, AxisTraffic, Degrees, Dtype, Event, FloatTensor, GenerateRequest, Generation,
     IMAGES_PER_PROMPT_MAX, ModelSource, OpTime, Output, OutputKind, PromptEmbeds, RankReport,
-    Report, RgbImage, RunTime, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache,
+    Report, Resumption, RgbImage, RunTime, STEP_CACHE_REUSES_MAX, STEP_CACHE_THRESHOLD, StepCache,
     StepDecision, WIRE_REFRESH_EVERY, Wire, WireDtype, WireDtypeError,
 };
 pub use ditmesh_actors::status::ClusterStatus;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueHint};
 
 pub(crate) use bench::{
-    AgainstArg, BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, ScalingArgs,
+    AgainstArg, BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, RecoveryArgs, ScalingArgs,
     SizeArgs, TransportArg, TransportBenchArgs,
 };
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};

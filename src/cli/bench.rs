@@ -10,6 +10,7 @@ mod device;
 pub(crate) mod method;
 mod overhead;
 mod random_model;
+mod recovery;
 mod scaling;
 mod statistics;
 mod torch;
@@ -24,6 +25,7 @@ pub(crate) fn run(command: &BenchCommand, terminal: &Terminal) -> Result<(), Fai
     match command {
         BenchCommand::Device(args) => device::run(args, terminal),
         BenchCommand::Overhead(args) => overhead::run(args, terminal),
+        BenchCommand::Recovery(args) => recovery::run(args, terminal),
         BenchCommand::Scaling(args) => scaling::run(args, terminal),
         BenchCommand::Transport(args) => transport::run(args, terminal),
     }

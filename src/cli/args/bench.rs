@@ -23,6 +23,8 @@ pub(crate) enum BenchCommand {
     Overhead(OverheadArgs),
     /// What every way from one process to another carries, and at what price
     Transport(TransportBenchArgs),
+    /// What the loss of a device in the middle of a run costs: processes are really killed and stopped
+    Recovery(RecoveryArgs),
     /// What a device sustains; kept for `plan`, `generate` and `up`
     Device(DeviceArgs),
 }
@@ -114,6 +116,22 @@ pub(crate) struct OverheadArgs {
 
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+}
+
+/// `bench recovery`.
+#[derive(Debug, Args)]
+pub(crate) struct RecoveryArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Rounds; each kills a worker and stops an agent, of an exact mesh and of a pipeline
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = counted(100))]
+    pub(crate) rounds: u32,
+
+    /// The two cores that ranks are pinned to [default: as for `bench scaling`]
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) cores: Option<Vec<usize>>,
 }
 
 /// `bench device`.

@@ -54,28 +54,41 @@ impl Bed {
         if transport == TransportArg::InProcess {
             return Ok(Self::Engine(Engine::start(manifest)?));
         }
-        let wanted = manifest.clone();
-        let up = move || launcher::up(&wanted, UpMode::Detached, &mut |_| {});
-        let (outcome, interrupted) =
-            interrupt.uninterrupted(up, || terminal.note("interrupted; stopping"))?;
-        outcome?;
-        let mut running = Running { client: None, manifest: Box::new(manifest) };
-        if interrupted {
-            return Err(Failure::interrupted());
-        }
-        running.client = Some(ClusterClient::connect(&running.manifest)?);
-        Ok(Self::Cluster(running))
+        Ok(Self::Cluster(Running::start(manifest, (interrupt, terminal))?))
     }
 
     /// Sends a request.
     pub(crate) fn generate(&self, request: GenerateRequest) -> Result<GenerationHandle, Failure> {
         match self {
             Self::Engine(engine) => Ok(engine.generate(request)),
-            Self::Cluster(running) => match &running.client {
-                Some(client) => Ok(client.generate(request)),
-                None => Err(Failure::unreachable("the cluster of this measurement has ended")),
-            },
+            Self::Cluster(running) => Ok(running.client()?.generate(request)),
         }
+    }
+}
+
+impl Running {
+    /// Starts the processes of `manifest`.
+    pub(crate) fn start(
+        manifest: Manifest,
+        (interrupt, terminal): (&mut Interrupt, &Terminal),
+    ) -> Result<Self, Failure> {
+        let wanted = manifest.clone();
+        let up = move || launcher::up(&wanted, UpMode::Detached, &mut |_| {});
+        let (outcome, interrupted) =
+            interrupt.uninterrupted(up, || terminal.note("interrupted; stopping"))?;
+        outcome?;
+        let mut running = Self { client: None, manifest: Box::new(manifest) };
+        if interrupted {
+            return Err(Failure::interrupted());
+        }
+        running.client = Some(ClusterClient::connect(&running.manifest)?);
+        Ok(running)
+    }
+
+    /// Its client.
+    pub(crate) fn client(&self) -> Result<&ClusterClient, Failure> {
+        let ended = || Failure::unreachable("the cluster of this measurement has ended");
+        self.client.as_ref().ok_or_else(ended)
     }
 }
 
@@ -86,6 +99,21 @@ impl Drop for Running {
             tracing::warn!(cluster = self.manifest.cluster.name, %error, "it is not stopped");
         }
     }
+}
+
+/// Nodes of one device on each of `cores`, which notice losses as fast as a user's do.
+pub(crate) fn two_nodes(
+    name: &str,
+    model: &Path,
+    work_dir: &Path,
+    cores: &[usize],
+    degrees: Degrees,
+) -> Manifest {
+    let manifest = manifest(name, model, work_dir, TransportArg::Quic, cores, degrees);
+    let mut launcher = manifest.launcher.clone();
+    // Every round takes one.
+    launcher.restarts_max = u32::MAX;
+    Manifest { health: HealthSection::default(), launcher, ..manifest }
 }
 
 fn manifest(
