@@ -23,6 +23,8 @@ mod replicas;
 mod requests;
 mod room;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,68 @@
+//! Clients: they ask, ask again when they hear nothing, and may give up.
+
+use super::desk::{ASK_AGAIN, Request, Step, need};
+use super::world::{Wake, World};
+use crate::dispatcher::DispatcherEvent;
+use crate::journal::Entry;
+use crate::protocol::RequestKey;
+use crate::request::GenerateRequest;
+
+impl World {
+    pub(super) fn end_request(&mut self, id: u64, outcome: Result<(), String>) {
+        let Some(desk) = &mut self.desk else { return };
+        let Some(request) = desk.requests.remove(&id) else { return };
+        let (client, desk_number) = (request.client, desk.number);
+        desk.answered.insert(client);
+        self.note(|| format!("request {id} of client {client} ends: {outcome:?}"));
+        self.watch.ended(desk_number, id);
+        self.journal.push(Entry::Ended { request: id });
+        let after = self.dice.between(1, 5);
+        self.at(after, Wake::Answer { client, desk: desk_number, outcome });
+    }
+
+    /// A result reaches its client, if the connection it goes over still stands.
+    pub(super) fn answer(&mut self, client: u64, desk: u64, outcome: Result<(), String>) {
+        if self.desk.as_ref().is_some_and(|current| current.number == desk) {
+            self.watch.answer(client, outcome);
+        }
+    }
+
+    pub(super) fn ask(&mut self, client: u64) {
+        if self.watch.is_answered(client) {
+            return;
+        }
+        self.at(ASK_AGAIN, Wake::Ask(client));
+        let Some(desk) = &mut self.desk else { return };
+        let known = desk.requests.values().any(|request| request.client == client);
+        if known || desk.answered.contains(&client) {
+            return;
+        }
+        let id = desk.next_request;
+        desk.next_request += 1;
+        let key = RequestKey { client, number: 0 };
+        let asked = Box::new(GenerateRequest::new("a"));
+        self.journal.push(Entry::Accepted { request: id, key, asked });
+        self.admit(id, client, 0);
+    }
+
+    pub(super) fn admit(&mut self, id: u64, client: u64, steps: u32) {
+        let Some(desk) = &mut self.desk else { return };
+        desk.requests.insert(id, Request { client, run: None, steps });
+        let submitted = DispatcherEvent::Submitted { request: id, need: need(steps) };
+        self.advance(Step::Dispatcher(submitted));
+    }
+
+    /// A client gives up; whether the coordinator hears of it or not, it has its end.
+    pub(super) fn cancel(&mut self, client: u64) {
+        if self.watch.is_answered(client) {
+            return;
+        }
+        self.watch.cancels(client);
+        self.watch.answer(client, Err("given up".into()));
+        let Some(desk) = &self.desk else { return };
+        let request = desk.requests.iter().find(|(_, request)| request.client == client);
+        if let Some((&request, _)) = request {
+            self.advance(Step::Dispatcher(DispatcherEvent::Cancelled { request }));
+        }
+    }
+}

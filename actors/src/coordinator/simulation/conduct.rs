@@ -1,0 +1,212 @@
+//! Runs as the coordinator conducts them: started, followed by its own program, ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Sabotage;
+use super::desk::{ABORT_WITHIN, Run, Step, model, spec};
+use super::processes::RETRANSMIT;
+use super::runs::{Fault, Frame, Start};
+use super::walker::{Inbox, Next, Walker};
+use super::world::{Order, Wake, World};
+use crate::dispatcher::DispatcherEvent;
+use crate::groups::Retry;
+use crate::journal::Entry;
+use crate::plan::message::MessageKind;
+use crate::plan::{Action, Plan};
+use crate::protocol::DeviceId;
+
+impl World {
+    pub(super) fn start_run(&mut self, run: u64, requests: Vec<u64>, epoch: u64) {
+        let Some(desk) = &mut self.desk else { return };
+        let Some(mesh) = desk.meshes.get(&epoch) else { return };
+        let steps = requests.iter().filter_map(|id| Some(desk.requests.get(id)?.steps)).min();
+        let first_step = steps.unwrap_or(0);
+        let patches = 2 * mesh.degrees.pipefusion_degree;
+        let spec = spec(requests.len(), first_step, patches);
+        let plan = match Plan::new(mesh.degrees.alone(), &model(), &spec) {
+            Ok(plan) => Arc::new(plan),
+            Err(error) => {
+                return self.watch.violations.push(format!("no plan: {error}"));
+            }
+        };
+        for id in &requests {
+            if let Some(request) = desk.requests.get_mut(id) {
+                request.run = Some(run);
+            }
+        }
+        let members = Arc::clone(&mesh.members);
+        let mut missing: BTreeMap<u16, usize> = BTreeMap::new();
+        for rank in 0..members.len() {
+            for action in plan.actions(rank) {
+                if let Action::Send(_, message) = action
+                    && message.kind == MessageKind::Checkpoint
+                {
+                    *missing.entry(message.step).or_default() += 1;
+                }
+            }
+        }
+        let controller = Walker::new(&plan, plan.controller());
+        let of_run = Run {
+            epoch,
+            requests: requests.clone(),
+            plan: Arc::clone(&plan),
+            ended: BTreeSet::new(),
+            fault: None,
+            controller,
+            controller_done: false,
+            inbox: Inbox::new(),
+            missing,
+            kept: first_step,
+        };
+        desk.runs.insert(run, of_run);
+        if first_step > 0 {
+            self.resumed += 1;
+        }
+        self.note(|| format!("run {run} of {requests:?} in epoch {epoch} from step {first_step}"));
+        for (device, number) in members.iter() {
+            let start = Start { epoch, run, plan: Arc::clone(&plan) };
+            self.order(device, *number, Order::Start(start));
+        }
+        self.walk_controller(run);
+    }
+
+    /// Something arrives for the controller.
+    pub(super) fn controller_gets(&mut self, desk: u64, frame: Frame) {
+        let away = |device: &DeviceId| self.network.away.contains(&device.node);
+        let Some(current) = &mut self.desk else { return };
+        let members = current.meshes.get(&frame.epoch).map(|mesh| &mesh.members);
+        if members.and_then(|members| members.get(frame.from)).is_some_and(|(from, _)| away(from)) {
+            return self.at(RETRANSMIT, Wake::Arrived(frame));
+        }
+        let fits = current.number == desk
+            && current.meshes.get(&frame.epoch).is_some_and(|mesh| {
+                mesh.members.get(frame.from).is_some_and(|(_, life)| *life == frame.life)
+            });
+        let Some(run) =
+            current.runs.get_mut(&frame.run).filter(|run| fits && run.epoch == frame.epoch)
+        else {
+            return;
+        };
+        if frame.kind == MessageKind::Checkpoint {
+            let step = frame.step;
+            let left = run.missing.entry(step).or_default();
+            *left = left.saturating_sub(1);
+            if *left == 0 && u32::from(step) + 1 > run.kept {
+                run.kept = u32::from(step) + 1;
+                for &request in &run.requests {
+                    let (step, digest) = (run.kept, 0);
+                    self.journal.push(Entry::Kept { request, step, digest });
+                }
+            }
+        }
+        run.inbox.insert((frame.run, frame.from, frame.tag));
+        self.walk_controller(frame.run);
+    }
+
+    pub(super) fn walk_controller(&mut self, number: u64) {
+        loop {
+            let now = self.now;
+            let Some(desk) = &mut self.desk else { return };
+            let Some(run) = desk.runs.get_mut(&number) else { return };
+            match run.controller.next(number, &mut run.inbox, now) {
+                Next::Wait => return,
+                Next::Compute => {}
+                Next::Done => {
+                    run.controller_done = true;
+                    return self.check_run(number);
+                }
+                Next::Send(to, message) => {
+                    let members = desk.meshes.get(&run.epoch).map(|mesh| Arc::clone(&mesh.members));
+                    let device = members.and_then(|members| Some(members.get(to)?.0.clone()));
+                    let Some(device) = device else { return };
+                    let frame = Frame {
+                        epoch: run.epoch,
+                        run: number,
+                        from: run.plan.controller(),
+                        life: 0,
+                        tag: message.tag().0,
+                        kind: message.kind,
+                        step: message.step,
+                        to: Ok(device),
+                    };
+                    self.send(frame, None);
+                }
+            }
+        }
+    }
+
+    pub(super) fn rank_ended(
+        &mut self,
+        device: &DeviceId,
+        epoch: u64,
+        number: u64,
+        outcome: Result<(), Fault>,
+    ) {
+        let Some(desk) = &mut self.desk else { return };
+        let Some(mesh) = desk.meshes.get(&epoch) else { return };
+        let Some(rank) = mesh.members.iter().position(|(member, _)| member == device) else {
+            return;
+        };
+        let Some(run) = desk.runs.get_mut(&number).filter(|run| run.epoch == epoch) else { return };
+        run.ended.insert(rank);
+        if let Err(fault) = outcome {
+            let first = run.fault.is_none();
+            // What a link says explains what "aborted" does not.
+            if first || fault.link {
+                run.fault = Some(fault);
+            }
+            if first && !self.is(Sabotage::LeaveWaiting) {
+                self.stop_run(number, epoch);
+            }
+        }
+        self.check_run(number);
+    }
+
+    /// Tells the ranks of a run to end it.
+    pub(super) fn stop_run(&mut self, run: u64, epoch: u64) {
+        let Some(desk) = &mut self.desk else { return };
+        if let Some(run) = desk.runs.get_mut(&run) {
+            run.fault.get_or_insert(Fault { cause: "aborted".into(), link: false });
+        }
+        let desk_number = desk.number;
+        let Some(mesh) = desk.meshes.get(&epoch) else { return };
+        let members = Arc::clone(&mesh.members);
+        for (device, number) in members.iter() {
+            self.order(device, *number, Order::Abort(run));
+        }
+        self.at(ABORT_WITHIN, Wake::AbortDeadline { epoch, run, desk: desk_number });
+    }
+
+    pub(super) fn abort_deadline(&mut self, epoch: u64, run: u64, desk: u64) {
+        let Some(current) = self.desk.as_ref().filter(|current| current.number == desk) else {
+            return;
+        };
+        if current.runs.get(&run).is_some_and(|run| run.epoch == epoch) {
+            self.lose_mesh(epoch, "a rank did not stop", Retry::WhenReady);
+        }
+    }
+
+    /// Ends a run whose parts have all ended.
+    pub(super) fn check_run(&mut self, number: u64) {
+        let Some(desk) = &mut self.desk else { return };
+        let Some(run) = desk.runs.get(&number) else { return };
+        let ranks = desk.meshes.get(&run.epoch).map_or(0, |mesh| mesh.members.len());
+        if run.ended.len() < ranks || !(run.controller_done || run.fault.is_some()) {
+            return;
+        }
+        let (epoch, fault) = (run.epoch, run.fault.clone());
+        if let Some(Fault { cause, link: true }) = fault {
+            return self.lose_mesh(epoch, &cause, Retry::WhenReady);
+        }
+        let Some(run) = desk.runs.remove(&number) else { return };
+        for id in run.requests {
+            let Some(desk) = &self.desk else { return };
+            if desk.requests.get(&id).is_some_and(|request| request.run == Some(number)) {
+                let outcome = fault.as_ref().map_or(Ok(()), |fault| Err(fault.cause.clone()));
+                self.end_request(id, outcome);
+            }
+        }
+        self.advance(Step::Dispatcher(DispatcherEvent::RunEnded { run: number }));
+    }
+}

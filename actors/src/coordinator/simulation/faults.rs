@@ -1,0 +1,116 @@
+//! What goes wrong, and how it ends.
+
+use super::processes::Life;
+use super::world::{FAULTS_END, Wake, World};
+use crate::membership::Member;
+use crate::protocol::DeviceId;
+
+/// A fault.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// A worker's process dies; its agent starts another.
+    KillWorker(DeviceId),
+    /// An agent dies, and its workers with it; somebody starts it again.
+    KillAgent(String),
+    /// A process stops for a while: its socket is alive, it is not.
+    Freeze(Member, u64),
+    /// A node and the coordinator cannot reach each other.
+    Partition(String),
+    /// Two nodes cannot reach each other; the coordinator reaches both.
+    Cut(String, String),
+    /// The coordinator's process dies.
+    KillCoordinator,
+}
+
+impl World {
+    pub(super) fn schedule_fault(&mut self) {
+        let after = self.dice.between(100, 1_500);
+        if self.now + after >= FAULTS_END {
+            return;
+        }
+        let fault = self.draw_fault();
+        self.at(after, Wake::Fault(fault));
+    }
+
+    fn draw_fault(&mut self) -> Fault {
+        let devices = self.processes.devices();
+        let nodes = self.processes.nodes();
+        let device = devices[self.dice.roll(devices.len() as u64) as usize].clone();
+        let node = nodes[self.dice.roll(nodes.len() as u64) as usize].clone();
+        match self.dice.roll(12) {
+            0..=3 => Fault::KillWorker(device),
+            4 => Fault::KillAgent(node),
+            5..=6 => Fault::Freeze(Member::Worker(device), 0),
+            7 => Fault::Freeze(Member::Agent(node), 0),
+            8 => Fault::Partition(node),
+            9..=10 if nodes.len() > 1 => {
+                let other = nodes.iter().find(|other| **other != node).cloned();
+                Fault::Cut(node.clone(), other.unwrap_or(node))
+            }
+            _ => Fault::KillCoordinator,
+        }
+    }
+
+    /// A fault begins; its end is scheduled.
+    pub(super) fn fault(&mut self, fault: Fault) {
+        self.schedule_fault();
+        self.faults += 1;
+        self.note(|| format!("FAULT {fault:?}"));
+        let (fault, lasts) = match fault {
+            Fault::KillWorker(device) => {
+                // Its agent sees it and starts another.
+                self.kill(&Member::Worker(device));
+                return;
+            }
+            Fault::KillAgent(node) => {
+                for device in self.processes.devices_of(&node) {
+                    self.kill(&Member::Worker(device));
+                }
+                self.kill(&Member::Agent(node.clone()));
+                (Fault::KillAgent(node), self.dice.between(300, 3_000))
+            }
+            Fault::Freeze(member, _) => {
+                let lasts = self.dice.between(200, 3_500);
+                let Some(process) = self.processes.get_mut(&member) else { return };
+                if process.life == Life::Down || process.is_frozen {
+                    return;
+                }
+                process.is_frozen = true;
+                (Fault::Freeze(member, process.number), lasts)
+            }
+            Fault::Partition(node) => {
+                self.network.away.insert(node.clone());
+                (Fault::Partition(node), self.dice.between(300, 4_000))
+            }
+            Fault::Cut(a, b) => {
+                self.network.cut.insert((a.clone(), b.clone()));
+                self.break_links(&a, &b);
+                (Fault::Cut(a, b), self.dice.between(300, 4_000))
+            }
+            Fault::KillCoordinator => {
+                self.desk = None;
+                (Fault::KillCoordinator, self.dice.between(200, 1_500))
+            }
+        };
+        self.at(lasts, Wake::Mend(fault));
+    }
+
+    /// A fault is over.
+    pub(super) fn mend(&mut self, fault: Fault) {
+        self.note(|| format!("MENDED {fault:?}"));
+        match fault {
+            Fault::KillWorker(device) => self.boot(&Member::Worker(device)),
+            Fault::KillAgent(node) => {
+                self.boot(&Member::Agent(node.clone()));
+                for device in self.processes.devices_of(&node) {
+                    self.boot(&Member::Worker(device));
+                }
+            }
+            Fault::Freeze(member, number) => self.thaw(&member, number),
+            Fault::Partition(node) => drop(self.network.away.remove(&node)),
+            Fault::Cut(a, b) => drop(self.network.cut.remove(&(a, b))),
+            Fault::KillCoordinator if self.desk.is_none() => self.start_desk(),
+            Fault::KillCoordinator => {}
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What must never happen, one file each, and the notes they are judged by.
+
+pub(super) mod ends_once;
+pub(super) mod no_stale_frame;
+pub(super) mod none_lost;
+pub(super) mod one_plan_per_epoch;
+pub(super) mod waits_end;
+
+use std::collections::BTreeMap;
+
+use crate::membership::Now;
+
+/// What was seen.
+#[derive(Default)]
+pub(super) struct Watch {
+    pub(super) violations: Vec<String>,
+    plans: BTreeMap<u64, String>,
+    /// Answers by client.
+    answers: BTreeMap<u64, Vec<Result<(), String>>>,
+    cancelled: Vec<u64>,
+    /// Results that one life of the coordinator gave, by its number and the request's.
+    results: BTreeMap<(u64, u64), u32>,
+}
+
+impl Watch {
+    fn broken(&mut self, invariant: &str, how: impl std::fmt::Display) {
+        self.violations.push(format!("{invariant}: {how}"));
+    }
+
+    /// Clients that have an answer.
+    pub(super) fn answered(&self) -> u64 {
+        self.answers.len() as u64
+    }
+
+    pub(super) fn is_answered(&self, client: u64) -> bool {
+        self.answers.contains_key(&client)
+    }
+
+    /// What is judged when all is over.
+    pub(super) fn check_end(&mut self, now: Now, clients: u64) {
+        self.check_none_lost(now, clients);
+    }
+}

@@ -1,0 +1,244 @@
+//! Virtual time: the queue of what happens next, the dice, the log, and the loop over it all.
+//!
+//! Owns the order of events: by time, then by the order in which they were scheduled.
+
+use std::collections::BTreeMap;
+
+use super::desk::Desk;
+use super::faults::Fault;
+use super::invariants::Watch;
+use super::processes::{Network, Processes};
+use super::runs::{Frame, Report};
+use super::{Sabotage, ms};
+use crate::coordinator::mesh_plan::MeshPlans;
+use crate::journal::Entry;
+use crate::membership::{Incarnation, Member, Now};
+use crate::protocol::DeviceId;
+
+/// Faults end here.
+pub(super) const FAULTS_END: Now = ms(12_000);
+/// Everything has to be done by then.
+const END: Now = ms(120_000);
+/// Events of a simulation, at most: more is a livelock.
+const EVENTS_MAX: u64 = 2_000_000;
+/// Requests of a simulation.
+const REQUESTS: u64 = 8;
+
+/// What happens at a moment.
+pub(super) enum Wake {
+    /// The coordinator's clock.
+    Tick,
+    /// A member's process sends a sign of life.
+    Heartbeat(Member, u64),
+    /// A process tries to open a session.
+    Connect(Member, u64),
+    /// What a member says arrives at the coordinator.
+    Said(Member, Incarnation, Report),
+    /// What the coordinator says arrives at a worker.
+    Ordered(DeviceId, u64, Order),
+    /// A worker has loaded its part of a mesh.
+    Loaded(DeviceId, u64, u64),
+    /// A frame arrives at a rank, or at the controller.
+    Arrived(Frame),
+    /// A rank has computed.
+    Computed {
+        device: DeviceId,
+        life: u64,
+        run: u64,
+    },
+    /// A rank notices that its link to a peer is gone.
+    LinkLost {
+        device: DeviceId,
+        life: u64,
+        epoch: u64,
+        peer: usize,
+    },
+    /// The planner has an answer.
+    Planned(u64, u64, MeshPlans),
+    /// Ranks of an aborted run should have ended it.
+    AbortDeadline {
+        epoch: u64,
+        run: u64,
+        desk: u64,
+    },
+    /// A client asks, or asks again.
+    Ask(u64),
+    /// A client gives up.
+    Cancel(u64),
+    /// A result reaches its client.
+    Answer {
+        client: u64,
+        desk: u64,
+        outcome: Result<(), String>,
+    },
+    Fault(Fault),
+    /// Something ends that a fault began.
+    Mend(Fault),
+}
+
+/// From coordinator to worker.
+#[derive(Clone, Debug)]
+pub(super) enum Order {
+    Form(super::runs::Form),
+    Start(super::runs::Start),
+    Abort(u64),
+    Dissolve(u64),
+    /// The session is over.
+    Closed,
+}
+
+/// What a simulation came to.
+pub(super) struct Ending {
+    pub(super) violations: Vec<String>,
+    pub(super) log: Vec<String>,
+    pub(super) faults: u64,
+    pub(super) requests: u64,
+    pub(super) resumed: u64,
+    pub(super) restarts: u64,
+}
+
+/// SplitMix64.
+pub(super) struct Dice(u64);
+
+impl Dice {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (x ^ (x >> 31)) % sides.max(1)
+    }
+
+    /// Milliseconds from `low` to `high`.
+    pub(super) fn between(&mut self, low: u64, high: u64) -> Now {
+        // Microseconds, so that two things seldom happen at one moment.
+        Now::from_micros(1000 * low + self.roll(1000 * (high - low) + 1))
+    }
+}
+
+/// Everything there is.
+pub(super) struct World {
+    pub(super) now: Now,
+    scheduled: u64,
+    queue: BTreeMap<(Now, u64), Wake>,
+    pub(super) dice: Dice,
+    pub(super) log: Vec<String>,
+    pub(super) sabotage: Option<Sabotage>,
+    pub(super) watch: Watch,
+    pub(super) network: Network,
+    pub(super) processes: Processes,
+    /// The coordinator, while its process lives.
+    pub(super) desk: Option<Desk>,
+    /// Lives of the coordinator so far.
+    pub(super) desks: u64,
+    /// What the coordinator wrote down.
+    pub(super) journal: Vec<Entry>,
+    pub(super) faults: u64,
+    pub(super) resumed: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
+        let mut dice = Dice(seed);
+        let devices = 2 + dice.roll(4);
+        let mut world = Self {
+            now: Now::ZERO,
+            scheduled: 0,
+            queue: BTreeMap::new(),
+            log: Vec::new(),
+            sabotage,
+            watch: Watch::default(),
+            network: Network::default(),
+            processes: Processes::of(devices),
+            desk: None,
+            desks: 0,
+            journal: Vec::new(),
+            faults: 0,
+            resumed: 0,
+            dice,
+        };
+        world.start_desk();
+        for node in world.processes.nodes() {
+            let after = world.dice.between(1, 300);
+            world.at(after, Wake::Mend(Fault::KillAgent(node)));
+        }
+        for client in 0..REQUESTS {
+            let after = world.dice.between(100, 14_000);
+            world.at(after, Wake::Ask(client));
+            if world.dice.roll(8) == 0 {
+                let patience = world.dice.between(20, 3_000);
+                world.at(after + patience, Wake::Cancel(client));
+            }
+        }
+        world.at(ms(50), Wake::Tick);
+        world.schedule_fault();
+        world
+    }
+
+    /// Schedules something `after` from now.
+    pub(super) fn at(&mut self, after: Now, wake: Wake) {
+        self.scheduled += 1;
+        self.queue.insert((self.now + after, self.scheduled), wake);
+    }
+
+    pub(super) fn note(&mut self, what: impl FnOnce() -> String) {
+        self.log.push(format!("{:>10.3} {}", self.now.as_secs_f64() * 1e3, what()));
+    }
+
+    pub(super) fn is(&self, sabotage: Sabotage) -> bool {
+        self.sabotage == Some(sabotage)
+    }
+
+    pub(super) fn run(mut self) -> Ending {
+        let mut events = 0;
+        while let Some(((when, _), wake)) = self.queue.pop_first() {
+            self.now = when;
+            events += 1;
+            if when > END || events > EVENTS_MAX || self.is_over() {
+                break;
+            }
+            self.wake(wake);
+            self.check_waits();
+        }
+        self.watch.check_end(self.now, REQUESTS);
+        if events > EVENTS_MAX {
+            self.watch.violations.push(format!("livelock: {events} events by {:?}", self.now));
+        }
+        Ending {
+            violations: self.watch.violations,
+            log: self.log,
+            faults: self.faults,
+            requests: REQUESTS,
+            resumed: self.resumed,
+            restarts: self.desks - 1,
+        }
+    }
+
+    /// Whether faults are over and every client has its answer.
+    fn is_over(&self) -> bool {
+        self.now > FAULTS_END && self.watch.answered() == REQUESTS
+    }
+
+    fn wake(&mut self, wake: Wake) {
+        match wake {
+            Wake::Tick => self.tick(),
+            Wake::Heartbeat(member, life) => self.heartbeat(&member, life),
+            Wake::Connect(member, life) => self.connect(&member, life),
+            Wake::Said(member, incarnation, report) => self.said(member, incarnation, report),
+            Wake::Ordered(device, life, order) => self.ordered(&device, life, order),
+            Wake::Loaded(device, life, epoch) => self.loaded(&device, life, epoch),
+            Wake::Arrived(frame) => self.arrived(frame),
+            Wake::Computed { device, life, run } => self.computed(&device, life, run),
+            Wake::LinkLost { device, life, epoch, peer } => {
+                self.link_lost(&device, life, epoch, peer);
+            }
+            Wake::Planned(desk, number, plans) => self.planned(desk, number, plans),
+            Wake::AbortDeadline { epoch, run, desk } => self.abort_deadline(epoch, run, desk),
+            Wake::Ask(client) => self.ask(client),
+            Wake::Cancel(client) => self.cancel(client),
+            Wake::Answer { client, desk, outcome } => self.answer(client, desk, outcome),
+            Wake::Fault(fault) => self.fault(fault),
+            Wake::Mend(fault) => self.mend(fault),
+        }
+    }
+}
