@@ -16,9 +16,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::blobs::BlobStore;
 use crate::error::TransportError;
 use crate::ids::{Epoch, PeerId};
 use crate::link::Transport;
+use crate::quic::BlobReader;
 
 pub use lanes::{BULK_LANES_MAX, LaneAddresses};
 
@@ -109,6 +111,10 @@ impl FromStr for FabricAddress {
 pub type Forming<'a> =
     Pin<Box<dyn Future<Output = Result<Arc<dyn Transport>, TransportError>> + Send + 'a>>;
 
+/// The future of a way to a peer's blobs.
+pub type OpeningBlobs<'a> =
+    Pin<Box<dyn Future<Output = Result<BlobReader, TransportError>> + Send + 'a>>;
+
 /// One process's way into meshes.
 pub trait Fabric: Send + Sync {
     /// Where peers reach this fabric.
@@ -122,6 +128,24 @@ pub trait Fabric: Send + Sync {
     /// [`TransportError::Untrusted`] as either side finds them; [`TransportError::Connect`] naming
     /// who is missing when the deadline passes.
     fn form<'a>(&'a self, form: MeshForm) -> Forming<'a>;
+
+    /// Offers blobs to the other nodes and workers of the cluster, in place of what was offered
+    /// before. Within one process nobody asks: all have the same files.
+    fn offer_blobs(&self, _store: Arc<dyn BlobStore>) {}
+
+    /// Opens a way to the blobs of a peer, in a mesh or not.
+    ///
+    /// # Errors
+    /// As [`Fabric::form`] for one peer; [`TransportError::Connect`] within one process.
+    fn open_blobs(&self, peer: PeerAddress, _deadline: Instant) -> OpeningBlobs<'_> {
+        Box::pin(async move {
+            Err(TransportError::Connect {
+                peer: peer.name,
+                address: peer.address.to_string(),
+                cause: "blobs are for processes that do not share their files".to_owned(),
+            })
+        })
+    }
 
     /// Closes every mesh of this fabric and stops listening; dropping it does the same.
     fn close(&self);

@@ -9,6 +9,7 @@
 //! before its bounds are checked; every wait has a deadline, and the loss of a peer resolves
 //! everything that waits for it.
 
+pub mod blobs;
 pub mod codec;
 pub mod collectives;
 pub mod completion;

@@ -29,6 +29,14 @@ impl Mesh {
     }
 }
 
+impl Mesh {
+    /// Payload bytes that its links have moved either way.
+    pub(crate) fn bytes_moved(&self) -> u64 {
+        let stats = self.links.values().map(|link| link.stats());
+        stats.map(|stats| stats.bytes_sent + stats.bytes_received).sum()
+    }
+}
+
 impl Transport for Mesh {
     fn local(&self) -> PeerId {
         self.local

@@ -10,6 +10,7 @@
 //! link and resolves everything that waits.
 
 mod admission;
+mod blobs;
 mod dial;
 mod fabric;
 mod form;
@@ -23,6 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub use admission::HELLOS_WAITING_MAX;
+pub use blobs::BlobReader;
 pub use fabric::QuicFabric;
 pub(crate) use link::QuicLink;
 pub(crate) use upgrade::{Upgrade, UpgradeTo, Upgrading};

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod alone;
+mod blobs;
 mod collectives;
 mod control;
 mod endurance;

@@ -22,6 +22,8 @@ pub(crate) enum Lane {
     Control,
     /// Frames, on one of `of` connections.
     Bulk { index: u8, of: u8 },
+    /// Blobs, for no mesh.
+    Blobs,
 }
 
 /// Who dials whom, for which mesh, with which protocol.
@@ -64,6 +66,7 @@ impl Hello {
         out.extend_from_slice(&self.to.0.to_le_bytes());
         out.extend_from_slice(&match self.lane {
             Lane::Control => [0, 0],
+            Lane::Blobs => [0, 1],
             Lane::Bulk { index, of } => [of, index],
         });
         put_text(&mut out, &self.cluster);
@@ -83,6 +86,7 @@ impl Hello {
             to: PeerId(u32::from_le_bytes(from.take()?)),
             lane: match from.take::<2>()? {
                 [0, 0] => Lane::Control,
+                [0, 1] => Lane::Blobs,
                 [of, index] if index < of && usize::from(of) <= BULK_LANES_MAX => {
                     Lane::Bulk { index, of }
                 }

@@ -12,6 +12,7 @@ use quinn::{Connection, Incoming};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::blobs::BlobServer;
 use super::greeting::{LaneStream, Port, Speaker, read_confirmation, read_hello, write_hello};
 use crate::endpoint::{Gate, GatePass, close_code};
 use crate::error::TransportError;
@@ -38,6 +39,7 @@ pub(super) struct Knock {
 pub(super) struct Admission {
     speaker: Speaker,
     hello_wait: Duration,
+    pub(super) blobs: BlobServer,
     book: Mutex<Book>,
     changed: watch::Sender<()>,
 }
@@ -64,10 +66,11 @@ enum Verdict {
 }
 
 impl Admission {
-    pub(super) fn new(speaker: Speaker, hello_wait: Duration) -> Arc<Self> {
+    pub(super) fn new(speaker: Speaker, hello_wait: Duration, blobs: BlobServer) -> Arc<Self> {
         Arc::new(Self {
             speaker,
             hello_wait,
+            blobs,
             book: Mutex::default(),
             changed: watch::Sender::new(()),
         })
@@ -134,8 +137,12 @@ impl Admission {
         let (mut stream, peer, hello) = opened.await.map_err(late)??;
         let verdict = match self.speaker.check(&hello, &peer, port) {
             Some(answer) => Err(answer),
+            None if hello.lane == Lane::Blobs && peer.role == Role::Client => {
+                Err(Answer::Refused { cause: "blobs are for nodes and workers".into() })
+            }
+            None if hello.lane == Lane::Blobs => Ok(None),
             None => tokio::select! {
-                admitted = self.admit(&hello, &peer) => admitted,
+                admitted = self.admit(&hello, &peer) => admitted.map(Some),
                 _ = stream.connection.closed() => {
                     return Err(TransportError::closed(format!("connection to {peer}")));
                 }
@@ -151,6 +158,7 @@ impl Admission {
             Ok(door) => {
                 let confirmed = read_confirmation(&mut stream.receiving);
                 timeout(HANDSHAKE_TIMEOUT, confirmed).await.map_err(late)??;
+                let Some(door) = door else { return self.blobs.serve(stream).await };
                 let knock = Knock { from: hello.from, lane: hello.lane, stream };
                 // Nobody behind the door any more: dropping the lane closes it.
                 door.send(knock).await.map_err(|_| TransportError::closed("the mesh"))

@@ -6,20 +6,26 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::task::Poll;
+use std::time::Instant;
 
 use tokio::task::AbortHandle;
 
 use super::admission::Admission;
+use super::blobs::{BlobReader, BlobServer, Meshes};
+use super::dial::dial;
 use super::form::{Former, Links};
 use super::greeting::{Port, Speaker};
 use super::{CAPS, QuicConfig, Upgrade, UpgradeTo, Upgrading};
+use crate::blobs::BlobStore;
 use crate::endpoint::{Congestion, EndpointSettings, EndpointThread, QuicEndpoint};
 use crate::error::TransportError;
 use crate::fabric::{
     BULK_LANES_MAX, Fabric, FabricAddress, Forming, LaneAddresses, MESH_PEERS_MAX, MeshForm,
+    OpeningBlobs, PeerAddress,
 };
+use crate::frame::hello::Lane;
 use crate::ids::{Epoch, PeerId};
 use crate::link::{Caps, Link, Transport};
 use crate::mesh::Mesh;
@@ -37,7 +43,7 @@ pub struct QuicFabric {
     address: FabricAddress,
     cluster: String,
     pool: RegionPool,
-    meshes: Mutex<Vec<Weak<Mesh>>>,
+    meshes: Meshes,
     upgrade: Option<Arc<dyn Upgrade>>,
 }
 
@@ -62,7 +68,9 @@ impl QuicFabric {
         let bulk = bulk_endpoints(config, &threads)?;
         let cluster = config.identity.subject().cluster.clone();
         let speaker = Speaker { cluster: cluster.clone(), incarnation: config.incarnation };
-        let admission = Admission::new(speaker, config.hello_wait);
+        let meshes = Meshes::default();
+        let blobs = BlobServer::new(Arc::clone(&meshes));
+        let admission = Admission::new(speaker, config.hello_wait, blobs);
         let ports = std::iter::once(Port::Control).chain((0..=u8::MAX).map(Port::Bulk));
         for (endpoint, port) in std::iter::once(&control).chain(&bulk).zip(ports) {
             endpoint.spawn(Arc::clone(&admission).serve(endpoint.quinn().clone(), port));
@@ -79,7 +87,7 @@ impl QuicFabric {
             address,
             cluster,
             pool: RegionPool::new(config.pool_bytes_max),
-            meshes: Mutex::new(Vec::new()),
+            meshes,
             upgrade,
         }))
     }
@@ -141,6 +149,32 @@ impl QuicFabric {
         all(upgrading.collect()).await
     }
 
+    /// Opens the way to a peer's blobs.
+    async fn dial_blobs(
+        &self,
+        peer: PeerAddress,
+        deadline: Instant,
+    ) -> Result<BlobReader, TransportError> {
+        let unreachable = |cause: &str| TransportError::Connect {
+            peer: peer.name.clone(),
+            address: peer.address.to_string(),
+            cause: cause.to_owned(),
+        };
+        let FabricAddress::Quic { bulk, .. } = peer.address else {
+            return Err(unreachable("it does not listen on QUIC"));
+        };
+        let (Some(&address), Some(endpoint)) = (bulk.as_slice().first(), self.former.bulk.first())
+        else {
+            return Err(unreachable("there is no bulk port"));
+        };
+        let speaker = self.former.admission.speaker();
+        let hello = speaker.hello(Epoch(0), peer.id, peer.id, Lane::Blobs);
+        let dialling = dial(endpoint.dialer(), address, peer.name.clone(), hello, deadline);
+        let stream = endpoint.spawn(dialling).await;
+        let stream = stream.unwrap_or_else(|_| Err(TransportError::closed("the fabric")))?;
+        Ok(BlobReader::new(peer.name, stream, endpoint.receive_window_bytes()))
+    }
+
     fn check(&self, form: &MeshForm) -> Result<(), TransportError> {
         if form.cluster != self.cluster {
             return Err(TransportError::WrongCluster {
@@ -165,6 +199,14 @@ impl Fabric for QuicFabric {
 
     fn form<'a>(&'a self, form: MeshForm) -> Forming<'a> {
         Box::pin(self.form_mesh(form))
+    }
+
+    fn offer_blobs(&self, store: Arc<dyn BlobStore>) {
+        self.former.admission.blobs.offer(store);
+    }
+
+    fn open_blobs(&self, peer: PeerAddress, deadline: Instant) -> OpeningBlobs<'_> {
+        Box::pin(self.dial_blobs(peer, deadline))
     }
 
     fn close(&self) {

@@ -191,6 +191,8 @@ impl OpenLink {
     fn place(&mut self, lane: Lane) -> Option<&mut Option<LaneStream>> {
         match lane {
             Lane::Control => Some(&mut self.control),
+            // Of no mesh; never admitted to one.
+            Lane::Blobs => None,
             Lane::Bulk { index, of } => {
                 if self.bulk.len() != usize::from(of) {
                     self.bulk.clear();

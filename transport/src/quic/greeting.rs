@@ -64,6 +64,7 @@ impl Speaker {
         let heard = match hello.lane {
             Lane::Control => Port::Control,
             Lane::Bulk { index, .. } => Port::Bulk(index),
+            Lane::Blobs => Port::Bulk(0),
         };
         if heard != port {
             let cause = format!("this is endpoint {port:?}, not {heard:?}");
