@@ -21,6 +21,7 @@ mod cluster_pods;
 mod cluster_slurm;
 mod cluster_ssh;
 mod cluster_traces;
+mod cluster_weights;
 mod house;
 mod otlp_receiver;
 mod ssh_server;

@@ -34,5 +34,6 @@ pub mod staleness;
 pub mod status;
 pub mod timeline;
 mod trace_context;
+pub mod weights;
 pub mod worker;
 pub mod worker_process;

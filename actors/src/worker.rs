@@ -30,6 +30,7 @@ use crate::plan::Plan;
 use crate::plan::interleave::Entry;
 use crate::plan::layout::Layout;
 use crate::protocol::{DeviceId, Form, FormFault, LinkCarrier, RankOutcome, Start, ToCoordinator};
+use crate::weights::{Fetchers, Place};
 use compute::{ComputeThread, Load, Loaded, Run};
 
 /// One device and how to use it.
@@ -144,6 +145,8 @@ struct State {
     compute: ComputeThread,
     /// By epoch: the one that runs, and the next while that is built beside it.
     meshes: BTreeMap<u64, Mesh>,
+    /// Fetches what this host lacks of a model.
+    fetchers: Fetchers,
     /// Newest epoch ordered; an older one is refused.
     newest_epoch: u64,
     /// The tasks that form meshes, by epoch; what is not here any more is not wanted any more.
@@ -168,6 +171,7 @@ impl Actor for Worker {
             reports,
             compute,
             meshes: BTreeMap::new(),
+            fetchers: Fetchers::default(),
             newest_epoch: 0,
             forming: BTreeMap::new(),
         })
@@ -234,12 +238,17 @@ impl State {
         self.newest_epoch = epoch;
         let deadline = Instant::now() + Duration::from_millis(u64::from(form.deadline_ms));
         let present: Vec<Loaded> = self.meshes.values().map(|mesh| mesh.loaded.clone()).collect();
-        let loading = self.compute.load(Load::of(&form), present, deadline);
-        let (fabric, cluster) = (Arc::clone(&self.fabric), self.config.cluster.clone());
+        let loader = self.compute.loader();
+        let (fabric, config) = (Arc::clone(&self.fabric), self.config.clone());
+        let fetchers = self.fetchers.clone();
         let forming = tokio::spawn(async move {
             let outcome = async {
                 let faulty = |cause| (FormFault::Loading, cause);
-                let loaded = loading.await.map_err(faulty)?;
+                let place = find_model(&form, &config, &fabric, fetchers).await.map_err(faulty)?;
+                let load = Load::of(&form, place.clone());
+                let loaded = loader.load(load, present, deadline).await.map_err(faulty)?;
+                place.offer(form.model_id, fabric.as_ref());
+                let cluster = config.cluster;
                 let mesh = mesh_form(&form, &loaded, cluster, deadline).map_err(faulty)?;
                 let transport = fabric.form(mesh).await;
                 Ok((loaded, transport.map_err(|error| (FormFault::Links, error.to_string()))?))
@@ -414,6 +423,21 @@ impl State {
             mesh.transport.close(cause);
         }
     }
+}
+
+/// Where this host has the model of `form`, off this thread: it may ask peers.
+async fn find_model(
+    form: &Form,
+    config: &WorkerConfig,
+    fabric: &Arc<dyn Fabric>,
+    known: Fetchers,
+) -> Result<Place, String> {
+    let (form, device, fabric) = (form.clone(), config.device.clone(), Arc::clone(fabric));
+    let runtime = tokio::runtime::Handle::current();
+    let finding =
+        tokio::task::spawn_blocking(move || Place::find(&form, &device, &fabric, &runtime, &known));
+    let found = finding.await.map_err(|error| format!("looking for the model: {error}"))?;
+    found.map_err(|error| error.to_string())
 }
 
 /// Calls the compute thread to the agenda, when it is not at it; `run` ends where that fails.

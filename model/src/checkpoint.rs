@@ -10,10 +10,13 @@ mod error;
 mod folder;
 mod header;
 mod mapping;
+mod source;
 mod weights;
 
 pub(crate) use config::read_bounded;
 pub use config::{FloatValue, read_json};
 pub use error::CheckpointError;
 pub use folder::{Checkpoint, PipelineClass, partial_config, typed_config};
+pub use header::header_bytes;
+pub use source::{HEADER_SUFFIX, TensorSource};
 pub use weights::Weights;

@@ -4,12 +4,12 @@
 //! encoder and the VAE only where the plan puts them. Does not know why a rank holds what it holds.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Weights};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::ModelError;
 use crate::scheduler::{self, Scheduler};
 use crate::spec::ModelSpec;
@@ -42,10 +42,8 @@ pub struct LoadedParts {
     /// Text encoder, where asked for.
     pub text_encoder: Option<PromptEncoder>,
     vae: OnceLock<VaeDecoder>,
-    vae_dir: PathBuf,
-    dtype: DType,
     device: Device,
-    scheduler_dir: PathBuf,
+    checkpoint: Checkpoint,
 }
 
 /// What a plan needs to know of the pipeline in `dir`, from its configuration files alone.
@@ -54,7 +52,14 @@ pub struct LoadedParts {
 /// # Errors
 /// When the folder is not a supported pipeline.
 pub fn describe(dir: &Path, dtype: DType) -> Result<ModelSpec, CheckpointError> {
-    let checkpoint = Checkpoint::open(dir)?;
+    describe_open(&Checkpoint::open(dir)?, dtype)
+}
+
+/// The same of an open pipeline.
+///
+/// # Errors
+/// As [`describe`].
+pub fn describe_open(checkpoint: &Checkpoint, dtype: DType) -> Result<ModelSpec, CheckpointError> {
     let config = PixArtConfig::load(&checkpoint.component_dir("transformer"))?;
     let vae = AutoencoderKlConfig::load(&checkpoint.component_dir("vae"))?;
     let id = checkpoint.model_id()?;
@@ -75,11 +80,23 @@ impl LoadedParts {
         parts: &Parts,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let spec = describe(dir, dtype)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        Self::load_from(Checkpoint::open(dir)?, dtype, parts, device)
+    }
+
+    /// Loads `parts` of an open pipeline, whose weights may be elsewhere.
+    ///
+    /// # Errors
+    /// As [`LoadedParts::load`], and when a tensor cannot be brought.
+    pub fn load_from(
+        checkpoint: Checkpoint,
+        dtype: DType,
+        parts: &Parts,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let spec = describe_open(&checkpoint, dtype)?;
         let transformer_dir = checkpoint.component_dir("transformer");
         let config = PixArtConfig::load(&transformer_dir)?;
-        let weights = Weights::open(&transformer_dir, DIFFUSERS_STEM)?;
+        let weights = checkpoint.weights("transformer", DIFFUSERS_STEM)?;
         let blocks = parts.blocks.clone();
         let transformer =
             PixArtTransformer2DModel::load(&weights, &config, spec.clone(), blocks, dtype, device)?;
@@ -90,10 +107,8 @@ impl LoadedParts {
             transformer: Arc::new(transformer),
             text_encoder,
             vae: OnceLock::new(),
-            vae_dir: checkpoint.component_dir("vae"),
-            dtype,
             device: device.clone(),
-            scheduler_dir: checkpoint.component_dir("scheduler"),
+            checkpoint,
         };
         if parts.vae {
             loaded.vae()?;
@@ -110,7 +125,7 @@ impl LoadedParts {
         if let Some(decoder) = self.vae.get() {
             return Ok(decoder);
         }
-        let decoder = VaeDecoder::load(&self.vae_dir, self.dtype, &self.device)?;
+        let decoder = VaeDecoder::load_from(&self.checkpoint, &self.device)?;
         Ok(self.vae.get_or_init(|| decoder))
     }
 
@@ -119,7 +134,7 @@ impl LoadedParts {
     /// # Errors
     /// When its configuration is not supported.
     pub fn scheduler(&self, num_inference_steps: usize) -> Result<Arc<dyn Scheduler>, ModelError> {
-        scheduler::load(&self.scheduler_dir, num_inference_steps, None)
+        scheduler::load(&self.checkpoint.component_dir("scheduler"), num_inference_steps, None)
     }
 
     /// Bytes of weights read from disk for these parts.

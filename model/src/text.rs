@@ -55,7 +55,8 @@ impl TextEncoder {
     ) -> Result<Self, ModelError> {
         let tokenizer = Tokenizer::load(&checkpoint.component_dir("tokenizer"))?;
         let dir = checkpoint.component_dir("text_encoder");
-        let encoder = T5Encoder::load(&dir, dtype, device, proceed)?;
+        let weights = checkpoint.weights("text_encoder", t5::STEM)?;
+        let encoder = T5Encoder::load_with(&dir, weights, dtype, device, proceed)?;
         check_vocabulary(&tokenizer, encoder.config())?;
         Ok(Self { tokenizer, encoder, device: device.clone() })
     }
@@ -66,7 +67,8 @@ impl TextEncoder {
     /// As [`TextEncoder::load`].
     pub fn check(checkpoint: &Checkpoint) -> Result<(), ModelError> {
         let tokenizer = Tokenizer::load(&checkpoint.component_dir("tokenizer"))?;
-        let config = T5Encoder::check(&checkpoint.component_dir("text_encoder"))?;
+        let weights = checkpoint.weights("text_encoder", t5::STEM)?;
+        let config = T5Encoder::check_with(&checkpoint.component_dir("text_encoder"), &weights)?;
         check_vocabulary(&tokenizer, &config)
     }
 

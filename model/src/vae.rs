@@ -28,7 +28,7 @@ use self::blocks::{Loader, NormConv, Resnet};
 use self::decode::Walk;
 use self::exchange::{AloneInBand, BandExchanger};
 use self::phase::DecodeShape;
-use crate::checkpoint::{CheckpointError, Weights};
+use crate::checkpoint::{Checkpoint, CheckpointError, Weights};
 use crate::error::ModelError;
 pub use config::AutoencoderKlConfig;
 pub use conv::{COLUMN_BYTES_MAX, Conv2d, Halo};
@@ -72,11 +72,23 @@ impl VaeDecoder {
     /// # Errors
     /// When the configuration is not supported, or a tensor is missing, misshapen or extra.
     pub fn load(dir: &Path, _dtype: DType, device: &Device) -> Result<Self, CheckpointError> {
+        Self::load_with(dir, &Weights::open(dir, STEM)?, device)
+    }
+
+    /// The same of an open pipeline.
+    ///
+    /// # Errors
+    /// As [`VaeDecoder::load`].
+    pub fn load_from(checkpoint: &Checkpoint, device: &Device) -> Result<Self, CheckpointError> {
+        let weights = checkpoint.weights("vae", STEM)?;
+        Self::load_with(&checkpoint.component_dir("vae"), &weights, device)
+    }
+
+    fn load_with(dir: &Path, weights: &Weights, device: &Device) -> Result<Self, CheckpointError> {
         let config = AutoencoderKlConfig::load(dir)?;
         let spec = config.spec();
-        let weights = Weights::open(dir, STEM)?;
-        weights.check(&shapes::decoder(&config, &weights), &["encoder.", "quant_conv."])?;
-        let loader = Loader { weights: &weights, groups: spec.groups, device };
+        weights.check(&shapes::decoder(&config, weights), &["encoder.", "quant_conv."])?;
+        let loader = Loader { weights, groups: spec.groups, device };
         let latent = spec.latent_channels;
         let (first, last) = (spec.widths[0], spec.widths[spec.widths.len() - 1]);
         let post_quant_conv = match config.use_post_quant_conv {

@@ -3,6 +3,7 @@
 mod checkpoint;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod elsewhere;
 mod fixture;
 mod noise;
 mod pixart;

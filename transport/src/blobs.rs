@@ -12,8 +12,11 @@ pub const BLOB_PART_BYTES_MAX: usize = 1 << 20;
 /// The longest name of a blob, in bytes.
 pub const BLOB_NAME_BYTES_MAX: usize = 1024;
 
-/// Callers that are served blobs at a time; more are told to come again.
-pub const BLOB_CALLERS_MAX: usize = 16;
+/// Callers of blobs at a time; more are told to come again.
+pub const BLOB_CALLERS_MAX: usize = 256;
+
+/// Parts that are read at a time; other callers wait for theirs.
+pub const BLOB_READS_MAX: usize = 4;
 
 /// Bytes of one blob.
 #[derive(Clone, Debug, PartialEq, Eq)]

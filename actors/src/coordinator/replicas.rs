@@ -25,6 +25,7 @@ use crate::plan::layout::Layout;
 use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{DeviceId, Form, Member as MeshMember};
 use crate::request::Degrees;
+use crate::weights::store::ModelStore;
 use crate::worker::member_form;
 
 /// How long devices of the manifest that have not come are waited for, from the start.
@@ -72,6 +73,8 @@ impl State {
         match &model {
             Ok(model) => {
                 tracing::info!(model = model.name, blocks = model.spec.blocks, "model found");
+                let store = ModelStore::new(model.folder.clone(), model.spec.id.0);
+                self.fabric.offer_blobs(Arc::new(store));
                 let devices = model.devices.clone();
                 self.absent = "waiting for devices".into();
                 let first = MeshNeed::Open { guided: true };

@@ -7,14 +7,13 @@
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
-use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
+use ditmesh_model::pipeline::{LoadedParts, Parts, describe_open};
 use ditmesh_model::spec::ModelId;
 use ditmesh_model::text;
 use ditmesh_transport::Transport;
@@ -30,13 +29,14 @@ use crate::plan::layout::Layout;
 use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{Form, ToCoordinator};
 use crate::request::{Degrees, Dtype, TextEncoderPolicy};
+use crate::weights::Place;
 
 /// Orders that may wait for the compute thread.
 const COMPUTE_ORDERS_MAX: usize = 8;
 
 /// What a rank has to load.
 pub(super) struct Load {
-    folder: PathBuf,
+    place: Place,
     model_id: ModelId,
     dtype: Dtype,
     text_encoder: TextEncoderPolicy,
@@ -46,9 +46,9 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) fn of(form: &Form) -> Self {
+    pub(super) fn of(form: &Form, place: Place) -> Self {
         Self {
-            folder: PathBuf::from(&form.model),
+            place,
             model_id: ModelId(form.model_id),
             dtype: form.dtype,
             text_encoder: form.text_encoder,
@@ -119,7 +119,7 @@ enum Order {
 
 /// Handle of the thread.
 pub(super) struct ComputeThread {
-    orders: Option<SyncSender<Order>>,
+    orders: Option<Arc<SyncSender<Order>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -131,11 +131,48 @@ impl ComputeThread {
         let thread = std::thread::Builder::new()
             .name(format!("compute-{}", config.device))
             .spawn(move || serve(&inbox, &device::open(kind, gpu), threads, &cores))?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
+        Ok(Self { orders: Some(Arc::new(orders)), thread: Some(thread) })
     }
 
     fn order(&self, order: Order) -> Result<(), String> {
         let sender = self.orders.as_ref().ok_or("the compute thread has stopped")?;
+        sender.try_send(order).map_err(|error| format!("the compute thread is busy: {error}"))
+    }
+
+    /// What loads partitions, to take along; it does not keep the thread.
+    pub(super) fn loader(&self) -> Loader {
+        Loader(self.orders.as_ref().map(Arc::downgrade).unwrap_or_default())
+    }
+
+    /// Has a partition that was loaded elsewhere kept for the next mesh, in place of the present one.
+    pub(super) fn hold(&self, loaded: Loaded) {
+        if let Err(cause) = self.order(Order::Hold(Box::new(loaded))) {
+            tracing::warn!(cause, "the next mesh loads its weights again");
+        }
+    }
+
+    /// Has an agenda worked off; the end of each run is reported by the thread itself.
+    pub(super) fn work_off(&self, agenda: Arc<Agenda<Run>>) -> Result<(), String> {
+        self.order(Order::WorkOff(agenda))
+    }
+
+    /// Lets the thread end after what it is doing, and waits for it.
+    pub(super) fn stop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the compute thread panicked");
+        }
+    }
+}
+
+/// Loads partitions on a compute thread, or beside it.
+pub(super) struct Loader(Weak<SyncSender<Order>>);
+
+impl Loader {
+    fn order(&self, order: Order) -> Result<(), String> {
+        let sender = self.0.upgrade().ok_or("the compute thread has stopped")?;
         sender.try_send(order).map_err(|error| format!("the compute thread is busy: {error}"))
     }
 
@@ -159,28 +196,6 @@ impl ComputeThread {
                 Ok(Err(_)) => Err("the compute thread stopped while loading".into()),
                 Err(_) => Err("weights were not loaded before the deadline".into()),
             }
-        }
-    }
-
-    /// Has a partition that was loaded elsewhere kept for the next mesh, in place of the present one.
-    pub(super) fn hold(&self, loaded: Loaded) {
-        if let Err(cause) = self.order(Order::Hold(Box::new(loaded))) {
-            tracing::warn!(cause, "the next mesh loads its weights again");
-        }
-    }
-
-    /// Has an agenda worked off; the end of each run is reported by the thread itself.
-    pub(super) fn work_off(&self, agenda: Arc<Agenda<Run>>) -> Result<(), String> {
-        self.order(Order::WorkOff(agenda))
-    }
-
-    /// Lets the thread end after what it is doing, and waits for it.
-    pub(super) fn stop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the compute thread panicked");
         }
     }
 }
@@ -240,11 +255,12 @@ fn find_or_load(load: &Load, device: &Device, held: &mut Option<Loaded>) -> Resu
         Dtype::F16 => DType::F16,
         Dtype::Bf16 => DType::BF16,
     };
-    let spec = describe(&load.folder, dtype).map_err(|error| error.to_string())?;
+    let checkpoint = load.place.open()?;
+    let spec = describe_open(&checkpoint, dtype).map_err(|error| error.to_string())?;
     if spec.id != load.model_id {
         return Err(format!(
             "{} holds another model than the coordinator's: digest {:x} here, {:x} there",
-            load.folder.display(),
+            checkpoint.dir().display(),
             spec.id.0,
             load.model_id.0
         ));
@@ -257,7 +273,7 @@ fn find_or_load(load: &Load, device: &Device, held: &mut Option<Loaded>) -> Resu
     }
     // What is replaced goes first: a device need not have room for both.
     *held = None;
-    let model = LoadedParts::load(&load.folder, dtype, &parts, device)
+    let model = LoadedParts::load_from(checkpoint, dtype, &parts, device)
         .map_err(|error| error.to_string())?;
     let model = Arc::new(model);
     let loaded = Loaded { model, parts, dtype: load.dtype, device: device.clone() };

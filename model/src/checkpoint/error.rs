@@ -156,6 +156,16 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// A tensor that this host does not hold could not be had from elsewhere.
+    #[error("{}: tensor `{tensor}` is not on this host: {cause}", path.display())]
+    Fetch {
+        /// The weight file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The source's words.
+        cause: String,
+    },
     /// The tensor backend could not hold a tensor.
     #[error("{}: tensor `{tensor}`: {source}", path.display())]
     Tensor {

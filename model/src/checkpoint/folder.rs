@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::digest::Digest;
-use super::{CheckpointError, config};
+use super::{CheckpointError, TensorSource, Weights, config};
 use crate::spec::ModelId;
 
 /// The components every supported pipeline has.
@@ -43,6 +44,8 @@ pub struct Checkpoint {
     dir: PathBuf,
     class: PipelineClass,
     components: BTreeMap<String, (String, String)>,
+    /// Where the weights are, when not in the folder.
+    source: Option<Arc<dyn TensorSource>>,
 }
 
 impl Checkpoint {
@@ -61,7 +64,8 @@ impl Checkpoint {
         }
         let json = config::read_json(&path)?;
         let class = pipeline_class(&path, json.get("_class_name"))?;
-        let checkpoint = Self { dir: dir.to_owned(), class, components: components(&json) };
+        let (dir, components, source) = (dir.to_owned(), components(&json), None);
+        let checkpoint = Self { dir, class, components, source };
         for name in COMPONENTS {
             if !checkpoint.components.contains_key(name) {
                 return Err(CheckpointError::Config {
@@ -78,6 +82,26 @@ impl Checkpoint {
             }
         }
         Ok(checkpoint)
+    }
+
+    /// Opens a folder of configurations whose weights `source` brings, each when it is read.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_from(dir: &Path, source: Arc<dyn TensorSource>) -> Result<Self, CheckpointError> {
+        Ok(Self { source: Some(source), ..Self::open(dir)? })
+    }
+
+    /// The weights of a component, in files named `stem`.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn weights(&self, component: &str, stem: &str) -> Result<Weights, CheckpointError> {
+        let dir = self.component_dir(component);
+        match &self.source {
+            None => Weights::open(&dir, stem),
+            Some(source) => Weights::open_from(&dir, Path::new(component), stem, source),
+        }
     }
 
     /// The folder.
@@ -127,6 +151,9 @@ impl Checkpoint {
     /// # Errors
     /// When a file cannot be read.
     pub fn model_id(&self) -> Result<ModelId, CheckpointError> {
+        if let Some(source) = &self.source {
+            return Ok(source.model_id());
+        }
         let mut digest = Digest::default();
         digest.folder(&self.dir)?;
         for name in COMPONENTS {

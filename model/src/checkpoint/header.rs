@@ -37,8 +37,23 @@ struct RawEntry {
     data_offsets: (usize, usize),
 }
 
+/// How many bytes the header of a weight file takes, its length field included, by the file's first
+/// eight bytes; `None` when it is longer than any header is.
+pub fn header_bytes(length: [u8; LENGTH_BYTES]) -> Option<u64> {
+    let length = u64::from_le_bytes(length);
+    (length <= HEADER_BYTES_MAX).then_some(LENGTH_BYTES as u64 + length)
+}
+
+/// Reads and checks a header without its file.
+pub(super) fn parse_alone(
+    path: &Path,
+    bytes: &[u8],
+) -> Result<BTreeMap<String, Entry>, CheckpointError> {
+    parse_of(path, bytes, None)
+}
+
 /// The length field and the header text of a file, as slices of `bytes`.
-pub(super) fn raw<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], CheckpointError> {
+fn raw<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], CheckpointError> {
     let bad = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
     let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
         return Err(bad(format!(
@@ -62,6 +77,15 @@ pub(super) fn raw<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8], Checkpoi
 
 /// Reads and checks the header of the file `bytes`.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Entry>, CheckpointError> {
+    parse_of(path, bytes, Some(bytes.len()))
+}
+
+/// Without the file's length the tensors end where the last one does.
+fn parse_of(
+    path: &Path,
+    bytes: &[u8],
+    file_bytes: Option<usize>,
+) -> Result<BTreeMap<String, Entry>, CheckpointError> {
     let bad = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
     let header = raw(path, bytes)?;
     let json: serde_json::Map<String, serde_json::Value> =
@@ -80,14 +104,15 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Entry>
         end = end.max(entry.range.end);
         entries.insert(name, entry);
     }
-    if end > bytes.len() {
+    let file_bytes = file_bytes.unwrap_or(end);
+    if end > file_bytes {
         return Err(CheckpointError::Truncated {
             path: path.to_owned(),
             expected: end as u64,
-            found: bytes.len() as u64,
+            found: file_bytes as u64,
         });
     }
-    check_tiling(&entries, header.len(), bytes.len()).map_err(bad)?;
+    check_tiling(&entries, header.len(), file_bytes).map_err(bad)?;
     Ok(entries)
 }
 

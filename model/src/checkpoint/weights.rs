@@ -1,10 +1,13 @@
 //! The weights of one component: one safetensors file or several shards, read tensor by tensor.
 //!
 //! Owns finding the files, the index of names and the count of bytes read. Does not own what a
-//! name means. Invariant: a tensor's bytes are touched only by [`Weights::get`].
+//! name means. Invariant: a tensor's bytes are touched, or brought from elsewhere, only by
+//! [`Weights::get`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor};
@@ -12,19 +15,39 @@ use serde::Deserialize;
 
 use super::header::{self, Entry};
 use super::mapping::Mapping;
-use super::{CheckpointError, config};
+use super::source::HEADER_SUFFIX;
+use super::{CheckpointError, TensorSource, config};
 
 /// Variants looked for, in this order; the plain one first, as diffusers does.
 const VARIANTS: [&str; 3] = ["", ".fp16", ".bf16"];
 /// Bytes of a shard index beyond which it is refused.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 
-/// Memory-mapped weights of a component.
+/// Weights of a component: memory-mapped, or brought tensor by tensor.
 #[derive(Debug)]
 pub struct Weights {
-    files: Vec<Mapping>,
+    files: Vec<Holding>,
     index: BTreeMap<String, (usize, Entry)>,
     bytes_read: AtomicU64,
+}
+
+/// One weight file.
+#[derive(Debug)]
+enum Holding {
+    Here(Mapping),
+    /// Its header is here.
+    Elsewhere {
+        path: PathBuf,
+        origin: Origin,
+    },
+}
+
+/// Where the weights of a component are, when they are not here.
+#[derive(Clone, Debug)]
+struct Origin {
+    /// The component's folder, relative to the model's.
+    component: PathBuf,
+    source: Arc<dyn TensorSource>,
 }
 
 /// `<stem>.safetensors.index.json`.
@@ -40,14 +63,37 @@ impl Weights {
     /// # Errors
     /// When none is there, a shard is missing, or a header is invalid or does not fit its file.
     pub fn open(component: &Path, stem: &str) -> Result<Self, CheckpointError> {
+        Self::find(component, stem, None)
+    }
+
+    /// Opens weights of which the folder `dir` holds the headers alone; each tensor comes from
+    /// `source` when it is read. `component` is the folder relative to the model's.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub(super) fn open_from(
+        dir: &Path,
+        component: &Path,
+        stem: &str,
+        source: &Arc<dyn TensorSource>,
+    ) -> Result<Self, CheckpointError> {
+        let origin = Origin { component: component.to_owned(), source: Arc::clone(source) };
+        Self::find(dir, stem, Some(&origin))
+    }
+
+    fn find(
+        component: &Path,
+        stem: &str,
+        origin: Option<&Origin>,
+    ) -> Result<Self, CheckpointError> {
         for variant in VARIANTS {
             let single = component.join(format!("{stem}{variant}.safetensors"));
-            if single.is_file() {
-                return Self::from_files(&[single]);
+            if is_there(&single, origin) {
+                return Self::from_files(&[single], origin);
             }
             let index = component.join(format!("{stem}.safetensors.index{variant}.json"));
             if index.is_file() {
-                return Self::from_index(component, &index);
+                return Self::from_index(component, &index, origin);
             }
         }
         let mut expected = format!(
@@ -65,7 +111,11 @@ impl Weights {
     }
 
     /// Opens the shards that `index` names and checks that each holds what the index says.
-    fn from_index(component: &Path, index: &Path) -> Result<Self, CheckpointError> {
+    fn from_index(
+        component: &Path,
+        index: &Path,
+        origin: Option<&Origin>,
+    ) -> Result<Self, CheckpointError> {
         let json = config::read_json_bounded(index, INDEX_BYTES_MAX)?;
         let bad = |reason: String| CheckpointError::Json { path: index.to_owned(), reason };
         let map: ShardIndex = serde_json::from_value(json)
@@ -77,11 +127,11 @@ impl Weights {
             return Err(bad(format!("shard `{name}` is not a plain file name")));
         }
         let paths: Vec<PathBuf> = names.iter().map(|name| component.join(name)).collect();
-        if let Some(path) = paths.iter().find(|path| !path.is_file()) {
+        if let Some(path) = paths.iter().find(|path| !is_there(path, origin)) {
             let expected = format!("a shard named by {}", index.display());
             return Err(CheckpointError::MissingFile { path: path.clone(), expected });
         }
-        let weights = Self::from_files(&paths)?;
+        let weights = Self::from_files(&paths, origin)?;
         for (tensor, shard) in &map.weight_map {
             let held = weights.index.get(tensor).map(|(file, _)| weights.files[*file].path());
             if held != Some(&component.join(shard)) {
@@ -93,12 +143,12 @@ impl Weights {
         Ok(weights)
     }
 
-    fn from_files(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
+    fn from_files(paths: &[PathBuf], origin: Option<&Origin>) -> Result<Self, CheckpointError> {
         let mut files = Vec::with_capacity(paths.len());
         let mut index = BTreeMap::new();
         for path in paths {
-            let file = Mapping::open(path)?;
-            for (name, entry) in header::parse(path, file.bytes())? {
+            let (file, entries) = Holding::open(path, origin)?;
+            for (name, entry) in entries {
                 if index.contains_key(&name) {
                     let reason = format!("tensor `{name}` is in another shard too");
                     return Err(CheckpointError::Header { path: path.clone(), reason });
@@ -131,22 +181,33 @@ impl Weights {
                 found: entry.stored.clone(),
             });
         };
-        let bytes = file.bytes().get(entry.range.clone()).unwrap_or_default();
-        let tensor = Tensor::from_raw_buffer(bytes, stored, shape, device)
-            .and_then(|tensor| tensor.to_dtype(dtype))
-            .map_err(|source| CheckpointError::Tensor {
-                path: path.to_owned(),
-                tensor: name.to_owned(),
-                source: Box::new(source),
-            })?;
-        self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        // It was copied; a partition of gigabytes is not to be in memory twice.
-        file.release(entry.range.clone());
+        let convert = |bytes: &[u8]| {
+            Tensor::from_raw_buffer(bytes, stored, shape, device)
+                .and_then(|tensor| tensor.to_dtype(dtype))
+                .map_err(|source| CheckpointError::Tensor {
+                    path: path.to_owned(),
+                    tensor: name.to_owned(),
+                    source: Box::new(source),
+                })
+        };
+        let tensor = match file {
+            Holding::Here(file) => {
+                let bytes = file.bytes().get(entry.range.clone()).unwrap_or_default();
+                let tensor = convert(bytes)?;
+                // It was copied; a partition of gigabytes is not to be in memory twice.
+                file.release(entry.range.clone());
+                tensor
+            }
+            Holding::Elsewhere { origin, .. } => {
+                convert(origin.bring(path, name, entry.range.clone())?.bytes())?
+            }
+        };
+        self.bytes_read.fetch_add(entry.range.len() as u64, Ordering::Relaxed);
         Ok(tensor)
     }
 
     /// Finds `name` and checks its shape.
-    fn expect(&self, name: &str, shape: &[usize]) -> Result<(&Mapping, &Entry), CheckpointError> {
+    fn expect(&self, name: &str, shape: &[usize]) -> Result<(&Holding, &Entry), CheckpointError> {
         let Some((file, entry)) = self.index.get(name) else {
             return Err(CheckpointError::Missing {
                 path: self.path().to_owned(),
@@ -228,4 +289,64 @@ impl Weights {
             }),
         }
     }
+}
+
+impl Holding {
+    /// Opens a weight file, or the header that stands for one.
+    fn open(
+        path: &Path,
+        origin: Option<&Origin>,
+    ) -> Result<(Self, BTreeMap<String, Entry>), CheckpointError> {
+        if let (Some(origin), false) = (origin, path.is_file()) {
+            let header = Mapping::open(&header_path(path))?;
+            let entries = header::parse_alone(path, header.bytes())?;
+            return Ok((
+                Self::Elsewhere { path: path.to_owned(), origin: origin.clone() },
+                entries,
+            ));
+        }
+        let file = Mapping::open(path)?;
+        let entries = header::parse(path, file.bytes())?;
+        Ok((Self::Here(file), entries))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Here(file) => file.path(),
+            Self::Elsewhere { path, .. } => path,
+        }
+    }
+}
+
+impl Origin {
+    /// The bytes of one tensor.
+    fn bring(
+        &self,
+        path: &Path,
+        tensor: &str,
+        range: Range<usize>,
+    ) -> Result<Mapping, CheckpointError> {
+        let failed = |cause: String| CheckpointError::Fetch {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            cause,
+        };
+        let file = self.component.join(path.file_name().unwrap_or_default());
+        let expected = range.len();
+        let brought = Mapping::open(&self.source.bring(&file, range).map_err(failed)?)?;
+        match brought.bytes().len() {
+            found if found == expected => Ok(brought),
+            found => Err(failed(format!("{found} bytes came, {expected} were asked for"))),
+        }
+    }
+}
+
+fn is_there(path: &Path, origin: Option<&Origin>) -> bool {
+    path.is_file() || (origin.is_some() && header_path(path).is_file())
+}
+
+fn header_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(HEADER_SUFFIX);
+    PathBuf::from(name)
 }

@@ -17,7 +17,7 @@ use crate::proceed::Proceed;
 pub use config::{FeedForward, T5EncoderConfig};
 
 /// File stem of transformers' weight files.
-const STEM: &str = "model";
+pub(super) const STEM: &str = "model";
 /// The names the embedding goes by: as T5 stores it, and as the encoder alone would.
 const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 
@@ -48,7 +48,18 @@ impl T5Encoder {
         device: &Device,
         proceed: Proceed<'_>,
     ) -> Result<Self, ModelError> {
-        let (config, weights, embedding) = open(dir)?;
+        Self::load_with(dir, Weights::open(dir, STEM)?, dtype, device, proceed)
+    }
+
+    /// The same with weights that were opened before.
+    pub(super) fn load_with(
+        dir: &Path,
+        weights: Weights,
+        dtype: DType,
+        device: &Device,
+        proceed: Proceed<'_>,
+    ) -> Result<Self, ModelError> {
+        let (config, embedding) = check(dir, &weights)?;
         let loader = Loader { weights: &weights, config: &config, dtype, device };
         let vocabulary = [config.vocab_size, config.d_model];
         let block = |index| {
@@ -70,7 +81,15 @@ impl T5Encoder {
     /// # Errors
     /// When the configuration is not supported, or a tensor is missing, misshapen or extra.
     pub fn check(dir: &Path) -> Result<T5EncoderConfig, CheckpointError> {
-        Ok(open(dir)?.0)
+        Self::check_with(dir, &Weights::open(dir, STEM)?)
+    }
+
+    /// The same with weights that were opened before.
+    pub(super) fn check_with(
+        dir: &Path,
+        weights: &Weights,
+    ) -> Result<T5EncoderConfig, CheckpointError> {
+        Ok(check(dir, weights)?.0)
     }
 
     /// Sizes of this encoder.
@@ -122,15 +141,17 @@ impl T5Encoder {
     }
 }
 
-/// Opens an encoder's folder and checks it: configuration, weights, the name of the embedding.
-fn open(dir: &Path) -> Result<(T5EncoderConfig, Weights, &'static str), CheckpointError> {
+/// Checks an encoder's folder: its configuration, and the name of the embedding.
+fn check(
+    dir: &Path,
+    weights: &Weights,
+) -> Result<(T5EncoderConfig, &'static str), CheckpointError> {
     let config = T5EncoderConfig::load(dir)?;
-    let weights = Weights::open(dir, STEM)?;
     let found = EMBEDDINGS.into_iter().find(|name| weights.contains(name));
     let embedding = found.unwrap_or(EMBEDDINGS[0]);
     let mut expected = vec![(embedding.to_owned(), vec![config.vocab_size, config.d_model])];
     expected.extend(layers::shapes(&config));
     let [shared, tied] = EMBEDDINGS;
     weights.check(&expected, &[shared, tied, "decoder.", "lm_head."])?;
-    Ok((config, weights, embedding))
+    Ok((config, embedding))
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns both ends of its one stream: requests of at most [`HELLO_BYTES_MAX`] bytes one way, answers
 //! and parts the other. Only nodes and workers of the cluster are served, at most
-//! [`BLOB_CALLERS_MAX`] at a time.
+//! [`BLOB_CALLERS_MAX`] at a time, of whose parts [`BLOB_READS_MAX`] are read at a time.
 //!
 //! Invariants: a part is read only when it was asked for, so a slow caller holds one part; before
 //! each part the server lets frames of meshes go first ([`YIELD_MAX`] at most, so that blobs get
@@ -17,7 +17,8 @@ use tokio::time::{timeout, timeout_at};
 
 use super::greeting::{LaneStream, read_hello, write_hello};
 use crate::blobs::{
-    BLOB_CALLERS_MAX, BLOB_NAME_BYTES_MAX, BLOB_PART_BYTES_MAX, BlobError, BlobPart, BlobStore,
+    BLOB_CALLERS_MAX, BLOB_NAME_BYTES_MAX, BLOB_PART_BYTES_MAX, BLOB_READS_MAX, BlobError,
+    BlobPart, BlobStore,
 };
 use crate::error::TransportError;
 use crate::mesh::Mesh;
@@ -50,13 +51,14 @@ pub(super) type Meshes = Arc<Mutex<Vec<Weak<Mesh>>>>;
 pub(super) struct BlobServer {
     store: Mutex<Option<Arc<dyn BlobStore>>>,
     callers: Semaphore,
+    reads: Semaphore,
     meshes: Meshes,
 }
 
 impl BlobServer {
     pub(super) fn new(meshes: Meshes) -> Self {
-        let callers = Semaphore::new(BLOB_CALLERS_MAX);
-        Self { store: Mutex::default(), callers, meshes }
+        let (callers, reads) = (Semaphore::new(BLOB_CALLERS_MAX), Semaphore::new(BLOB_READS_MAX));
+        Self { store: Mutex::default(), callers, reads, meshes }
     }
 
     /// Serves from `store` from now on.
@@ -89,6 +91,7 @@ impl BlobServer {
     async fn read(&self, name: String, offset: u64, len: usize) -> Result<BlobPart, String> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let store = store.ok_or("nothing is offered here")?;
+        let _turn = self.reads.acquire().await.map_err(|error| error.to_string())?;
         let reading = tokio::task::spawn_blocking(move || store.read(&name, offset, len));
         let part = reading.await.map_err(|error| format!("reading it failed: {error}"))??;
         match part.bytes.len() > len {
