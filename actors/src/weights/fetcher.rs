@@ -207,7 +207,7 @@ impl Fetcher {
                     if partial.bytes == 0 { peer.clone() } else { format!("{peer} and others") };
                 if let Err(cause) = self.fill(&way, &mut partial, place, &blob, &range)? {
                     tracing::info!(blob, peer, cause, round, "the next peer is asked");
-                    way.is_away(place);
+                    way.set_away(place);
                     tried.push(format!("{peer}: {cause}"));
                     continue;
                 }
@@ -273,7 +273,7 @@ impl Way {
         order
     }
 
-    fn is_away(&self, place: usize) {
+    fn set_away(&self, place: usize) {
         let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(until) = away.get_mut(place) {
             *until = Some(Instant::now() + AWAY);

@@ -187,11 +187,11 @@ fn a_tensor_comes_whole_and_no_byte_more() {
     let whole = model(folder.path());
     let donor = Arc::new(Donor::of(folder.path()));
     let range = 100..2_500_000;
-    let came = fetch(&[donor.clone()], range.clone(), cache.path()).unwrap();
+    let came = fetch(std::slice::from_ref(&donor), range.clone(), cache.path()).unwrap();
     assert!(came == whole[range.clone()]);
     assert_eq!(donor.bytes.load(Ordering::Relaxed), range.len());
     // Cached: nobody is asked for it again.
-    let came = fetch(&[donor.clone()], range.clone(), cache.path()).unwrap();
+    let came = fetch(std::slice::from_ref(&donor), range.clone(), cache.path()).unwrap();
     assert!(came == whole[range.clone()]);
     assert_eq!(donor.bytes.load(Ordering::Relaxed), range.len());
 }
