@@ -114,7 +114,7 @@ impl Fetcher {
     /// # Errors
     /// [`WeightsError`].
     pub(super) fn prepare(&self) -> Result<PathBuf, WeightsError> {
-        let list = self.from_reference(&BlobName::Catalogue, CATALOGUE_BYTES_MAX)?;
+        let list = self.ask_reference(&BlobName::Catalogue, CATALOGUE_BYTES_MAX)?;
         let catalogue = Catalogue::parse(&list, self.model_id)?;
         let folder = self.root.join(format!("ditmesh/fetched/{:016x}", self.model_id));
         for file in &catalogue.files {
@@ -140,7 +140,7 @@ impl Fetcher {
             return Ok(());
         }
         let name = BlobName::File(file.path.clone());
-        let bytes = self.from_reference(&name, file.front_bytes)?;
+        let bytes = self.ask_reference(&name, file.front_bytes)?;
         if !is_right(&bytes) {
             let peers = "the coordinator's node".to_owned();
             return Err(WeightsError::Damaged { what: file.path.clone(), peers });
@@ -154,7 +154,7 @@ impl Fetcher {
     }
 
     /// The first `limit` bytes of a blob of the reference.
-    fn from_reference(&self, name: &BlobName, limit: u64) -> Result<Vec<u8>, WeightsError> {
+    fn ask_reference(&self, name: &BlobName, limit: u64) -> Result<Vec<u8>, WeightsError> {
         let (text, way) = (name.text(self.model_id), self.way());
         let mut bytes = Vec::new();
         let mut tried = String::new();
@@ -185,7 +185,7 @@ impl Fetcher {
         let path = file.to_string_lossy().into_owned();
         let range = range.start as u64..range.end as u64;
         let name = BlobName::Digest(path.clone(), range.clone());
-        let expected = self.from_reference(&name, SHA256_OUTPUT_LEN as u64)?;
+        let expected = self.ask_reference(&name, SHA256_OUTPUT_LEN as u64)?;
         let expected = hex(&expected);
         let blob = BlobName::File(path).text(self.model_id);
         let (mut tried, mut damaged, way) = (Vec::new(), Vec::new(), self.way());
