@@ -15,6 +15,8 @@ mod failure;
 mod generate;
 mod inspect;
 mod interrupt;
+mod join;
+mod leave;
 mod log;
 mod man;
 mod mesh_text;
@@ -26,7 +28,9 @@ mod status;
 mod supervisor;
 mod telemetry;
 mod terminal;
+mod token;
 mod up;
+mod watch;
 mod worker;
 
 use std::process::ExitCode;
@@ -64,6 +68,10 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
         Command::Down(args) => down::run(&args, terminal),
         Command::Status(args) => status::run(&args, terminal),
         Command::Plan(args) => plan::run(&args, terminal),
+        Command::Token(args) => token::run(&args, terminal),
+        Command::Join(args) => join::run(&args, terminal),
+        Command::Leave(args) => leave::run(&args, terminal),
+        Command::ForceLeave(args) => leave::force(&args, terminal),
         Command::Inspect(args) => inspect::run(&args, terminal),
         Command::Doctor(args) => doctor::run(&args, terminal),
         Command::Bench(args) => bench::run(&args.command, terminal),

@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     pub(crate) ulysses: bool,
     /// Frames ride on UCX; nothing else will do.
     pub(crate) ucx: bool,
+    /// Degrees follow the devices that are there, over links so fast that all are of use.
+    pub(crate) elastic: bool,
 }
 
 /// Nodes `a` (coordinator) and `b`, in a folder of their own.
@@ -49,8 +51,14 @@ impl Cluster {
             text.push_str(&"[[node.device]]\n".repeat(settings.devices.max(1)));
         }
         writeln!(text, "[[model]]\nname = \"m\"\npath = {:?}", model.display()).unwrap();
-        let degree = if settings.ulysses { "ulysses_degree" } else { "pipefusion_degree" };
-        writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ {degree} = 2 }}").unwrap();
+        if settings.elastic {
+            for class in ["same-node", "other-node"] {
+                writeln!(text, "[[link]]\nclass = \"{class}\"\nbytes_per_s = 1e12").unwrap();
+            }
+        } else {
+            let degree = if settings.ulysses { "ulysses_degree" } else { "pipefusion_degree" };
+            writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ {degree} = 2 }}").unwrap();
+        }
         if !settings.quick {
             writeln!(text, "[health]\nsuspect_ms = 5000\ndead_ms = 10000").unwrap();
         }

@@ -12,6 +12,7 @@ pub(crate) mod credentials;
 pub(crate) mod data_plane;
 pub mod health;
 pub(crate) mod host;
+mod joined;
 mod keeper;
 pub(crate) mod node_agent;
 pub(crate) mod restarts;
@@ -35,10 +36,11 @@ use bootstrap::{AgentBootstrap, AgentNotice};
 use data_plane::{DataPlane, DataPlaneConfig, control_config, resolve};
 use health::Health;
 use host::HostedCoordinator;
-use keeper::{Keeper, Told};
+use keeper::{End, Keeper, Told};
 use node_agent::{AgentEnd, NodeAgent, NodeAgentArgs, NodeAgentMsg};
 use worker_home::{ProcessHome, ThreadHome, WorkerHome};
 
+pub use joined::{JoinError, JoinOrders, run_joined};
 pub use standalone::run_standalone;
 
 /// Subcommand under which [`run_process`] is called.
@@ -52,6 +54,9 @@ const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Longest wait for the other processes of a cluster whose launcher was killed.
 const OTHERS_DEADLINE: Duration = Duration::from_secs(8);
+
+/// How long what runs on a node that leaves may take to end, when nobody says.
+pub const LEAVE_DRAIN: Duration = Duration::from_secs(30);
 
 /// Between looks at them.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -154,8 +159,9 @@ async fn live(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError>
     };
     let (agent, _) = NodeAgent::start(args).await.map_err(|error| failed(&error))?;
     keeper.tell(&orders.node, endpoint.local_address());
-    let end = end_of(&agent, end, told).await;
     let hosts = hosted.is_some();
+    let leave = (!hosts).then_some(&folder);
+    let end = end_of(&agent, end, told, leave).await;
     if let Some(hosted) = hosted {
         hosted.stop().await;
     }
@@ -174,21 +180,41 @@ async fn live(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError>
     }
 }
 
-/// Waits until the agent has ended, by itself or because it is `told` to.
+/// Waits until the agent has ended, by itself or because it is `told` to. One that hosts the
+/// coordinator cannot leave: with it the cluster ends.
 async fn end_of(
     agent: &ActorRef<NodeAgentMsg>,
     mut end: oneshot::Receiver<AgentEnd>,
     told: Told,
+    leave: Option<&RunFolder>,
 ) -> AgentEnd {
     let end = tokio::select! {
-        end = &mut end => end,
-        () = told => {
-            // An agent that has ended needs no order.
-            let _ = agent.cast(NodeAgentMsg::Stop);
-            end.await
-        }
+        end = &mut end => return end.unwrap_or_else(|_| gave_up()),
+        told = told => match (told, leave) {
+            (End::Leave, Some(folder)) => {
+                let drain = folder.drain().unwrap_or(LEAVE_DRAIN);
+                // An agent that has ended needs no order.
+                let _ = agent.cast(NodeAgentMsg::Leave { drain });
+                let again = Keeper::patience();
+                tokio::select! {
+                    end = &mut end => return end.unwrap_or_else(|_| gave_up()),
+                    () = again => {}
+                }
+                let _ = agent.cast(NodeAgentMsg::Stop);
+                end.await
+            }
+            _ => {
+                // An agent that has ended needs no order.
+                let _ = agent.cast(NodeAgentMsg::Stop);
+                end.await
+            }
+        },
     };
-    end.unwrap_or_else(|_| AgentEnd::GaveUp("its actor failed".into()))
+    end.unwrap_or_else(|_| gave_up())
+}
+
+fn gave_up() -> AgentEnd {
+    AgentEnd::GaveUp("its actor failed".into())
 }
 
 fn node_section(orders: &AgentBootstrap) -> Result<&NodeSection, AgentError> {

@@ -10,12 +10,14 @@ mod link;
 mod thread;
 
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use crate::generation::{self, GenerateError, GenerationHandle};
 use crate::manifest::Manifest;
+use crate::protocol::ClientCall;
 use crate::request::GenerateRequest;
 use crate::status::ClusterStatus;
 use crate::trace_context;
@@ -61,6 +63,9 @@ pub enum ClientError {
         /// What went wrong.
         cause: String,
     },
+    /// The coordinator does not do what it was asked.
+    #[error("{0}")]
+    Denied(String),
     /// The session ended before the answer.
     #[error("lost the coordinator of cluster \"{cluster}\": {cause}")]
     Lost {
@@ -134,6 +139,41 @@ impl ClusterClient {
         let (reply, answer) = oneshot::channel();
         // The dropped reply tells.
         let _ = self.link.cast(LinkMsg::Down(self.next_number(), reply));
+        answer.blocking_recv().map_err(|_| self.lost())?
+    }
+
+    /// Takes a node out of the cluster: what runs there has `drain` to end; returns once the
+    /// coordinator has agreed. Blocks this thread.
+    ///
+    /// # Errors
+    /// [`ClientError::Denied`] when there is no such node; when the session is lost.
+    pub fn blocking_leave(&self, node: &str, drain: Duration) -> Result<String, ClientError> {
+        let drain_ms = drain.as_millis().try_into().unwrap_or(u32::MAX);
+        self.order(ClientCall::Leave { node: node.into(), drain_ms })
+    }
+
+    /// Declares a node gone for good. Blocks this thread.
+    ///
+    /// # Errors
+    /// As [`Self::blocking_leave`].
+    pub fn blocking_force_leave(&self, node: &str) -> Result<String, ClientError> {
+        self.order(ClientCall::ForceLeave { node: node.into() })
+    }
+
+    /// A token with which one machine can join, as `node` if that is given. Blocks this thread.
+    ///
+    /// # Errors
+    /// [`ClientError::Denied`] where the coordinator cannot make certificates; when the session is
+    /// lost.
+    pub fn blocking_token(&self, node: Option<&str>, ttl: Duration) -> Result<String, ClientError> {
+        let ttl_s = ttl.as_secs().try_into().unwrap_or(u32::MAX);
+        self.order(ClientCall::Token { node: node.map(ToOwned::to_owned), ttl_s })
+    }
+
+    fn order(&self, call: ClientCall) -> Result<String, ClientError> {
+        let (reply, answer) = oneshot::channel();
+        // The dropped reply tells.
+        let _ = self.link.cast(LinkMsg::Order(self.next_number(), Box::new(call), reply));
         answer.blocking_recv().map_err(|_| self.lost())?
     }
 

@@ -14,6 +14,8 @@ mod advance;
 mod clients;
 mod formation;
 mod handle;
+mod joining;
+mod leaving;
 mod members;
 mod memory;
 mod mesh_plan;
@@ -26,6 +28,7 @@ mod run;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,12 +38,14 @@ use std::time::{Duration, Instant};
 
 use ditmesh_transport::control::ControlChannel;
 use ditmesh_transport::fabric::Fabric;
+use ditmesh_transport::join::Joining;
 use ditmesh_transport::link::Transport;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub(crate) use handle::CoordinatorHandle;
+pub(crate) use joining::Door;
 
 use crate::dispatcher::{Dispatcher, DispatcherEvent, RequestId};
 use crate::generation::{GenerateError, UpdateSink};
@@ -53,6 +58,7 @@ use crate::session::SessionEnded;
 use crate::status::ClusterStatus;
 use clients::Clients;
 use formation::{Formation, FormationEvent};
+use joining::Joins;
 use members::{Peer, Sessions};
 use memory::Memory;
 use mesh_plan::MeshPlans;
@@ -73,14 +79,18 @@ pub(crate) struct CoordinatorArgs {
     pub(crate) address: String,
     /// Folder of what it must not forget; `None` where it is not to outlive its process.
     pub(crate) journal: Option<PathBuf>,
+    /// Where machines can join; `None` inside one process.
+    pub(crate) door: Option<Door>,
 }
 
 /// What it is sent.
 pub(crate) enum CoordinatorMsg {
     /// The model was looked up.
-    Model(Result<Model, GenerateError>),
+    Model(Box<Result<Model, GenerateError>>),
     /// What the live devices make for it.
     Planned(u64, Box<MeshPlans>),
+    /// A machine asks to join.
+    Joining(Joining),
     /// Somebody passed the handshake.
     Arrived(Box<Hello>, ControlChannel),
     /// A session delivered a message.
@@ -153,6 +163,9 @@ pub(crate) struct State {
     memory: Memory,
     runs: BTreeMap<u64, Run>,
     clients: Clients,
+    joins: Joins,
+    /// Machines that were not let in.
+    joins_refused: u64,
     handle: CoordinatorHandle,
 }
 
@@ -166,7 +179,8 @@ impl Actor for Coordinator {
         myself: ActorRef<CoordinatorMsg>,
         (args, next_request): (CoordinatorArgs, Arc<AtomicU64>),
     ) -> Result<State, ActorProcessingErr> {
-        let CoordinatorArgs { manifest, fabric, address, journal } = args;
+        let CoordinatorArgs { mut manifest, fabric, address, journal, door } = args;
+        let joins = Joins::new(door, Arc::make_mut(&mut manifest));
         let (memory, early) = Memory::open(journal.as_deref(), &myself, &next_request);
         let health = &manifest.health;
         let tick = Duration::from_millis(u64::from(health.heartbeat_ms / 2).max(10));
@@ -175,7 +189,7 @@ impl Actor for Coordinator {
         tokio::task::spawn_blocking(move || {
             let (coordinator, manifest) = lookup;
             // A coordinator that has ended needs no model.
-            let _ = coordinator.cast(CoordinatorMsg::Model(Model::of(&manifest)));
+            let _ = coordinator.cast(CoordinatorMsg::Model(Box::new(Model::of(&manifest))));
         });
         Ok(State {
             ticking: myself.send_interval(tick, || CoordinatorMsg::Tick),
@@ -204,6 +218,8 @@ impl Actor for Coordinator {
             memory,
             runs: BTreeMap::new(),
             clients: Clients::default(),
+            joins,
+            joins_refused: 0,
         })
     }
 
@@ -214,11 +230,12 @@ impl Actor for Coordinator {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            CoordinatorMsg::Model(model) => state.model_known(&myself, model).await,
+            CoordinatorMsg::Model(model) => state.model_known(&myself, *model).await,
             CoordinatorMsg::Planned(number, plans) => {
                 let planned = FormationEvent::Planned { number, plans: *plans };
                 state.form(&myself, planned).await;
             }
+            CoordinatorMsg::Joining(joining) => state.joining(&myself, joining).await,
             CoordinatorMsg::Arrived(hello, channel) => {
                 state.arrived(&myself, *hello, channel).await;
             }
@@ -254,6 +271,8 @@ impl Actor for Coordinator {
             CoordinatorMsg::Tick => {
                 state.member(&myself, MembershipEvent::Tick).await;
                 state.stop_awaiting(&myself).await;
+                state.let_go(&myself).await;
+                state.joins.tick();
                 state.dispatch(&myself, DispatcherEvent::Tick).await;
                 state.memory.give_up_orphans();
             }

@@ -280,6 +280,35 @@ impl Dispatcher {
         self.runs().map(|run| run.requests.len()).sum()
     }
 
+    /// Running requests, each with its replica and run, in order of their runs.
+    pub fn under_way(&self) -> Vec<(RequestId, ReplicaId, RunNumber)> {
+        let runs = self.replicas.iter().flat_map(|(&replica, state)| {
+            let runs = state.runs.iter();
+            runs.flat_map(move |(&run, running)| {
+                running.requests.iter().map(move |&request| (request, replica, run))
+            })
+        });
+        let mut under_way: Vec<_> = runs.collect();
+        under_way.sort_unstable_by_key(|&(request, _, run)| (run, request));
+        under_way
+    }
+
+    /// Waiting requests in order, each with whom or what it waits for.
+    pub fn queue(&self) -> Vec<(RequestId, String)> {
+        let running: Vec<String> =
+            self.under_way().iter().map(|(request, ..)| request.to_string()).collect();
+        let mut before = None;
+        let queue = self.queue.iter().map(|waiting| {
+            let why = match before.replace(waiting.request) {
+                Some(before) => format!("request {before}"),
+                None if !running.is_empty() => format!("request {}", running.join(", ")),
+                None => format!("a mesh for {}: {}", waiting.need.mesh, self.absent),
+            };
+            (waiting.request, why)
+        });
+        queue.collect()
+    }
+
     fn runs(&self) -> impl Iterator<Item = &Running> {
         self.replicas.values().flat_map(|replica| replica.runs.values())
     }

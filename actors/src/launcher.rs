@@ -8,6 +8,7 @@
 
 mod certificates;
 mod detached;
+mod leave;
 mod local;
 pub(crate) mod lock;
 mod notices;
@@ -18,6 +19,8 @@ mod stop;
 mod supervisor;
 
 use std::time::Duration;
+
+pub use leave::leave_here;
 
 use serde::{Deserialize, Serialize};
 

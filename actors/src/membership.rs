@@ -1,14 +1,23 @@
 //! Who is in the cluster: nodes (their agents) and devices (their workers), alive, suspect or dead.
 //!
-//! A pure engine: events and the time go in, commands come out. Owns incarnations and the rules of
-//! silence; does not own sessions, timers or meshes.
+//! A pure engine: events and the time go in, commands come out. Owns incarnations, the rules of
+//! silence, who is known, who leaves, who flaps and which links between workers count as cut; does
+//! not own sessions, timers or meshes.
 //!
 //! Invariants: an incarnation that was seen is never accepted again; every `DeviceReady` is
 //! followed by at most one `DeviceLost` of the same incarnation; a device is ready only while both
-//! its worker and its node's agent are alive.
+//! its worker and its node's agent are alive and neither is quarantined; a node that leaves is
+//! released exactly once, at its deadline at the latest; one that was forced out is refused until it
+//! is admitted anew.
 
+pub mod cuts;
+mod event;
+pub mod flapping;
 pub mod incarnation;
+mod leaving;
 pub mod loss;
+#[cfg(test)]
+mod oracle;
 mod presence;
 #[cfg(test)]
 mod tests;
@@ -16,7 +25,10 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cuts::{Cuts, Pair, pair};
+pub use event::{MembershipCommand, MembershipEvent, Refusal};
 pub use incarnation::Incarnation;
+use leaving::Leaving;
 pub use loss::Loss;
 use presence::{Presence, Silence, State};
 
@@ -44,94 +56,14 @@ impl std::fmt::Display for Member {
     }
 }
 
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MembershipEvent {
-    /// A member passed the handshake.
-    Joined {
-        /// Who.
-        member: Member,
-        /// Which life of it.
-        incarnation: Incarnation,
-        /// Where its data plane listens; empty for agents.
-        address: String,
-    },
-    /// A message came from a member.
-    Heard {
-        /// Who.
-        member: Member,
-        /// Which life of it.
-        incarnation: Incarnation,
-    },
-    /// A member's session ended.
-    SessionClosed {
-        /// Who.
-        member: Member,
-        /// Which life of it.
-        incarnation: Incarnation,
-        /// Why.
-        reason: String,
-    },
-    /// An agent saw its worker process end.
-    WorkerExited {
-        /// Which device.
-        device: DeviceId,
-        /// Incarnation the agent gave to that process.
-        incarnation: Incarnation,
-        /// `exit status: 1`, `signal: 9 (SIGKILL)`.
-        status: String,
-    },
-    /// Time passed.
-    Tick,
-}
-
-/// What to do about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MembershipCommand {
-    /// Welcome the member that just joined.
-    Accept(Member, Incarnation),
-    /// Turn it away.
-    Refuse(Member, Incarnation, Refusal),
-    /// Close the session of a member that is no longer one.
-    CloseSession(Member, Incarnation, Loss),
-    /// A member is overdue.
-    Suspect(Member, Duration),
-    /// A suspect was heard again.
-    Recovered(Member),
-    /// A node's agent is there.
-    NodeReady(String),
-    /// A node's agent is gone.
-    NodeLost(String, Loss),
-    /// A device can join a mesh.
-    DeviceReady(DeviceId),
-    /// A device that was ready is gone.
-    DeviceLost(DeviceId, Loss),
-}
-
-/// Why a member is turned away.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Not in the manifest.
-    #[error("{0} is not in the manifest of this cluster")]
-    Unknown(Member),
-    /// Another life of it is newer.
-    #[error("{member} offers incarnation {offered}, but incarnation {current} was here already")]
-    Stale {
-        /// Who.
-        member: Member,
-        /// What it offered.
-        offered: Incarnation,
-        /// The newest one seen.
-        current: Incarnation,
-    },
-}
-
 /// The engine.
 #[derive(Debug)]
 pub struct Membership {
     suspect: Duration,
     dead: Duration,
     members: BTreeMap<Member, Presence>,
+    leaving: Leaving,
+    cuts: Cuts,
     last_tick: Now,
 }
 
@@ -151,6 +83,8 @@ impl Membership {
             suspect: Duration::from_millis(suspect_ms.into()),
             dead: Duration::from_millis(dead_ms.into()),
             members,
+            leaving: Leaving::default(),
+            cuts: Cuts::default(),
             last_tick: Now::ZERO,
         }
     }
@@ -179,22 +113,79 @@ impl Membership {
             MembershipEvent::SessionClosed { member, incarnation, reason } => {
                 match self.members.get(&member) {
                     Some(presence) if presence.is_current(incarnation) => {
-                        self.lose(&member, Loss::Closed { reason })
+                        self.lose(now, &member, Loss::Closed { reason })
                     }
                     _ => Vec::new(),
                 }
             }
             MembershipEvent::WorkerExited { device, incarnation, status } => {
-                self.worker_exited(device, incarnation, status)
+                self.worker_exited(now, device, incarnation, status)
+            }
+            MembershipEvent::Admitted { node, devices } => self.admit(&node, devices),
+            MembershipEvent::Leave { node, drain } => self.leave(&node, now + drain),
+            MembershipEvent::Vacated { node } => self.release(&node),
+            MembershipEvent::ForceLeave { node } => self.force(now, &node),
+            MembershipEvent::LinkLost { by, to } => {
+                let newly = self.is_ready(&by)
+                    && self.is_ready(&to)
+                    && self.cuts.reported(now, pair(by, to));
+                newly.then_some(MembershipCommand::CutsChanged).into_iter().collect()
+            }
+            MembershipEvent::Unlinked { by } => {
+                let newly = self.cuts.unlinked(now, &by);
+                newly.then_some(MembershipCommand::CutsChanged).into_iter().collect()
             }
             MembershipEvent::Tick => self.tick(now),
         }
     }
 
-    /// Whether the device can be in a mesh: its worker and its node's agent are alive.
+    /// Whether the device can be in a mesh: its worker and its node's agent are alive and sound.
     pub fn is_ready(&self, device: &DeviceId) -> bool {
-        self.is_alive(&Member::Agent(device.node.clone()))
-            && self.is_alive(&Member::Worker(device.clone()))
+        !self.leaving.is_released(&device.node)
+            && self.is_sound(&Member::Agent(device.node.clone()))
+            && self.is_sound(&Member::Worker(device.clone()))
+    }
+
+    /// Links between workers that count as cut.
+    pub fn cuts(&self) -> Vec<Pair> {
+        self.cuts.cut()
+    }
+
+    /// Nodes that are draining.
+    pub fn draining(&self) -> Vec<String> {
+        self.leaving.draining()
+    }
+
+    /// Whether the node is on its way out, or out.
+    pub fn is_leaving(&self, node: &str) -> bool {
+        self.leaving.is_leaving(node)
+    }
+
+    /// Whether the node's agent is there.
+    pub fn is_there(&self, node: &str) -> bool {
+        self.members.get(&Member::Agent(node.into())).is_some_and(Presence::is_alive)
+    }
+
+    /// Nodes whose agents are there.
+    pub fn nodes_there(&self) -> Vec<String> {
+        let there = self.members.iter().filter_map(|(member, presence)| match member {
+            Member::Agent(node) if presence.is_alive() => Some(node.clone()),
+            _ => None,
+        });
+        there.collect()
+    }
+
+    /// Whether a node of this name is known.
+    pub fn knows(&self, node: &str) -> bool {
+        self.members.contains_key(&Member::Agent(node.into()))
+    }
+
+    /// Forgets a node that has left and was not one from the start.
+    pub fn forget(&mut self, node: &str) {
+        self.members.retain(|member, _| match member {
+            Member::Agent(name) => name != node,
+            Member::Worker(device) => device.node != node,
+        });
     }
 
     /// The devices that can be in a mesh.
@@ -223,8 +214,49 @@ impl Membership {
             .map_or("", |presence| presence.address.as_str())
     }
 
-    fn is_alive(&self, member: &Member) -> bool {
-        self.members.get(member).is_some_and(Presence::is_alive)
+    fn is_sound(&self, member: &Member) -> bool {
+        self.members.get(member).is_some_and(Presence::is_sound)
+    }
+
+    fn admit(&mut self, node: &str, devices: usize) -> Vec<MembershipCommand> {
+        if !self.is_there(node) {
+            self.leaving.pardon(node);
+        }
+        self.members.entry(Member::Agent(node.into())).or_default();
+        for index in 0..devices as u32 {
+            let device = DeviceId { node: node.into(), index };
+            self.members.entry(Member::Worker(device)).or_default();
+        }
+        Vec::new()
+    }
+
+    fn leave(&mut self, node: &str, deadline: Now) -> Vec<MembershipCommand> {
+        if !self.is_there(node) || !self.leaving.begin(node, deadline) {
+            return Vec::new();
+        }
+        self.devices_of(node).into_iter().map(MembershipCommand::DeviceLeaving).collect()
+    }
+
+    fn release(&mut self, node: &str) -> Vec<MembershipCommand> {
+        match self.leaving.release(node) {
+            true => vec![MembershipCommand::Release(node.into())],
+            false => Vec::new(),
+        }
+    }
+
+    /// A node's time is over: what still runs on its devices loses them.
+    fn expel(&mut self, node: &str) -> Vec<MembershipCommand> {
+        let ready = self.devices_of(node).into_iter().filter(|device| self.is_ready(device));
+        let lost = |device| MembershipCommand::DeviceLost(device, Loss::Left);
+        let mut commands: Vec<MembershipCommand> = ready.map(lost).collect();
+        commands.extend(self.release(node));
+        commands
+    }
+
+    fn force(&mut self, now: Now, node: &str) -> Vec<MembershipCommand> {
+        let lost = self.lose(now, &Member::Agent(node.into()), Loss::Forced);
+        self.leaving.force(node);
+        lost
     }
 
     fn joined(
@@ -238,11 +270,22 @@ impl Membership {
             let refusal = Refusal::Unknown(member.clone());
             return vec![MembershipCommand::Refuse(member, incarnation, refusal)];
         };
+        let (Member::Agent(node) | Member::Worker(DeviceId { node, .. })) = &member;
+        let node = node.clone();
+        if self.leaving.is_forced(&node) {
+            let refusal = Refusal::Forced(member.clone());
+            return vec![MembershipCommand::Refuse(member, incarnation, refusal)];
+        }
         if incarnation <= current {
             let refusal = Refusal::Stale { member: member.clone(), offered: incarnation, current };
             return vec![MembershipCommand::Refuse(member, incarnation, refusal)];
         }
-        let mut commands = self.lose(&member, Loss::Replaced { by: incarnation });
+        let mut commands = self.lose(now, &member, Loss::Replaced { by: incarnation });
+        match &member {
+            Member::Agent(node) if self.leaving.is_released(node) => self.leaving.forget(node),
+            Member::Agent(_) => {}
+            Member::Worker(device) => self.cuts.forget(device),
+        }
         if let Some(presence) = self.members.get_mut(&member) {
             presence.join(now, incarnation, address);
         }
@@ -261,11 +304,21 @@ impl Membership {
             }
             Member::Worker(_) => {}
         }
+        if self.leaving.is_leaving(&node) {
+            // It was told before this life.
+            let ready = commands.iter().filter_map(|command| match command {
+                MembershipCommand::DeviceReady(device) => Some(device.clone()),
+                _ => None,
+            });
+            let leaving: Vec<_> = ready.map(MembershipCommand::DeviceLeaving).collect();
+            commands.extend(leaving);
+        }
         commands
     }
 
     fn worker_exited(
         &mut self,
+        now: Now,
         device: DeviceId,
         incarnation: Incarnation,
         status: String,
@@ -273,7 +326,7 @@ impl Membership {
         let member = Member::Worker(device);
         let Some(presence) = self.members.get_mut(&member) else { return Vec::new() };
         if presence.is_alive() && presence.incarnation.same_process(incarnation) {
-            return self.lose(&member, Loss::Exited { status });
+            return self.lose(now, &member, Loss::Exited { status });
         }
         if incarnation >= presence.incarnation && !presence.is_alive() {
             presence.incarnation = incarnation;
@@ -283,7 +336,10 @@ impl Membership {
     }
 
     /// Marks a living member dead; nothing when it was not alive.
-    fn lose(&mut self, member: &Member, loss: Loss) -> Vec<MembershipCommand> {
+    fn lose(&mut self, now: Now, member: &Member, loss: Loss) -> Vec<MembershipCommand> {
+        let (Member::Agent(node) | Member::Worker(DeviceId { node, .. })) = member;
+        let released = self.leaving.is_released(node);
+        let loss = if released { Loss::Left } else { loss };
         let ready: Vec<DeviceId> = match member {
             Member::Agent(node) => {
                 self.devices_of(node).into_iter().filter(|device| self.is_ready(device)).collect()
@@ -299,6 +355,11 @@ impl Membership {
         presence.state = State::Dead(loss.clone());
         let mut commands =
             vec![MembershipCommand::CloseSession(member.clone(), incarnation, loss.clone())];
+        // Only a death of its own counts: not that of its node, nor what somebody asked for.
+        let own = !matches!(loss, Loss::Left | Loss::Forced | Loss::Node { .. });
+        if own && let Some(quarantine) = presence.flapping.died(now) {
+            commands.push(MembershipCommand::Quarantined(member.clone(), quarantine));
+        }
         match member {
             Member::Agent(node) => {
                 commands.push(MembershipCommand::NodeLost(node.clone(), loss.clone()));
@@ -309,7 +370,7 @@ impl Membership {
                         .map(|device| MembershipCommand::DeviceLost(device, cause.clone())),
                 );
                 for device in self.devices_of(node) {
-                    commands.extend(self.lose(&Member::Worker(device), cause.clone()));
+                    commands.extend(self.lose(now, &Member::Worker(device), cause.clone()));
                 }
             }
             Member::Worker(_) => commands.extend(
@@ -342,12 +403,34 @@ impl Membership {
                 Silence::Suspect(silent) => {
                     commands.push(MembershipCommand::Suspect(member, silent));
                 }
-                Silence::Dead(silent) => commands.extend(
-                    self.lose(&member, Loss::Silent { milliseconds: silent.as_millis() as u64 }),
-                ),
+                Silence::Dead(silent) => {
+                    let loss = Loss::Silent { milliseconds: silent.as_millis() as u64 };
+                    commands.extend(self.lose(now, &member, loss));
+                }
             }
         }
+        for node in self.leaving.overdue(now) {
+            commands.extend(self.expel(&node));
+        }
+        commands.extend(self.end_quarantines(now));
+        if self.cuts.expire(now) {
+            commands.push(MembershipCommand::CutsChanged);
+        }
         commands
+    }
+
+    fn end_quarantines(&mut self, now: Now) -> Vec<MembershipCommand> {
+        let before = self.ready_devices();
+        let mut ended = false;
+        for presence in self.members.values_mut() {
+            ended |= presence.flapping.release(now);
+        }
+        if !ended {
+            return Vec::new();
+        }
+        let ready = self.ready_devices().into_iter();
+        let newly = ready.filter(|device| !before.contains(device));
+        newly.map(MembershipCommand::DeviceReady).collect()
     }
 
     fn devices_of(&self, node: &str) -> Vec<DeviceId> {

@@ -8,6 +8,8 @@
 //! each other in the handshake instead of misreading one another.
 #![expect(missing_docs, reason = "rkyv's derive makes undocumented resolvers of enums")]
 
+pub(crate) mod join;
+
 use rkyv::rancor;
 
 use crate::request::{
@@ -23,6 +25,7 @@ pub const PROTOCOL_MAX: u32 = 1;
 /// Digest of the message definitions.
 pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol.rs"),
+    include_str!("protocol/join.rs"),
     include_str!("request.rs"),
     include_str!("request/op_time.rs"),
     include_str!("request/step_cache.rs"),
@@ -128,6 +131,11 @@ pub enum ToCoordinator {
         incarnation: u64,
         /// `exit status: 1`, `signal: 9 (SIGKILL)`.
         status: String,
+    },
+    /// An agent's node is to leave the cluster.
+    Leave {
+        /// Milliseconds in which what runs there may end.
+        drain_ms: u32,
     },
     /// A worker loaded its partition and its links are up.
     Formed {
@@ -424,6 +432,25 @@ pub enum ClientCall {
     Status,
     /// Stop the cluster.
     Down,
+    /// Take a node out.
+    Leave {
+        /// Its name.
+        node: String,
+        /// Milliseconds in which what runs there may end.
+        drain_ms: u32,
+    },
+    /// Declare a node gone for good.
+    ForceLeave {
+        /// Its name.
+        node: String,
+    },
+    /// Make a token with which a node can join.
+    Token {
+        /// The only name it is good for, if it is good for one only.
+        node: Option<String>,
+        /// Seconds for which it is good.
+        ttl_s: u32,
+    },
 }
 
 /// The tensors of a request: the blob behind a `Generate` call.
@@ -460,6 +487,11 @@ pub enum ClientReply {
     Status(Box<ClusterStatus>),
     /// The cluster is going down.
     Down,
+    /// An order is carried out.
+    Accepted {
+        /// What came of it: the token of a `Token`, in words otherwise.
+        answer: String,
+    },
 }
 
 /// How a request ended without a picture; see `GenerateError`.

@@ -38,6 +38,35 @@ pub struct ClusterStatus {
     pub queued: u32,
     /// Requests running.
     pub running: u32,
+    /// Machines that asked to join and were not let in.
+    pub joins_refused: u64,
+    /// Requests that have no result yet, in order.
+    pub requests: Vec<RequestStatus>,
+}
+
+/// One request.
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct RequestStatus {
+    /// Its number.
+    pub request: u64,
+    /// Epoch of the mesh that it runs on; 0 while it waits.
+    pub epoch: u64,
+    /// Denoising steps done.
+    pub step: u32,
+    /// Steps in all; 0 before the first.
+    pub steps: u32,
+    /// Whom or what it waits for; empty when it runs.
+    pub waits_for: String,
 }
 
 /// One host.

@@ -4,6 +4,7 @@
 //! a command does.
 
 mod bench;
+mod elastic;
 mod generate;
 mod launch;
 mod plan;
@@ -17,6 +18,7 @@ pub(crate) use bench::{
     AgainstArg, BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, RecoveryArgs, ScalingArgs,
     SizeArgs, TransportArg, TransportBenchArgs,
 };
+pub(crate) use elastic::{ForceLeaveArgs, JoinArgs, LeaveArgs, TokenArgs};
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};
 pub(crate) use launch::{
     AgentArgs, KubernetesArgs, ProbeArgs, RenderArgs, RenderCommand, SlurmArgs,
@@ -58,6 +60,14 @@ pub(crate) enum Command {
     Down(ManifestArgs),
     /// Show nodes, devices, who holds which blocks, and links
     Status(StatusArgs),
+    /// Make a token with which a machine can join a running cluster
+    Token(TokenArgs),
+    /// Make this machine a node of a running cluster
+    Join(JoinArgs),
+    /// Take a node out of a running cluster without losing a request
+    Leave(LeaveArgs),
+    /// Declare a node gone that will not come back
+    ForceLeave(ForceLeaveArgs),
     /// Show how a picture or a latents file was made
     Inspect(InspectArgs),
     /// Check what makes links slow or broken, and say what fixes it
@@ -133,6 +143,10 @@ pub(crate) struct UpArgs {
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) manifest: ManifestArgs,
+
+    /// Stay and show what changes, redrawn in place; with --json, one line for each change
+    #[arg(long)]
+    pub(crate) watch: bool,
 
     /// Print JSON
     #[arg(long)]

@@ -8,7 +8,7 @@ use std::path::Path;
 use ditmesh::picture::PictureError;
 use ditmesh::tensor_file::TensorFileError;
 use ditmesh::{ClientError, EngineError, GenerateError, ManifestError};
-use ditmesh_actors::agent::AgentError;
+use ditmesh_actors::agent::{AgentError, JoinError};
 use ditmesh_actors::launcher::LaunchError;
 use ditmesh_actors::worker_process::WorkerProcessError;
 use ditmesh_transport::identity::IdentityError;
@@ -78,6 +78,16 @@ impl From<IdentityError> for Failure {
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         Self::failed(error)
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Token(_) => Self::usage(error),
+            JoinError::Unreachable { .. } => Self::unreachable(error),
+            _ => Self::failed(error),
+        }
     }
 }
 

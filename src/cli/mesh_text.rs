@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use ditmesh::{ClusterStatus, Dtype};
-use ditmesh_actors::status::MeshStatus;
+use ditmesh_actors::status::{MeshStatus, RequestStatus};
 
 /// The whole cluster.
 pub(crate) fn describe(status: &ClusterStatus) -> String {
@@ -16,6 +16,9 @@ pub(crate) fn describe(status: &ClusterStatus) -> String {
          {queued} queued\n\n"
     );
     text.push_str(&devices(status));
+    if status.joins_refused > 0 {
+        let _ = writeln!(text, "machines that were not let in: {}", status.joins_refused);
+    }
     text.push('\n');
     match &status.mesh {
         Some(mesh) => text.push_str(&mesh_text(mesh)),
@@ -23,6 +26,13 @@ pub(crate) fn describe(status: &ClusterStatus) -> String {
             let cause = status.mesh_absent.as_deref().unwrap_or("it is being formed");
             let _ = writeln!(text, "no mesh: {cause}");
         }
+    }
+    for request in &status.requests {
+        let RequestStatus { request, epoch, step, steps, waits_for } = request;
+        let _ = match waits_for.as_str() {
+            "" => writeln!(text, "request {request}: step {step} of {steps} on epoch {epoch}"),
+            whom => writeln!(text, "request {request}: waits for {whom}"),
+        };
     }
     text
 }

@@ -9,6 +9,7 @@ use super::args::StatusArgs;
 use super::failure::Failure;
 use super::mesh_text;
 use super::terminal::Terminal;
+use super::watch;
 
 /// Asks the coordinator and prints what it says.
 pub(crate) fn run(args: &StatusArgs, terminal: &Terminal) -> Result<(), Failure> {
@@ -17,6 +18,9 @@ pub(crate) fn run(args: &StatusArgs, terminal: &Terminal) -> Result<(), Failure>
         Some(seconds) => launcher::wait_ready(&manifest, Duration::from_secs(seconds.into()))?,
         None => ClusterClient::connect(&manifest)?.blocking_status()?,
     };
+    if args.watch {
+        return watch::run(&manifest, args.json);
+    }
     if args.json {
         return terminal.result(&serde_json::to_string_pretty(&status).map_err(Failure::failed)?);
     }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TokioRuntime, VarInt};
 
 pub(crate) use cause::{close_cause, close_code, connect_error};
@@ -62,6 +63,8 @@ pub(crate) struct EndpointSettings {
 pub(crate) struct QuicEndpoint {
     endpoint: Endpoint,
     client: ClientConfig,
+    /// What accepts members only.
+    server: ServerConfig,
     tls_name: String,
     local: SocketAddr,
     receive_window_bytes: u32,
@@ -103,7 +106,7 @@ impl QuicEndpoint {
             let socket = socket::capped(udp.socket, settings.mtu_bytes)?;
             Endpoint::new_with_abstract_socket(
                 endpoint_config(settings)?,
-                Some(server),
+                Some(server.clone()),
                 socket,
                 Arc::new(TokioRuntime),
             )
@@ -113,7 +116,16 @@ impl QuicEndpoint {
         let local = endpoint.local_addr().map_err(failed)?;
         thread.enter();
         let (thread, closed) = (Arc::clone(thread), AtomicBool::new(false));
-        Ok(Self { endpoint, client, tls_name, local, receive_window_bytes, thread, closed })
+        Ok(Self { endpoint, client, server, tls_name, local, receive_window_bytes, thread, closed })
+    }
+
+    /// Accepts new callers by this TLS from now on; the members' own again with `None`.
+    pub(crate) fn accept_by(&self, crypto: Option<Arc<QuicServerConfig>>) {
+        let mut server = self.server.clone();
+        if let Some(crypto) = crypto {
+            server.crypto = crypto;
+        }
+        self.endpoint.set_server_config(Some(server));
     }
 
     pub(crate) fn local(&self) -> SocketAddr {

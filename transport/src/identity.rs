@@ -22,7 +22,9 @@ pub use authority::ClusterCa;
 pub use error::IdentityError;
 pub use name::{PeerIdentity, Role};
 pub use tls::TlsRole;
-pub(crate) use tls::{client_crypto, server_crypto, verified_identity};
+pub(crate) use tls::{
+    client_crypto, joiner_tls, open_server_crypto, server_crypto, verified_identity,
+};
 
 /// A certificate with its key, and the authority that peers must have too.
 #[derive(Clone)]
@@ -144,6 +146,21 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Identity({})", self.subject)
     }
+}
+
+/// The cluster that an authority's certificate is for.
+pub(crate) fn name_of_authority(
+    certificate: &CertificateDer<'static>,
+) -> Result<String, IdentityError> {
+    name::cluster_of_authority(certificate).map_err(|cause| IdentityError::Unusable {
+        path: PathBuf::from(files::AUTHORITY_FILE),
+        cause,
+    })
+}
+
+/// An authority's certificate.
+pub(crate) fn authority_der(pem: &str) -> Result<CertificateDer<'static>, IdentityError> {
+    parse_certificate(pem, Path::new(files::AUTHORITY_FILE))
 }
 
 fn certificate_path(dir: &Path, role: Role, name: &str) -> PathBuf {

@@ -22,6 +22,7 @@ pub mod heap;
 pub mod identity;
 pub mod ids;
 pub mod in_process;
+pub mod join;
 pub mod link;
 pub mod load;
 mod mesh;

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::data_plane::DataPlane;
 use super::node_agent::unix_ms;
-use crate::coordinator::{CoordinatorArgs, CoordinatorHandle};
+use crate::coordinator::{CoordinatorArgs, CoordinatorHandle, Door};
 use crate::launcher::record::{ProcessRecord, Published, Role, RunFolder};
 use crate::manifest::Manifest;
 use crate::membership::Incarnation;
@@ -38,11 +38,13 @@ impl HostedCoordinator {
         let address = endpoint.local_address().to_string();
         let manifest = Arc::new(manifest.clone());
         let name = manifest.coordinator_node().to_string();
+        let door = Some(Door { endpoint: endpoint.clone(), folder: folder.path().to_path_buf() });
         let args = CoordinatorArgs {
             manifest,
             fabric,
             address: address.clone(),
             journal: Some(folder.path().join("coordinator")),
+            door,
         };
         let handle = CoordinatorHandle::start(args).await?;
         let accepting = handle.listen(endpoint);

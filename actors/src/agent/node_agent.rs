@@ -18,6 +18,9 @@ use crate::session::dial::Dialer;
 use crate::session::handshake;
 use crate::session::uplink::{Uplink, UplinkArgs, UplinkEvent, UplinkMsg};
 
+/// Time beyond the draining for the coordinator to let a node go.
+const RELEASE_MARGIN: Duration = Duration::from_secs(5);
+
 /// How an agent ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AgentEnd {
@@ -54,6 +57,10 @@ pub(crate) enum NodeAgentMsg {
     StartWorker {
         index: usize,
     },
+    /// Leave the cluster, then end.
+    Leave {
+        drain: Duration,
+    },
     /// End, after the workers.
     Stop,
 }
@@ -80,6 +87,8 @@ pub(crate) struct State {
     /// for a worker of the agent's life before, and lost with it.
     begun: bool,
     joined: watch::Sender<bool>,
+    /// Told to leave, and waiting for the coordinator to let it go.
+    leaving: bool,
     ended: Option<oneshot::Sender<AgentEnd>>,
     ending: Option<AgentEnd>,
 }
@@ -125,7 +134,8 @@ impl Actor for NodeAgent {
         let slots = std::iter::repeat_with(slot).take(args.devices).collect();
         let (ended, ending, begun) = (Some(args.ended), None, false);
         let NodeAgentArgs { node, home, joined, .. } = args;
-        Ok(State { node, home, uplink, slots, begun, joined, ended, ending })
+        let leaving = false;
+        Ok(State { node, home, uplink, slots, begun, joined, leaving, ended, ending })
     }
 
     async fn handle(
@@ -152,8 +162,13 @@ impl Actor for NodeAgent {
                     }
                 }
             }
+            NodeAgentMsg::Leave { drain } => state.leave(&myself, drain),
             NodeAgentMsg::Uplink(UplinkEvent::Down(_)) => {
                 state.joined.send_replace(false);
+                if state.leaving {
+                    // There is nobody to wait for.
+                    state.end(&myself, AgentEnd::Told);
+                }
             }
             NodeAgentMsg::Uplink(_) => {}
         }
@@ -185,6 +200,22 @@ impl Actor for NodeAgent {
 }
 
 impl State {
+    /// Asks the coordinator to let this node go; ends without its word when that takes too long.
+    fn leave(&mut self, myself: &ActorRef<NodeAgentMsg>, drain: Duration) {
+        if self.leaving {
+            return;
+        }
+        self.leaving = true;
+        if !*self.joined.borrow() {
+            return self.end(myself, AgentEnd::Told);
+        }
+        tracing::info!(?drain, "leaving the cluster");
+        let drain_ms = drain.as_millis().try_into().unwrap_or(u32::MAX);
+        // An uplink that has ended has told this agent.
+        let _ = self.uplink.cast(UplinkMsg::Say(ToCoordinator::Leave { drain_ms }));
+        myself.send_after(drain + RELEASE_MARGIN, || NodeAgentMsg::Stop);
+    }
+
     async fn start_worker(&mut self, myself: &ActorRef<NodeAgentMsg>, index: usize) {
         let device = self.device(index);
         let Some(slot) = self.slots.get_mut(index) else { return };

@@ -43,6 +43,7 @@ pub(super) enum LinkMsg {
     Cancel(u64),
     Status(u64, Reply<ClusterStatus>),
     Down(u64, Reply<()>),
+    Order(u64, Box<ClientCall>, Reply<String>),
     Heard(FromCoordinator, Option<Vec<u8>>),
     Redialled(Result<(ControlChannel, Welcome), ClientError>),
     Close,
@@ -70,6 +71,7 @@ pub(super) struct State {
     requests: BTreeMap<u64, Open>,
     statuses: BTreeMap<u64, Reply<ClusterStatus>>,
     downs: BTreeMap<u64, Reply<()>>,
+    orders: BTreeMap<u64, Reply<String>>,
 }
 
 /// A request that has no result yet.
@@ -109,6 +111,7 @@ impl Actor for Link {
             requests: BTreeMap::new(),
             statuses: BTreeMap::new(),
             downs: BTreeMap::new(),
+            orders: BTreeMap::new(),
         })
     }
 
@@ -135,6 +138,10 @@ impl Actor for Link {
             LinkMsg::Down(id, reply) => {
                 state.downs.insert(id, reply);
                 state.call(id, ClientCall::Down);
+            }
+            LinkMsg::Order(id, call, reply) => {
+                state.orders.insert(id, reply);
+                state.call(id, *call);
             }
             LinkMsg::Heard(FromCoordinator::Reply { id, reply }, blob) => {
                 state.answer(id, reply, blob);
@@ -231,6 +238,18 @@ impl State {
                 let generation = to_generation(*report, &shape, latents, blob.unwrap_or_default());
                 self.finish(id, generation);
             }
+            ClientReply::Accepted { answer } => {
+                if let Some(reply) = self.orders.remove(&id) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Ok(answer));
+                }
+            }
+            ClientReply::Failed { cause, .. } if self.orders.contains_key(&id) => {
+                if let Some(reply) = self.orders.remove(&id) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Err(ClientError::Denied(cause)));
+                }
+            }
             ClientReply::Failed { kind, cause } => self.finish(
                 id,
                 Err(match kind {
@@ -278,6 +297,10 @@ impl State {
 
     fn end_calls(&mut self, error: &ClientError) {
         for reply in std::mem::take(&mut self.statuses).into_values() {
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(error.clone()));
+        }
+        for reply in std::mem::take(&mut self.orders).into_values() {
             // Whoever asked may have gone.
             let _ = reply.send(Err(error.clone()));
         }

@@ -36,6 +36,18 @@ pub(super) async fn accept_all(
     }
 }
 
+/// Hands on the questions of machines that join, until the endpoint is closed.
+pub(super) async fn hear_joiners(
+    endpoint: &ControlEndpoint,
+    coordinator: &ActorRef<CoordinatorMsg>,
+) {
+    while let Ok(joining) = endpoint.next_joining().await {
+        if coordinator.cast(CoordinatorMsg::Joining(joining)).is_err() {
+            return;
+        }
+    }
+}
+
 /// Hears one hello and hands it on.
 pub(super) async fn admit(
     mut channel: ControlChannel,

@@ -4,6 +4,7 @@
 //! requests along: its tasks end, and with them the handles that keep the requests alive.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ditmesh_transport::control::ControlChannel;
 use ractor::ActorRef;
@@ -60,13 +61,28 @@ impl State {
         self.clients.clients.remove(&number);
     }
 
-    pub(super) fn client_says(
+    pub(super) async fn client_says(
         &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
         number: u64,
         message: ToCoordinator,
         blob: Option<Vec<u8>>,
     ) {
         let ToCoordinator::Client { id, call } = message else { return };
+        let done = match &*call {
+            ClientCall::Leave { node, drain_ms } => {
+                let drain = Duration::from_millis((*drain_ms).into());
+                Some(self.leave(myself, node.clone(), drain).await)
+            }
+            ClientCall::ForceLeave { node } => Some(self.force_leave(myself, node.clone()).await),
+            ClientCall::Token { node, ttl_s } => {
+                Some(self.make_token(node.clone(), Duration::from_secs((*ttl_s).into())))
+            }
+            _ => None,
+        };
+        if let Some(done) = done {
+            return self.answer(number, id, done);
+        }
         let status = matches!(*call, ClientCall::Status).then(|| Box::new(self.snapshot()));
         let Some(client) = self.clients.clients.get_mut(&number) else { return };
         match (*call, status) {
@@ -108,7 +124,22 @@ impl State {
                 client.session.send(FromCoordinator::Reply { id, reply });
                 self.sessions.shut_down();
             }
+            // Answered above.
+            (
+                ClientCall::Leave { .. } | ClientCall::ForceLeave { .. } | ClientCall::Token { .. },
+                _,
+            ) => {}
         }
+    }
+
+    /// Tells a client what came of its order.
+    fn answer(&self, number: u64, id: u64, done: Result<String, String>) {
+        let Some(client) = self.clients.clients.get(&number) else { return };
+        let reply = match done {
+            Ok(answer) => ClientReply::Accepted { answer },
+            Err(cause) => ClientReply::Failed { kind: FailureKind::Refused, cause },
+        };
+        client.session.send(FromCoordinator::Reply { id, reply });
     }
 }
 

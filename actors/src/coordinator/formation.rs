@@ -36,8 +36,9 @@ pub(super) enum FormationEvent {
     /// A device cannot be used until it is ready again.
     DeviceLost(DeviceId),
     /// A device is to be used no more; the mesh it is in gives way at a request boundary.
-    #[cfg_attr(not(test), expect(dead_code, reason = "sent by the leaving of nodes"))]
     DeviceLeaving(DeviceId),
+    /// Other links count as cut than before: the same devices may make another mesh.
+    CutsChanged,
     /// Devices that have never come are waited for no longer.
     Settled,
     /// What the devices of a `Plan` make.
@@ -143,6 +144,7 @@ impl Formation {
                 self.roster.lost(&device);
             }
             FormationEvent::DeviceLeaving(device) => self.roster.leaving(&device),
+            FormationEvent::CutsChanged => self.roster.plan_again(),
             FormationEvent::Settled => self.roster.settle(),
             FormationEvent::Planned { number, plans } => {
                 if number != self.planned.0 {
@@ -172,7 +174,6 @@ impl Formation {
     }
 
     /// Whether the device sits anywhere, forming meshes included.
-    #[cfg_attr(not(test), expect(dead_code, reason = "asked by the leaving of nodes"))]
     pub(super) fn is_used(&self, device: &DeviceId) -> bool {
         self.serving.iter().chain(&self.next).any(|replica| replica.devices.contains(device))
     }

@@ -93,7 +93,13 @@ impl CoordinatorHandle {
     /// Accepts whoever dials `endpoint`, until either is closed. Needs a tokio runtime.
     pub(crate) fn listen(&self, endpoint: Arc<ControlEndpoint>) -> JoinHandle<()> {
         let cluster = endpoint.cluster().to_string();
-        tokio::spawn(admission::accept_all(endpoint, cluster, self.actor.clone()))
+        let coordinator = self.actor.clone();
+        tokio::spawn(async move {
+            tokio::join!(
+                admission::hear_joiners(&endpoint, &coordinator),
+                admission::accept_all(endpoint.clone(), cluster, coordinator.clone()),
+            );
+        })
     }
 
     /// Ends the coordinator: requests fail, sessions close.

@@ -191,7 +191,9 @@ impl State {
         blob: Option<Vec<u8>>,
     ) {
         let (member, incarnation) = match peer {
-            Peer::Client(client) => return self.client_says(client, message, blob),
+            Peer::Client(client) => {
+                return self.client_says(myself, client, message, blob).await;
+            }
             Peer::Member(member, incarnation) => (member, incarnation),
         };
         if !self.sessions.is_current(&member, incarnation) {
@@ -208,6 +210,12 @@ impl State {
                 let incarnation = Incarnation(incarnation);
                 let exited = MembershipEvent::WorkerExited { device, incarnation, status };
                 self.member(myself, exited).await;
+            }
+            (ToCoordinator::Leave { drain_ms }, Member::Agent(node)) => {
+                let drain = Duration::from_millis(drain_ms.into());
+                if let Err(cause) = self.leave(myself, node, drain).await {
+                    tracing::warn!(cause, "a node cannot leave");
+                }
             }
             (message, Member::Worker(device)) => self.worker_says(device, message),
             (message, member) => tracing::warn!(%member, ?message, "unexpected message"),
@@ -280,6 +288,18 @@ impl State {
                 MembershipCommand::NodeReady(node) => tracing::info!(node, "node is there"),
                 MembershipCommand::NodeLost(node, cause) => {
                     tracing::warn!(node, %cause, "node lost");
+                    self.node_gone(&node);
+                }
+                MembershipCommand::DeviceLeaving(device) => {
+                    self.device_leaving(myself, device).await;
+                }
+                MembershipCommand::Release(node) => self.release(&node),
+                MembershipCommand::Quarantined(member, length) => {
+                    tracing::warn!(%member, ?length, "it dies too often and is not counted on");
+                }
+                MembershipCommand::CutsChanged => {
+                    tracing::warn!(cuts = ?self.membership.cuts(), "links between workers");
+                    self.form(myself, FormationEvent::CutsChanged).await;
                 }
                 MembershipCommand::DeviceReady(device) => self.device_ready(myself, device).await,
                 MembershipCommand::DeviceLost(device, loss) => {

@@ -6,6 +6,8 @@
 
 use super::model::Model;
 use crate::dispatcher::OpenMeshes;
+use crate::membership::cuts::{Pair, pair};
+use crate::plan::Plan;
 use crate::protocol::DeviceId;
 use crate::request::Degrees;
 
@@ -42,9 +44,13 @@ pub(crate) struct MeshPlans {
 }
 
 impl MeshPlans {
-    /// For `live` devices, those first that should stay where they are.
-    pub(crate) fn of(model: &Model, live: &[DeviceId]) -> Self {
-        Self { guided: plan(model, live, true), unguided: plan(model, live, false) }
+    /// For `live` devices, those first that should stay where they are; without links that are `cut`.
+    pub(crate) fn of(model: &Model, live: &[DeviceId], cut: &[Pair]) -> Self {
+        let plan = |guided| {
+            let plan = |live: &[DeviceId]| plan(model, live, guided);
+            uncut(live, cut, &plan, &|degrees| links(model, degrees))
+        };
+        Self { guided: plan(true), unguided: plan(false) }
     }
 
     pub(crate) fn get(&self, guided: bool) -> &Result<MeshPlan, NoMesh> {
@@ -81,6 +87,49 @@ fn plan(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshPlan, NoMe
         why,
     })?;
     Ok(of(degrees, patches))
+}
+
+/// The pairs of ranks of one replica that some run links.
+fn links(model: &Model, degrees: Degrees) -> Vec<(usize, usize)> {
+    let Ok(plan) = Plan::widest(degrees.alone(), &model.spec) else { return Vec::new() };
+    let world = plan.mesh.world_size();
+    let of = |a: usize| plan.peers(a).into_iter().map(move |b| (a, b));
+    (0..world).flat_map(of).filter(|&(a, b)| a < b && b < world).collect()
+}
+
+/// A mesh that needs no link that is cut: the planned one, the same with two devices in each other's
+/// place, or else one without the device of the cut link that has the higher rank.
+fn uncut(
+    live: &[DeviceId],
+    cut: &[Pair],
+    plan: &dyn Fn(&[DeviceId]) -> Result<MeshPlan, NoMesh>,
+    links: &dyn Fn(Degrees) -> Vec<(usize, usize)>,
+) -> Result<MeshPlan, NoMesh> {
+    let mut live = live.to_vec();
+    loop {
+        let planned = plan(&live)?;
+        let links = links(planned.degrees);
+        let size = planned.degrees.alone().world_size().max(1);
+        let broken = |devices: &[DeviceId]| {
+            devices.chunks(size).find_map(|replica| {
+                links.iter().find_map(|&(a, b)| {
+                    let (a, b) = (replica.get(a)?, replica.get(b)?);
+                    cut.contains(&pair(a.clone(), b.clone())).then(|| b.clone())
+                })
+            })
+        };
+        let Some(higher) = broken(&planned.devices) else { return Ok(planned) };
+        let world = planned.devices.len();
+        for (a, b) in (0..world).flat_map(|a| (a + 1..live.len()).map(move |b| (a, b))) {
+            let mut swapped = live.clone();
+            swapped.swap(a, b);
+            swapped.truncate(world);
+            if broken(&swapped).is_none() {
+                return Ok(MeshPlan { devices: swapped, ..planned });
+            }
+        }
+        live.retain(|device| *device != higher);
+    }
 }
 
 /// The mesh closest to a fixed one on `live` devices: as many of them as degrees no higher than its
@@ -124,6 +173,43 @@ mod tests {
             data_degree: data,
             ..Degrees::default()
         }
+    }
+
+    fn devices(indices: &[u32]) -> Vec<DeviceId> {
+        indices.iter().map(|&index| DeviceId { node: "a".into(), index }).collect()
+    }
+
+    /// Everybody in replicas of `size`.
+    fn replicas_of(live: &[DeviceId], size: u32) -> Result<MeshPlan, NoMesh> {
+        let data = live.len() as u32 / size;
+        if data == 0 {
+            return Err(NoMesh::NoDevice);
+        }
+        let devices = live.iter().take((data * size) as usize).cloned().collect();
+        Ok(MeshPlan { degrees: mesh(1, size, 1, data), num_pipeline_patch: None, devices })
+    }
+
+    #[test]
+    fn a_cut_link_is_planned_around_and_else_costs_the_higher_rank() {
+        let all = devices(&[0, 1, 2, 3]);
+        let link = |a: u32, b: u32| pair(devices(&[a])[0].clone(), devices(&[b])[0].clone());
+        let ring = |degrees: Degrees| {
+            let stages = degrees.pipefusion_degree as usize;
+            (0..stages).map(|a| (a.min((a + 1) % stages), a.max((a + 1) % stages))).collect()
+        };
+        let plan = |size| move |live: &[DeviceId]| replicas_of(live, size);
+        let on = |size, cut: &[Pair]| {
+            let planned = uncut(&all, cut, &plan(size), &ring).expect("a mesh");
+            planned.devices.iter().map(|device| device.index).collect::<Vec<_>>()
+        };
+        assert_eq!(on(4, &[]), [0, 1, 2, 3]);
+        assert_eq!(on(4, &[link(0, 1)]), [3, 1, 2, 0], "0 and 1 are no neighbours now");
+        assert_eq!(on(2, &[link(0, 1)]), [2, 1, 0, 3], "each in a replica of its own");
+        let everything = [link(0, 1), link(0, 2), link(0, 3)];
+        assert_eq!(on(2, &everything), [3, 2], "nobody can be linked to 0");
+        let of_all = |live: &[DeviceId]| replicas_of(live, live.len() as u32);
+        let planned = uncut(&devices(&[0, 1]), &[link(0, 1)], &of_all, &ring).expect("a mesh");
+        assert_eq!(planned.devices, devices(&[0]), "the higher rank is done without");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! weights.
 
 use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock};
 
 use candle_core::DType;
 use ditmesh_model::pipeline::describe;
@@ -15,7 +16,8 @@ use crate::cost::calibration::Calibration;
 use crate::cost::cluster::Cluster;
 use crate::generation::GenerateError;
 use crate::manifest::{
-    DegreesSetting, GroupSection, Manifest, ModelSection, Quality, default_checkpoint_every,
+    DegreesSetting, GroupSection, Manifest, ModelSection, NodeSection, Quality,
+    default_checkpoint_every,
 };
 use crate::parallel::vae::worth::Pace;
 use crate::plan::layout::Layout;
@@ -41,7 +43,8 @@ pub(crate) struct Model {
     /// Nodes that serve it; empty for all.
     nodes: Vec<String>,
     description: Box<Description>,
-    cluster: Box<Cluster>,
+    /// Grows while nodes join.
+    cluster: RwLock<Cluster>,
     /// Degrees of requests that leave them open, where the manifest has them.
     fixed: Option<Degrees>,
     /// Only methods that give the picture of one device.
@@ -89,7 +92,7 @@ impl Model {
         }
         let exact = group.is_some_and(|group| group.quality == Quality::Exact);
         let nodes = group.map(|group| group.nodes.clone()).unwrap_or_default();
-        let (description, cluster) = (Box::new(description), Box::new(cluster));
+        let (description, cluster) = (Box::new(description), RwLock::new(cluster));
         let text_encoder = policy.unwrap_or_default();
         Ok(Self {
             folder,
@@ -153,7 +156,13 @@ impl Model {
 
     fn cluster_of(&self, devices: &[DeviceId]) -> Cluster {
         let names: Vec<String> = devices.iter().map(ToString::to_string).collect();
-        self.cluster.of_devices(&names)
+        self.cluster.read().unwrap_or_else(PoisonError::into_inner).of_devices(&names)
+    }
+
+    /// A node has joined, with what was measured of its devices.
+    pub(crate) fn take_in(&self, node: &NodeSection, calibration: &Calibration) {
+        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
+        cluster.take_in(node, calibration);
     }
 
     fn wish(&self, guided: bool) -> Wish {
@@ -163,9 +172,8 @@ impl Model {
 
     /// What decodes a picture on a mesh of `degrees`: its slowest device and link.
     pub(crate) fn pace(&self, degrees: Degrees) -> Pace {
-        let devices = self.devices.iter().take(degrees.world_size());
-        let names: Vec<String> = devices.map(ToString::to_string).collect();
-        self.cluster.of_devices(&names).pace()
+        let devices = self.devices.get(..degrees.world_size()).unwrap_or(&self.devices);
+        self.cluster_of(devices).pace()
     }
 
     /// Which blocks each stage of a mesh of `degrees` holds when its ranks run on `devices`.

@@ -86,6 +86,11 @@ impl State {
                 self.absent = error.to_string();
             }
         }
+        if let Ok(model) = &model {
+            for joined in &self.joins.joined {
+                model.take_in(&joined.node, &joined.calibration);
+            }
+        }
         self.model = Some(model.map(Arc::new));
         for device in self.membership.ready_devices() {
             self.device_ready(myself, device).await;
@@ -125,8 +130,9 @@ impl State {
     ) {
         let Some(Ok(model)) = &self.model else { return };
         let (model, coordinator) = (model.clone(), myself.clone());
+        let cuts = self.membership.cuts();
         tokio::task::spawn_blocking(move || {
-            let plans = Box::new(MeshPlans::of(&model, &devices));
+            let plans = Box::new(MeshPlans::of(&model, &devices, &cuts));
             // A coordinator that has ended forms no mesh.
             let _ = coordinator.cast(CoordinatorMsg::Planned(number, plans));
         });
@@ -327,6 +333,9 @@ impl State {
         let (replica, error) = (epoch, cause.to_error());
         self.dispatch(myself, DispatcherEvent::ReplicaLost { replica, going_on, error }).await;
         self.runs.retain(|_, run| run.replica != epoch);
+        if let Some(event) = cause.about_links() {
+            self.member(myself, event).await;
+        }
         let (retry, unfit) = (cause.retry(), cause.unfit());
         let cause = cause.to_string();
         self.form(myself, FormationEvent::ReplicaLost { replica, cause, retry, unfit }).await;

@@ -271,7 +271,10 @@ impl State {
     pub(super) fn progress(&mut self, run: u64, event: Event) {
         let Some(run) = self.runs.get_mut(&run) else { return };
         match event {
-            Event::Step { step, .. } => run.step_done(step),
+            Event::Step { step, of } => {
+                run.step = (step, of);
+                run.step_done(step);
+            }
             // Once is enough.
             Event::Encoded if run.is_resumed() => return,
             _ => {}

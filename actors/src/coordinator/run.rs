@@ -52,6 +52,8 @@ pub(super) struct Run {
     /// The requests it draws for, without those that have ended.
     pub(super) images: Vec<(RequestId, UpdateSink)>,
     pub(super) replica: u64,
+    /// Denoising steps done, and in all.
+    pub(super) step: (u32, u32),
     /// How the ranks ended, once all have.
     outcomes: Option<Vec<(u32, RankOutcome)>>,
     controller_done: bool,
@@ -87,6 +89,7 @@ impl Run {
             steps_done: plan.run.first_step,
             images,
             replica,
+            step: (0, 0),
             outcomes: None,
             controller_done: false,
             controller_failure: None,

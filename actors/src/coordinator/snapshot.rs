@@ -9,7 +9,9 @@ use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{DeviceId, LinkCarrier};
 use crate::request::Degrees;
 use crate::session::handshake::BUILD;
-use crate::status::{ClusterStatus, DeviceStatus, LinkStatus, MeshStatus, NodeStatus, RankStatus};
+use crate::status::{
+    ClusterStatus, DeviceStatus, LinkStatus, MeshStatus, NodeStatus, RankStatus, RequestStatus,
+};
 
 impl State {
     pub(super) fn snapshot(&self) -> ClusterStatus {
@@ -29,14 +31,33 @@ impl State {
             mesh,
             queued: (self.dispatcher.waiting() + self.early.len()) as u32,
             running: self.dispatcher.running() as u32,
+            joins_refused: self.joins_refused,
+            requests: self.request_statuses(),
         }
+    }
+
+    fn request_statuses(&self) -> Vec<RequestStatus> {
+        let running = self.dispatcher.under_way().into_iter().map(|(request, epoch, run)| {
+            let (step, steps) = self.runs.get(&run).map_or((0, 0), |run| run.step);
+            RequestStatus { request, epoch, step, steps, waits_for: String::new() }
+        });
+        let waiting = self.dispatcher.queue().into_iter().map(|(request, waits_for)| {
+            RequestStatus { request, epoch: 0, step: 0, steps: 0, waits_for }
+        });
+        running.chain(waiting).collect()
     }
 
     fn node_status(&self, node: &NodeSection) -> NodeStatus {
         let member = Member::Agent(node.name.clone());
         NodeStatus {
             name: node.name.clone(),
-            state: self.membership.describe(&member),
+            state: match self.membership.describe(&member) {
+                alive if alive == "alive" && self.membership.is_leaving(&node.name) => {
+                    let used = self.membership.draining().contains(&node.name);
+                    if used { "leaving".into() } else { "left".into() }
+                }
+                state => state,
+            },
             incarnation: self.membership.incarnation(&member).0,
             process: self.process(&member),
             devices: (0..node.devices.len() as u32)

@@ -76,6 +76,16 @@ impl Cluster {
         }
     }
 
+    /// Adds a node, or takes its devices for others than before, by what was measured of them there.
+    pub fn take_in(&mut self, node: &NodeSection, calibration: &Calibration) {
+        let at = self.nodes.iter().position(|name| *name == node.name).unwrap_or_else(|| {
+            self.nodes.push(node.name.clone());
+            self.nodes.len() - 1
+        });
+        self.devices.retain(|device| device.node != at);
+        self.devices.extend(devices(node, at, calibration));
+    }
+
     /// The cluster of the devices with these names, in that order.
     pub fn of_devices(&self, names: &[String]) -> Self {
         let named = |name: &String| self.devices.iter().find(|device| device.name == *name);

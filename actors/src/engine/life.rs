@@ -70,6 +70,7 @@ async fn start(manifest: &Manifest) -> Result<(CoordinatorHandle, Vec<Agent>), S
         fabric,
         address: "in-process".into(),
         journal: None,
+        door: None,
     })
     .await?;
     let mut agents = Vec::new();

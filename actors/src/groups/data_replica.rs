@@ -226,6 +226,7 @@ impl State {
                     Some(seat) => format!("device {} (rank {peer})", seat.device),
                     None => "the coordinator".into(),
                 },
+                to: self.seat(*peer).map(|seat| seat.device.clone()),
                 cause: cause.clone(),
             }),
             _ => None,

@@ -3,7 +3,7 @@
 //! Owns the cause, its words and whether forming the mesh again can help.
 
 use crate::generation::GenerateError;
-use crate::membership::Loss;
+use crate::membership::{Loss, MembershipEvent};
 use crate::protocol::{DeviceId, FormFault};
 
 /// Whether a mesh that was lost is formed again.
@@ -25,7 +25,7 @@ pub(crate) enum MeshLoss {
     Device { rank: u32, device: DeviceId, loss: Loss },
     /// A rank lost its link to another one.
     #[error("device {device} (rank {rank}) lost its link to {peer}: {cause}")]
-    Link { rank: u32, device: DeviceId, peer: String, cause: String },
+    Link { rank: u32, device: DeviceId, peer: String, to: Option<DeviceId>, cause: String },
     /// Ranks that did not end an aborted run in time.
     #[error("{devices} did not stop run {run} within {milliseconds} ms")]
     Stuck { devices: String, run: u64, milliseconds: u64 },
@@ -77,6 +77,19 @@ impl MeshLoss {
             Self::Stuck { devices, .. } | Self::FormTimedOut { devices, .. } => devices.clone(),
             Self::Controller { .. } => "a link of the coordinator".into(),
             Self::Disagreement { .. } | Self::Actor { .. } => "the mesh".into(),
+        }
+    }
+
+    /// What membership should know of it.
+    pub(crate) fn about_links(&self) -> Option<MembershipEvent> {
+        match self {
+            Self::Link { device, to: Some(to), .. } => {
+                Some(MembershipEvent::LinkLost { by: device.clone(), to: to.clone() })
+            }
+            Self::FormFailed { device, fault: FormFault::Links, .. } => {
+                Some(MembershipEvent::Unlinked { by: device.clone() })
+            }
+            _ => None,
         }
     }
 

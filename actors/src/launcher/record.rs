@@ -8,6 +8,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
@@ -173,6 +174,17 @@ impl RunFolder {
 
     pub(crate) fn launcher(&self) -> Option<ProcessRecord> {
         read(&self.path.join("launcher.json"))
+    }
+
+    /// How long the next node that a signal tells to leave may take.
+    pub(crate) fn drain(&self) -> Option<Duration> {
+        let text = fs::read_to_string(self.path.join("drain")).ok()?;
+        text.trim().parse().ok().map(Duration::from_millis)
+    }
+
+    /// Sets what [`Self::drain`] reads.
+    pub(crate) fn set_drain(&self, drain: Duration) -> io::Result<()> {
+        fs::write(self.path.join("drain"), drain.as_millis().to_string())
     }
 
     /// Every record there is.

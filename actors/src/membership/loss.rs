@@ -32,6 +32,12 @@ pub enum Loss {
         /// The newer one.
         by: Incarnation,
     },
+    /// It left, as somebody asked.
+    #[error("it left")]
+    Left,
+    /// Somebody said that it is gone.
+    #[error("it was forced to leave")]
+    Forced,
     /// The node it is on was lost.
     #[error("node {node} was lost: {cause}")]
     Node {

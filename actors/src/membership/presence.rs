@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::flapping::Flapping;
 use super::{Incarnation, Loss, Now};
 
 /// Whether a member is there.
@@ -31,17 +32,28 @@ pub(super) struct Presence {
     pub(super) incarnation: Incarnation,
     pub(super) state: State,
     pub(super) address: String,
+    pub(super) flapping: Flapping,
 }
 
 impl Default for Presence {
     fn default() -> Self {
-        Self { incarnation: Incarnation(0), state: State::Absent, address: String::new() }
+        Self {
+            incarnation: Incarnation(0),
+            state: State::Absent,
+            address: String::new(),
+            flapping: Flapping::default(),
+        }
     }
 }
 
 impl Presence {
     pub(super) fn is_alive(&self) -> bool {
         matches!(self.state, State::Alive { .. })
+    }
+
+    /// Whether it is there and may be counted on.
+    pub(super) fn is_sound(&self) -> bool {
+        self.is_alive() && !self.flapping.is_quarantined()
     }
 
     pub(super) fn is_current(&self, incarnation: Incarnation) -> bool {
@@ -93,6 +105,7 @@ impl Presence {
     pub(super) fn describe(&self) -> String {
         match &self.state {
             State::Absent => "absent".into(),
+            State::Alive { .. } if self.flapping.is_quarantined() => "quarantined".into(),
             State::Alive { suspect: false, .. } => "alive".into(),
             State::Alive { suspect: true, .. } => "suspect".into(),
             State::Dead(loss) => format!("dead: {loss}"),

@@ -20,8 +20,11 @@ use crate::protocol::{FromCoordinator, Hello, ToCoordinator};
 /// Longest time for one attempt.
 const DIAL_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Between attempts.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Before the first attempt after a failed one; each further one doubles it.
+const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(200);
+
+/// Longest pause between attempts.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// What an uplink tells its owner.
 #[derive(Debug)]
@@ -71,6 +74,8 @@ pub(crate) struct State {
     session: Option<SessionHandle<ToCoordinator>>,
     /// Since when there is no session.
     alone_since: Instant,
+    /// Attempts that failed since then.
+    failed: u32,
 }
 
 impl Uplink {
@@ -97,7 +102,7 @@ impl Actor for Uplink {
         args: UplinkArgs,
     ) -> Result<State, ActorProcessingErr> {
         myself.cast(UplinkMsg::Dial)?;
-        Ok(State { args, session: None, alone_since: Instant::now() })
+        Ok(State { args, session: None, alone_since: Instant::now(), failed: 0 })
     }
 
     async fn handle(
@@ -177,7 +182,9 @@ impl State {
         if let (true, Some(Incarnation(next))) = (error.introduced, next) {
             self.args.hello.incarnation = next;
         }
-        myself.send_after(RETRY_PAUSE, || UplinkMsg::Dial);
+        let pause = RETRY_PAUSE_FIRST.saturating_mul(1 << self.failed.min(16));
+        self.failed = self.failed.saturating_add(1);
+        myself.send_after(pause.min(RETRY_PAUSE_MAX), || UplinkMsg::Dial);
     }
 
     async fn open(
@@ -201,6 +208,7 @@ impl State {
         };
         PeerSession::start(args, myself.get_cell()).await?;
         self.session = Some(handle);
+        self.failed = 0;
         (self.args.on_event)(UplinkEvent::Up);
         Ok(())
     }

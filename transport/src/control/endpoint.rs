@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Incoming};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
@@ -18,7 +19,8 @@ use crate::endpoint::{
     Congestion, EndpointSettings, Gate, GatePass, QuicEndpoint, close_code, connect_error,
 };
 use crate::error::TransportError;
-use crate::identity::{PeerIdentity, verified_identity};
+use crate::identity::{Identity, PeerIdentity, open_server_crypto, verified_identity};
+use crate::join::{self, JOIN_DEADLINE, JOINS_WAITING_MAX, Joining};
 
 /// Channels that are accepted and not yet taken.
 const ACCEPTED_MAX: usize = 64;
@@ -37,6 +39,8 @@ pub struct ControlEndpoint {
     endpoint: QuicEndpoint,
     cluster: String,
     accepted: Mutex<mpsc::Receiver<ControlChannel>>,
+    identity: Identity,
+    joins: Mutex<mpsc::Receiver<Joining>>,
 }
 
 impl ControlEndpoint {
@@ -58,8 +62,38 @@ impl ControlEndpoint {
         let endpoint = QuicEndpoint::bind(&config.identity, &settings)?;
         let cluster = config.identity.subject().cluster.clone();
         let (accepting, accepted) = mpsc::channel(ACCEPTED_MAX);
-        endpoint.spawn(accept_all(endpoint.quinn().clone(), cluster.clone(), accepting));
-        Ok(Self { endpoint, cluster, accepted: Mutex::new(accepted) })
+        let (joining, joins) = mpsc::channel(JOINS_WAITING_MAX);
+        let queues = Queues { accepting, joining };
+        endpoint.spawn(accept_all(endpoint.quinn().clone(), cluster.clone(), queues));
+        Ok(Self {
+            endpoint,
+            cluster,
+            accepted: Mutex::new(accepted),
+            identity: config.identity.clone(),
+            joins: Mutex::new(joins),
+        })
+    }
+
+    /// Lets machines without a certificate ask to join, or no longer.
+    ///
+    /// # Errors
+    /// [`TransportError::Identity`].
+    pub fn open_door(&self, open: bool) -> Result<(), TransportError> {
+        let crypto = match open {
+            true => Some(open_server_crypto(&self.identity, join::ALPN)?),
+            false => None,
+        };
+        self.endpoint.accept_by(crypto);
+        Ok(())
+    }
+
+    /// The next question of a machine that wants to join.
+    ///
+    /// # Errors
+    /// [`TransportError::Closed`] after [`ControlEndpoint::close`].
+    pub async fn next_joining(&self) -> Result<Joining, TransportError> {
+        let joining = self.joins.lock().await.recv().await;
+        joining.ok_or_else(|| TransportError::closed("the control endpoint"))
     }
 
     /// Where this endpoint listens.
@@ -126,19 +160,31 @@ impl ControlEndpoint {
     }
 }
 
-async fn accept_all(
-    endpoint: quinn::Endpoint,
-    cluster: String,
+/// Where callers go.
+#[derive(Clone)]
+struct Queues {
     accepting: mpsc::Sender<ControlChannel>,
-) {
+    joining: mpsc::Sender<Joining>,
+}
+
+/// Who came in.
+enum Caller {
+    Member(ControlChannel),
+    /// Asked its question and has its answer.
+    Joiner,
+}
+
+async fn accept_all(endpoint: quinn::Endpoint, cluster: String, queues: Queues) {
     let gate = Gate::default();
     while let Some((incoming, pass)) = gate.next(&endpoint).await {
-        let (cluster, accepting, gate) = (cluster.clone(), accepting.clone(), gate.clone());
+        let (cluster, queues, gate) = (cluster.clone(), queues.clone(), gate.clone());
         tokio::spawn(async move {
             let from = incoming.remote_address();
-            match timeout(HANDSHAKE_TIMEOUT, greet_second(incoming, pass, &cluster)).await {
+            let greeted = greet_second(incoming, pass, &cluster, queues.joining);
+            match timeout(HANDSHAKE_TIMEOUT + JOIN_DEADLINE, greeted).await {
                 // Without a receiver the endpoint is gone and the channel with it.
-                Ok(Ok(channel)) => drop(accepting.send(channel).await),
+                Ok(Ok(Caller::Member(channel))) => drop(queues.accepting.send(channel).await),
+                Ok(Ok(Caller::Joiner)) => {}
                 Ok(Err(error)) => gate.refused(from, &error),
                 Err(_) => gate.refused(from, &TransportError::deadline("a caller's handshake")),
             }
@@ -181,11 +227,37 @@ async fn greet_second(
     incoming: Incoming,
     pass: GatePass,
     cluster: &str,
-) -> Result<ControlChannel, TransportError> {
+    joining: mpsc::Sender<Joining>,
+) -> Result<Caller, TransportError> {
     let from = incoming.remote_address();
     let lost = |error: &quinn::ConnectionError| connect_error("the caller", from, error);
-    let connection = incoming.await.map_err(|error| lost(&error))?;
+    let shaken = timeout(HANDSHAKE_TIMEOUT, incoming).await;
+    let connection = shaken
+        .map_err(|_| TransportError::deadline("a caller's handshake"))?
+        .map_err(|error| lost(&error))?;
+    if speaks_join(&connection) {
+        // It keeps its place at the gate: a stranger is a stranger until it is gone.
+        join::answer(connection, joining).await?;
+        drop(pass);
+        return Ok(Caller::Joiner);
+    }
     drop(pass);
+    let greeted = timeout(HANDSHAKE_TIMEOUT, greet_member(connection, cluster)).await;
+    greeted.map_err(|_| TransportError::deadline("a caller's greeting"))?.map(Caller::Member)
+}
+
+/// Whether the caller chose the joiners' protocol.
+fn speaks_join(connection: &Connection) -> bool {
+    let data = connection.handshake_data().and_then(|any| any.downcast::<HandshakeData>().ok());
+    data.and_then(|data| data.protocol).is_some_and(|protocol| protocol == join::ALPN)
+}
+
+async fn greet_member(
+    connection: Connection,
+    cluster: &str,
+) -> Result<ControlChannel, TransportError> {
+    let from = connection.remote_address();
+    let lost = |error: &quinn::ConnectionError| connect_error("the caller", from, error);
     let peer = verified_identity(&connection).map_err(TransportError::malformed)?;
     if peer.cluster != cluster {
         connection.close(close_code::REFUSED, b"wrong cluster");

@@ -13,6 +13,7 @@ use rcgen::{
 
 use super::validity::{Day, validity};
 use super::{Identity, IdentityError, PeerIdentity, Role, files, name, parse_certificate};
+use crate::join::PublicKey;
 
 /// The authority of one cluster.
 pub struct ClusterCa {
@@ -67,6 +68,30 @@ impl ClusterCa {
     /// The cluster's name.
     pub fn cluster(&self) -> &str {
         &self.cluster
+    }
+
+    /// Its certificate.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// Makes a certificate for a key that stays elsewhere; `point` is its public half
+    /// ([`JoinKey::public`](crate::join::JoinKey::public)).
+    ///
+    /// # Errors
+    /// [`IdentityError::Name`] for a name that cannot stand in a certificate, [`IdentityError::Tls`]
+    /// for what is no such key.
+    pub fn sign(&self, role: Role, name: &str, point: &[u8]) -> Result<String, IdentityError> {
+        let subject = PeerIdentity::new(role, name, &self.cluster)?;
+        let key = PublicKey::new(point).ok_or_else(|| IdentityError::Tls {
+            what: "use this public key",
+            cause: format!("{} bytes are no point of P-256", point.len()),
+        })?;
+        let issuer = Issuer::new(authority_params(&self.cluster)?, &self.key);
+        let certificate = leaf_params(&subject)?
+            .signed_by(&key, &issuer)
+            .map_err(tls_error("make a certificate"))?;
+        Ok(certificate.pem())
     }
 
     /// Makes a key and a certificate for one process.

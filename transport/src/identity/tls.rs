@@ -1,7 +1,8 @@
 //! TLS 1.3 with mutual authentication against one authority.
 //!
 //! Owns the rustls settings and the reading of the verified peer's name from a connection. There is
-//! no way here to accept a certificate of another authority, or none.
+//! no way here to accept a certificate of another authority; none at all is accepted only by
+//! [`open_server_crypto`], whose callers are strangers until they show one.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -112,14 +113,50 @@ pub(crate) fn server_crypto(identity: &Identity) -> Result<Arc<QuicServerConfig>
     Ok(Arc::new(quic))
 }
 
+/// The same while machines may join: also without a certificate, and then only by the protocol
+/// `join`; who speaks the members' without one is found out by [`verified_identity`].
+pub(crate) fn open_server_crypto(
+    identity: &Identity,
+    join: &[u8],
+) -> Result<Arc<QuicServerConfig>, IdentityError> {
+    let mut tls = tls_of_server(identity, true)?;
+    tls.alpn_protocols.push(join.to_vec());
+    let quic = QuicServerConfig::try_from(tls)
+        .map_err(|error| IdentityError::Tls { what: "use QUIC", cause: error.to_string() })?;
+    Ok(Arc::new(quic))
+}
+
+/// What a machine without a certificate needs to ask for one: `authority` is all it knows. Also the
+/// name that TLS is to check.
+pub(crate) fn joiner_tls(
+    authority: &CertificateDer<'static>,
+    cluster: &str,
+    join: &[u8],
+) -> Result<(ClientConfig, String), IdentityError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone()).map_err(tls_error("use the authority's certificate"))?;
+    let mut tls = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(tls_error("use TLS 1.3"))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![join.to_vec()];
+    tls.resumption = Resumption::disabled();
+    Ok((tls, name::member_name(cluster)))
+}
+
 fn server_tls(identity: &Identity) -> Result<ServerConfig, IdentityError> {
+    tls_of_server(identity, false)
+}
+
+fn tls_of_server(identity: &Identity, strangers: bool) -> Result<ServerConfig, IdentityError> {
     let roots = Arc::new(roots(identity)?);
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(
-        |error| IdentityError::Tls {
-            what: "verify certificates of clients",
-            cause: error.to_string(),
-        },
-    )?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+    let verifier = if strangers { verifier.allow_unauthenticated() } else { verifier };
+    let verifier = verifier.build().map_err(|error| IdentityError::Tls {
+        what: "verify certificates of clients",
+        cause: error.to_string(),
+    })?;
     let mut tls = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .map_err(tls_error("use TLS 1.3"))?

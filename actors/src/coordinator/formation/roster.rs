@@ -63,6 +63,11 @@ impl Roster {
         others && self.unfit.insert(device.clone())
     }
 
+    /// The last plan counts no longer.
+    pub(super) fn plan_again(&mut self) {
+        self.planned = None;
+    }
+
     pub(super) fn settle(&mut self) {
         self.awaited.clear();
     }

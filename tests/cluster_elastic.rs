@@ -1,0 +1,292 @@
+//! Nodes that come and go while requests run: processes of their own, joined by token, left in order.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ditmesh::{ClusterStatus, Event, GenerateError, GenerateRequest};
+
+use crate::cli_process::{Ended, ditmesh};
+use crate::cluster_harness::{Cluster, Settings, short_request, signal, wait_until};
+
+fn elastic() -> Settings {
+    Settings { elastic: true, ..Settings::default() }
+}
+
+/// A node that joined, with a folder of its own.
+struct Joiner {
+    name: String,
+    folder: tempfile::TempDir,
+    process: Child,
+}
+
+impl Joiner {
+    /// Joins `cluster` as `name` with a new token.
+    fn join(cluster: &Cluster, name: &str) -> Self {
+        let token = cluster.run(&["token", "-q"]);
+        Self::with_token(cluster, name, token.done().trim())
+    }
+
+    fn with_token(cluster: &Cluster, name: &str, token: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("token"), token).unwrap();
+        let mut command = command(folder.path(), &cluster.status().coordinator, name);
+        let process =
+            command.args(["--token-file", "token"]).stdout(Stdio::null()).spawn().unwrap();
+        Self { name: name.into(), folder, process }
+    }
+
+    /// Starts again without a token, as after a restart of the machine.
+    fn again(&mut self, cluster: &Cluster) {
+        let coordinator = cluster.status().coordinator;
+        let mut command = command(self.folder.path(), &coordinator, &self.name);
+        self.process = command.stdout(Stdio::null()).spawn().unwrap();
+    }
+
+    /// The agent ends by itself, in order.
+    fn ended(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                assert!(status.success(), "{}: {status}", self.name);
+                return;
+            }
+            assert!(Instant::now() < deadline, "{} does not end", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Joiner {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// `ditmesh join` from `folder`.
+fn command(folder: &Path, coordinator: &str, name: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ditmesh"));
+    command.current_dir(folder).args(["join", "-q", "--coordinator", coordinator, "--name", name]);
+    command.args(["--address", "127.0.0.1", "--state-dir", "state"]);
+    command
+}
+
+/// Whether the mesh has so many ranks.
+fn ranks(status: &ClusterStatus) -> usize {
+    status.mesh.as_ref().map_or(0, |mesh| mesh.ranks.len())
+}
+
+fn wait_for_ranks(cluster: &Cluster, count: usize) {
+    wait_until(&format!("a mesh of {count} ranks"), || ranks(&cluster.status()) == count);
+}
+
+/// Requests one after another until told to stop; how each ended.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(usize, Vec<GenerateError>)>,
+}
+
+impl Stream {
+    fn start(cluster: &Cluster) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, client) = (stop.clone(), cluster.client());
+        let thread = std::thread::spawn(move || {
+            let (mut drawn, mut lost) = (0, Vec::new());
+            while !told.load(Ordering::Relaxed) {
+                match client.generate(short_request()).blocking_finish() {
+                    Ok(_) => drawn += 1,
+                    Err(error) => lost.push(error),
+                }
+            }
+            (drawn, lost)
+        });
+        Self { stop, thread }
+    }
+
+    fn end(self) -> (usize, Vec<GenerateError>) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// 2 nodes, 4, 3, 2: two join, one is told to leave by the command line, one by SIGTERM, under a
+/// stream of requests of which none is lost; the mesh always uses all that are there.
+#[test]
+fn nodes_come_and_go_under_a_stream_of_requests() {
+    let cluster = Cluster::up(elastic());
+    assert_eq!(ranks(&cluster.status()), 2);
+    let stream = Stream::start(&cluster);
+    let (mut c, mut d) = (Joiner::join(&cluster, "c"), Joiner::join(&cluster, "d"));
+    wait_for_ranks(&cluster, 4);
+    cluster.run(&["leave", "c", "--drain", "20"]).done();
+    c.ended();
+    wait_for_ranks(&cluster, 3);
+    assert!(!cluster.status().nodes.iter().any(|node| node.name == "c"), "it is forgotten");
+    signal(d.process.id(), "TERM");
+    d.ended();
+    wait_for_ranks(&cluster, 2);
+    let (drawn, lost) = stream.end();
+    assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), drawn + lost.len());
+    assert!(drawn > 4, "{drawn}");
+    for joiner in [&c, &d] {
+        assert!(
+            !joiner.folder.path().join("state/run/demo").exists(),
+            "{} left files",
+            joiner.name
+        );
+    }
+}
+
+/// How a machine with this token, under this name, is turned away.
+fn turned_away(cluster: &Cluster, name: &str, token: &str) -> Ended {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("token"), token).unwrap();
+    let coordinator = cluster.status().coordinator;
+    let args = ["join", "--coordinator", &coordinator, "--token-file", "token", "--name", name];
+    let args = [&args[..], &["--address", "127.0.0.1", "--state-dir", "state"]].concat();
+    let ended = ditmesh(folder.path(), &args);
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    assert!(!folder.path().join("state/certs").exists(), "it has a certificate");
+    ended
+}
+
+/// Replayed, expired, foreign and misused tokens get nobody in, and the cluster goes on.
+#[test]
+fn only_a_good_token_opens_the_door_and_only_once() {
+    let cluster = Cluster::up(elastic());
+    let token = |args: &[&str]| {
+        let args = [&["token", "-q"], args].concat();
+        cluster.run(&args).done().trim().to_owned()
+    };
+    let taken = turned_away(&cluster, "b", &token(&[]));
+    assert!(taken.stderr.contains("is in the cluster"), "{taken:?}");
+    let host = turned_away(&cluster, "a", &token(&[]));
+    assert!(host.stderr.contains("hosts the coordinator"), "{host:?}");
+    let misused = turned_away(&cluster, "d", &token(&["--node", "c"]));
+    assert!(misused.stderr.contains("for node c, not for d"), "{misused:?}");
+    let wrong_name = turned_away(&cluster, "Not_A_Name", &token(&[]));
+    assert!(wrong_name.stderr.contains("Not_A_Name"), "{wrong_name:?}");
+
+    let good = token(&[]);
+    let parts: Vec<&str> = good.split('.').collect();
+    let guessed = [parts[0], parts[1], &"0".repeat(64), parts[3], parts[4]].join(".");
+    let guess = turned_away(&cluster, "c", &guessed);
+    assert!(guess.stderr.contains("unknown"), "{guess:?}");
+    let joiner = Joiner::with_token(&cluster, "c", &good);
+    wait_for_ranks(&cluster, 3);
+    let replayed = turned_away(&cluster, "d", &good);
+    // The token for `b` is still out, so the door is open.
+    assert!(replayed.stderr.contains("used already"), "{replayed:?}");
+
+    let short = token(&["--expires", "1"]);
+    std::thread::sleep(Duration::from_millis(1100));
+    let expired = turned_away(&cluster, "d", &short);
+    assert!(expired.stderr.contains("expired"), "{expired:?}");
+
+    let other = Cluster::up(Settings { quick: false, ..elastic() });
+    let foreign = other.run(&["token", "-q"]).done().trim().to_owned();
+    let foreign = turned_away(&cluster, "d", &foreign);
+    assert!(foreign.stderr.contains("certificate"), "{foreign:?}");
+
+    assert!(cluster.status().joins_refused >= 6, "{}", cluster.status().joins_refused);
+    cluster.client().generate(short_request()).blocking_finish().unwrap();
+    drop(joiner);
+}
+
+/// A node that is declared gone stays out until it has a new token.
+#[test]
+fn a_node_that_is_forced_out_needs_a_new_token() {
+    let cluster = Cluster::up(elastic());
+    let mut joiner = Joiner::join(&cluster, "c");
+    wait_for_ranks(&cluster, 3);
+    joiner.process.kill().unwrap();
+    joiner.process.wait().unwrap();
+    cluster.run(&["force-leave", "c"]).done();
+    wait_for_ranks(&cluster, 2);
+    let coordinator = cluster.status().coordinator;
+    let args = ["join", "--coordinator", &coordinator, "--name", "c", "--state-dir", "state"];
+    let again = ditmesh(joiner.folder.path(), &args);
+    assert_ne!(again.code, Some(0), "{again:?}");
+    let _back = Joiner::join(&cluster, "c");
+    wait_for_ranks(&cluster, 3);
+    cluster.run(&["force-leave", "a"]).refused(1, &["hosts the coordinator"]);
+}
+
+/// When the last node leaves, the cluster ends in order.
+#[test]
+fn the_last_node_takes_the_cluster_along() {
+    let cluster = Cluster::up(elastic());
+    cluster.run(&["leave", "b", "--drain", "5"]).done();
+    wait_for_ranks(&cluster, 1);
+    cluster.client().generate(short_request()).blocking_finish().unwrap();
+    cluster.run(&["leave", "a", "--drain", "5"]).done();
+    wait_until("the cluster is gone", || cluster.files() == ["cluster.toml"]);
+}
+
+/// A request that does not end holds a leaving node until its drain is over, and not longer.
+#[test]
+fn a_stuck_request_holds_a_leaving_node_until_its_deadline() {
+    let cluster = Cluster::up(elastic());
+    let client = cluster.client();
+    let long = GenerateRequest { num_inference_steps: 1000, ..short_request() };
+    let mut long = client.generate(long);
+    while !matches!(long.blocking_next_event(), Some(Event::Step { .. })) {}
+    let begun = Instant::now();
+    cluster.run(&["leave", "b", "--drain", "1"]).done();
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(10), "{took:?}");
+    wait_for_ranks(&cluster, 1);
+    // It goes on from its checkpoint on who is left.
+    while !matches!(long.blocking_next_event(), Some(Event::Step { .. })) {}
+    drop(long);
+    client.generate(short_request()).blocking_finish().unwrap();
+}
+
+/// Open files, threads and resident kilobytes of a process.
+fn holdings(process: u32) -> (usize, usize, usize) {
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{process}/{what}")).unwrap().count();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kilobytes = line.trim().trim_end_matches(" kB").parse().unwrap();
+    (count("fd"), count("task"), kilobytes)
+}
+
+/// A node that dies and comes back again and again is not counted on any more, costs nobody else
+/// anything, and leaves nothing behind in the coordinator.
+#[test]
+fn a_node_that_flaps_is_quarantined() {
+    let full = std::env::var("DITMESH_TEST_SCALE").is_ok_and(|scale| scale == "full");
+    let flaps = if full { 20 } else { 4 };
+    let cluster = Cluster::up(Settings { quick: true, ..elastic() });
+    let mut joiner = Joiner::join(&cluster, "c");
+    let host = cluster.status().nodes[0].process;
+    // Process and state of its agent, as the coordinator sees it.
+    let node = |cluster: &Cluster| {
+        let found = cluster.status().nodes.into_iter().find(|node| node.name == "c");
+        found.map_or((0, String::new()), |node| (node.process, node.state))
+    };
+    let mut held = None;
+    for flap in 0..flaps {
+        let process = joiner.process.id();
+        wait_until("it is there", || node(&cluster).0 == process);
+        joiner.process.kill().unwrap();
+        joiner.process.wait().unwrap();
+        wait_until("it is gone", || node(&cluster).0 == 0);
+        if flap == 1 {
+            held = Some(holdings(host));
+        }
+        joiner.again(&cluster);
+    }
+    wait_until("it is quarantined", || node(&cluster).1 == "quarantined");
+    assert_eq!(ranks(&cluster.status()), 2, "{:?}", cluster.status());
+    cluster.client().generate(short_request()).blocking_finish().unwrap();
+    let ((files, threads, kilobytes), now) = (held.unwrap(), holdings(host));
+    assert!(now.0 <= files + 8, "{files} files became {}", now.0);
+    assert!(now.1 <= threads + 4, "{threads} threads became {}", now.1);
+    assert!(now.2 <= kilobytes + 32_768, "{kilobytes} kB became {}", now.2);
+}
