@@ -21,6 +21,10 @@ use crate::error::TransportError;
 /// The largest UDP payload over IPv4, in bytes.
 const UDP_BYTES_MAX: usize = 65_507;
 
+/// Receives in one system call, of up to 64 KiB each: what they bring is copied once more by quinn,
+/// and should still be in the cache then.
+const RECEIVES_MAX: usize = 4;
+
 /// Segments per send that quinn itself never exceeds.
 const SEGMENTS_MAX: usize = 10;
 
@@ -66,12 +70,15 @@ pub(super) fn capped(
         .wrap_udp_socket(socket)
         .map_err(|error| TransportError::system("use a UDP socket", error))?;
     let segments = SEGMENTS_MAX.min(UDP_BYTES_MAX / usize::from(mtu_bytes).max(1)).max(1);
-    Ok(Arc::new(CappedSocket { inner, segments }))
+    let received = UDP_BYTES_MAX.div_ceil(usize::from(mtu_bytes).max(1)).max(1);
+    Ok(Arc::new(CappedSocket { inner, segments, received }))
 }
 
 struct CappedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     segments: usize,
+    /// The largest packets that one receive can hold.
+    received: usize,
 }
 
 impl AsyncUdpSocket for CappedSocket {
@@ -89,6 +96,7 @@ impl AsyncUdpSocket for CappedSocket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        let (buffers, _) = buffers.split_at_mut(RECEIVES_MAX.min(buffers.len()));
         self.inner.poll_recv(context, buffers, meta)
     }
 
@@ -101,7 +109,8 @@ impl AsyncUdpSocket for CappedSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.inner.max_receive_segments()
+        // quinn takes memory for that many of the largest packets, 32 times.
+        self.inner.max_receive_segments().min(self.received)
     }
 
     fn may_fragment(&self) -> bool {
