@@ -124,7 +124,8 @@ impl Cluster {
                 }
             }
         }
-        found.retain(|file| !file.contains("certs/"));
+        // Certificates and what was measured stay.
+        found.retain(|file| !file.contains("certs/") && !file.contains("/cache/"));
         found.sort();
         found
     }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod bench_shaped;
 mod cli_bench;
 mod cli_cluster;
 mod cli_files;

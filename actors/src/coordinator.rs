@@ -16,6 +16,7 @@ mod formation;
 mod handle;
 mod joining;
 mod leaving;
+mod links;
 mod members;
 mod memory;
 mod mesh_plan;
@@ -59,6 +60,7 @@ use crate::status::ClusterStatus;
 use clients::Clients;
 use formation::{Formation, FormationEvent};
 use joining::Joins;
+use links::MeasuredLinks;
 use members::{Peer, Sessions};
 use memory::Memory;
 use mesh_plan::MeshPlans;
@@ -152,6 +154,7 @@ pub(crate) struct State {
     formation: Option<Formation>,
     absent: String,
     replicas: BTreeMap<u64, Replica>,
+    links: MeasuredLinks,
     /// Which replica each replica actor is.
     replica_actors: BTreeMap<ActorId, u64>,
     /// By device and epoch: while meshes change a device sits in two.
@@ -211,6 +214,7 @@ impl Actor for Coordinator {
             formation: None,
             absent: "looking up the model".into(),
             replicas: BTreeMap::new(),
+            links: MeasuredLinks::default(),
             replica_actors: BTreeMap::new(),
             proxies: BTreeMap::new(),
             requests: BTreeMap::new(),

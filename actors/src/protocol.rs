@@ -111,6 +111,29 @@ pub struct LinkCarrier {
     pub transport: String,
     /// Why that one.
     pub why: String,
+    /// What it sustains, where the order said to measure it and that could be done.
+    pub measured: Option<LinkMeasured>,
+}
+
+/// What a link was seen to sustain.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct LinkMeasured {
+    /// Of a small message to and fro, microseconds.
+    pub round_trip_us: u32,
+    /// Payload in one direction, bytes per second.
+    pub bytes_per_s: u64,
 }
 
 /// To the coordinator.
@@ -164,6 +187,13 @@ pub enum ToCoordinator {
         run: u64,
         /// Units of the mesh's runs before it, counted from the forming of the mesh.
         after: u64,
+    },
+    /// How fast large frames came lately, at the end of a run, by the member that sent them.
+    LinksObserved {
+        /// Epoch of the mesh.
+        epoch: u64,
+        /// Member and bytes per second.
+        links: Vec<(u32, u64)>,
     },
     /// Progress of a run, from the rank that knows.
     Progress {
@@ -309,6 +339,8 @@ pub struct Form {
     pub deadline_ms: u32,
     /// Whether the mesh that the receiver is in goes on meanwhile, until it is dissolved.
     pub beside: bool,
+    /// Pairs of ranks that measure the link between them, one after the other.
+    pub measure: Vec<(u32, u32)>,
 }
 
 /// Orders a rank to run a request.

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::LinkMeasured;
 use crate::request::{Degrees, Dtype};
 
 /// The whole cluster.
@@ -200,4 +201,6 @@ pub struct LinkStatus {
     pub transport: String,
     /// Why that one.
     pub why: String,
+    /// What was measured between the two nodes, when a mesh was formed.
+    pub measured: Option<LinkMeasured>,
 }

@@ -11,6 +11,7 @@
 
 mod compute;
 mod device;
+mod measure;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -29,7 +30,9 @@ use crate::manifest::DeviceKind;
 use crate::plan::Plan;
 use crate::plan::interleave::Entry;
 use crate::plan::layout::Layout;
-use crate::protocol::{DeviceId, Form, FormFault, LinkCarrier, RankOutcome, Start, ToCoordinator};
+use crate::protocol::{
+    DeviceId, Form, FormFault, LinkCarrier, LinkMeasured, RankOutcome, Start, ToCoordinator,
+};
 use crate::weights::{Fetchers, Place};
 use compute::{ComputeThread, Load, Loaded, Run};
 
@@ -87,11 +90,17 @@ pub enum WorkerMsg {
     FormDone(FormDone),
 }
 
+/// What links sustain, by the member at the other end.
+type Measured = BTreeMap<u32, LinkMeasured>;
+
+/// A mesh that this worker is part of.
+type Joined = (Loaded, Arc<dyn Transport>, Measured);
+
 /// The outcome of forming.
 #[doc(hidden)]
 pub struct FormDone {
     form: Form,
-    outcome: Result<(Loaded, Arc<dyn Transport>), (FormFault, String)>,
+    outcome: Result<Joined, (FormFault, String)>,
 }
 
 impl std::fmt::Debug for FormDone {
@@ -251,7 +260,11 @@ impl State {
                 let cluster = config.cluster;
                 let mesh = mesh_form(&form, &loaded, cluster, deadline).map_err(faulty)?;
                 let transport = fabric.form(mesh).await;
-                Ok((loaded, transport.map_err(|error| (FormFault::Links, error.to_string()))?))
+                let transport = transport.map_err(|error| (FormFault::Links, error.to_string()))?;
+                let (pairs, rank) = (form.measure.clone(), form.rank);
+                let measuring =
+                    measure::links(Arc::clone(&transport), epoch, rank, pairs, deadline);
+                Ok((loaded, transport, measuring.await))
             };
             let outcome = outcome.await;
             let _ = myself.cast(WorkerMsg::FormDone(FormDone { form, outcome }));
@@ -271,13 +284,13 @@ impl State {
         let epoch = form.epoch;
         let wanted = self.forming.remove(&epoch).is_some();
         match outcome {
-            Ok((_, transport)) if !wanted => transport.close("the mesh is not wanted any more"),
-            Ok((loaded, transport)) => {
+            Ok((_, transport, _)) if !wanted => transport.close("the mesh is not wanted any more"),
+            Ok((loaded, transport, measured)) => {
                 let report = ToCoordinator::Formed {
                     epoch,
                     blocks: (loaded.parts.blocks.start as u32, loaded.parts.blocks.end as u32),
                     weight_bytes_read: loaded.model.bytes_read(),
-                    carriers: carriers(&*transport, form.members.len()),
+                    carriers: carriers(&*transport, form.members.len(), &measured),
                 };
                 if form.beside {
                     self.compute.hold(loaded.clone());
@@ -451,16 +464,17 @@ fn wake(compute: &ComputeThread, mesh: &Mesh, run: u64, asleep: bool) -> Result<
     })
 }
 
-/// Links only to the members that some run on these degrees can talk to.
-/// What carries the frames of each link of a mesh of `members`.
-fn carriers(transport: &dyn Transport, members: usize) -> Vec<LinkCarrier> {
+/// What carries the frames of each link of a mesh of `members`, and what was measured.
+fn carriers(transport: &dyn Transport, members: usize, measured: &Measured) -> Vec<LinkCarrier> {
     let links = (0..members as u32).filter_map(|peer| {
         let carrier = transport.link(PeerId(peer)).ok()?.carrier();
-        Some(LinkCarrier { peer, transport: carrier.name.to_owned(), why: carrier.why })
+        let (transport, measured) = (carrier.name.to_owned(), measured.get(&peer).copied());
+        Some(LinkCarrier { peer, transport, why: carrier.why, measured })
     });
     links.collect()
 }
 
+/// Links only to the members that some run on these degrees can talk to.
 fn mesh_form(
     form: &Form,
     loaded: &Loaded,

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 
 pub(crate) use bench::{
     AgainstArg, BenchArgs, BenchCommand, DeviceArgs, OverheadArgs, RecoveryArgs, ScalingArgs,
-    SizeArgs, TransportArg, TransportBenchArgs,
+    ShapedBenchArgs, SizeArgs, TransportArg, TransportBenchArgs,
 };
 pub(crate) use elastic::{ForceLeaveArgs, JoinArgs, LeaveArgs, TokenArgs};
 pub(crate) use generate::{GenerateArgs, OutputTypeArg, StepCacheArg, SwitchArg};

@@ -12,6 +12,8 @@ mod overhead;
 mod random_model;
 mod recovery;
 mod scaling;
+mod shaped;
+mod shaped_link;
 mod statistics;
 mod torch;
 pub(crate) mod transport;
@@ -27,6 +29,7 @@ pub(crate) fn run(command: &BenchCommand, terminal: &Terminal) -> Result<(), Fai
         BenchCommand::Overhead(args) => overhead::run(args, terminal),
         BenchCommand::Recovery(args) => recovery::run(args, terminal),
         BenchCommand::Scaling(args) => scaling::run(args, terminal),
+        BenchCommand::Shaped(args) => shaped::run(args, terminal),
         BenchCommand::Transport(args) => transport::run(args, terminal),
     }
 }

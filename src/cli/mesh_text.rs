@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use ditmesh::{ClusterStatus, Dtype};
+use ditmesh_actors::protocol::LinkMeasured;
 use ditmesh_actors::status::{MeshStatus, RequestStatus};
 
 /// The whole cluster.
@@ -91,6 +92,12 @@ fn mesh_text(mesh: &MeshStatus) -> String {
     for ((transport, why), pairs) in links {
         let _ = writeln!(text, "links over {transport} ({why}): {}", pairs.join(" "));
     }
+    for link in &mesh.links {
+        if let Some(LinkMeasured { round_trip_us, bytes_per_s }) = link.measured {
+            let (a, b, rate) = (link.a, link.b, bytes_per_s as f64 / 1e6);
+            let _ = writeln!(text, "link {a}-{b}: {rate:.0} MB/s, round trip {round_trip_us} us");
+        }
+    }
     text
 }
 
@@ -159,6 +166,7 @@ mod tests {
                     b: 1,
                     transport: "quic".into(),
                     why: "as told".into(),
+                    measured: Some(LinkMeasured { round_trip_us: 90, bytes_per_s: 117_000_000 }),
                 }],
             }),
             ..ClusterStatus::default()
@@ -174,6 +182,7 @@ mod tests {
             "mesh of epoch 2: built-in in f32, cfg 1 x pipefusion 2",
             "1     a/1     0       1      0         4..8    1.50 MB",
             "links over quic (as told): 0-1",
+            "link 0-1: 117 MB/s, round trip 90 us",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

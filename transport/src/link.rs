@@ -8,6 +8,7 @@
 
 mod ended;
 pub(crate) mod lane;
+mod observed;
 pub(crate) mod table;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::region::{Region, Slice};
 
 pub use ended::ABORTED_RUNS_MAX;
 pub use lane::Carrier;
+pub use observed::{OBSERVED_BYTES_MIN, OBSERVED_FRAMES};
 pub use table::{LINK_POSTS_MAX, LINK_SENDS_MAX};
 
 /// A place for one frame: the place and the credit at once.
@@ -77,6 +79,9 @@ pub struct LinkStats {
     pub late_grants_dropped: u64,
     /// Round-trip time, where the transport measures one.
     pub rtt: Option<Duration>,
+    /// Bytes per second at which large payloads came: the fastest of the last
+    /// [`OBSERVED_FRAMES`], once there were as many and where the transport sees it.
+    pub observed_bytes_per_s: Option<u64>,
 }
 
 /// One peer of one mesh.

@@ -217,6 +217,9 @@ impl State {
                     tracing::warn!(cause, "a node cannot leave");
                 }
             }
+            (ToCoordinator::LinksObserved { epoch, links }, Member::Worker(device)) => {
+                self.observe_links(&device, epoch, &links);
+            }
             (message, Member::Worker(device)) => self.worker_says(device, message),
             (message, member) => tracing::warn!(%member, ?message, "unexpected message"),
         }

@@ -14,9 +14,10 @@ use ditmesh_model::spec::description::{Description, describe_any};
 
 use crate::cost::calibration::Calibration;
 use crate::cost::cluster::Cluster;
+use crate::cost::link::NodeLink;
 use crate::generation::GenerateError;
 use crate::manifest::{
-    DegreesSetting, GroupSection, Manifest, ModelSection, NodeSection, Quality,
+    DegreesSetting, GroupSection, LinkSection, Manifest, ModelSection, NodeSection, Quality,
     default_checkpoint_every,
 };
 use crate::parallel::vae::worth::Pace;
@@ -43,7 +44,7 @@ pub(crate) struct Model {
     /// Nodes that serve it; empty for all.
     nodes: Vec<String>,
     description: Box<Description>,
-    /// Grows while nodes join.
+    /// What the planner knows: grows while nodes join, and as links are measured.
     cluster: RwLock<Cluster>,
     /// Degrees of requests that leave them open, where the manifest has them.
     fixed: Option<Degrees>,
@@ -163,6 +164,13 @@ impl Model {
     pub(crate) fn take_in(&self, node: &NodeSection, calibration: &Calibration) {
         let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
         cluster.take_in(node, calibration);
+    }
+
+    /// From now on plans reckon with what was measured; returns what the manifest does not overrule.
+    pub(crate) fn learn(&self, given: &[LinkSection], measured: Vec<NodeLink>) -> Vec<NodeLink> {
+        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
+        let learned = measured.into_iter().filter(|link| cluster.learn(given, link.clone()));
+        learned.collect()
     }
 
     fn wish(&self, guided: bool) -> Wish {

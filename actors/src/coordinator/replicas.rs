@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ditmesh_model::spec::ModelSpec;
 use ditmesh_transport::link::Transport;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
@@ -151,7 +152,13 @@ impl State {
         self.memory.reserve_epoch(epoch);
         let layout = model.layout(degrees, &devices);
         let order = self.form_order(model, epoch, degrees, &layout, &devices);
-        let form = Form { beside, ..order };
+        let linked = linked(degrees, &model.spec);
+        // What runs beside would be disturbed, and disturb.
+        let measure = match beside {
+            true => Vec::new(),
+            false => self.links.wanted(self.now(), &devices, &linked),
+        };
+        let form = Form { beside, measure, ..order };
         let args = ReplicaArgs {
             seats: self.seats(degrees, &devices),
             blocks: model.spec.blocks as u32,
@@ -220,6 +227,7 @@ impl State {
             members,
             deadline_ms: self.manifest.health.form_deadline_ms,
             beside: false,
+            measure: Vec::new(),
         }
     }
 
@@ -304,7 +312,9 @@ impl State {
             }
             ReplicaReport::Formed { epoch, ranks } => {
                 if let Some(replica) = self.replicas.get_mut(&epoch) {
-                    replica.ranks = Some(ranks);
+                    let devices = replica.devices.clone();
+                    replica.ranks = Some(ranks.clone());
+                    self.learn_links(&devices, &ranks);
                     self.check_formed(myself, epoch).await;
                 }
             }
@@ -373,4 +383,15 @@ impl State {
             self.replica_lost(myself, epoch, &cause).await;
         }
     }
+}
+
+/// The pairs of ranks of one replica that some run on these degrees links, the lower one first.
+pub(super) fn linked(degrees: Degrees, spec: &ModelSpec) -> Vec<(u32, u32)> {
+    let Ok(plan) = Plan::widest(degrees, spec) else { return Vec::new() };
+    let world = plan.mesh.world_size();
+    let of = |a: usize| {
+        let peers = plan.peers(a).into_iter().filter(move |&b| a < b && b < world);
+        peers.map(move |b| (a as u32, b as u32))
+    };
+    (0..world).flat_map(of).collect()
 }

@@ -1,10 +1,9 @@
 //! The cluster as it is at one moment, for `status`.
 
 use super::State;
-use super::replicas::Replica;
+use super::replicas::{Replica, linked};
 use crate::manifest::NodeSection;
 use crate::membership::Member;
-use crate::plan::Plan;
 use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{DeviceId, LinkCarrier};
 use crate::request::Degrees;
@@ -116,21 +115,17 @@ impl State {
 
     fn link_statuses(&self, replica: &Replica, first: u32) -> Vec<LinkStatus> {
         let Some(Ok(model)) = &self.model else { return Vec::new() };
-        let Ok(plan) = Plan::widest(replica.degrees, &model.spec) else { return Vec::new() };
-        let carrier = |a: usize, b: usize| {
-            let formed = replica.ranks.as_ref()?.iter().find(|formed| formed.rank == a as u32)?;
-            formed.carriers.iter().find(|carrier| carrier.peer == b as u32).cloned()
+        let carrier = |a: u32, b: u32| {
+            let formed = replica.ranks.as_ref()?.iter().find(|formed| formed.rank == a)?;
+            formed.carriers.iter().find(|carrier| carrier.peer == b).cloned()
         };
-        let world = plan.mesh.world_size();
-        let pairs = (0..world).flat_map(|a| {
-            plan.peers(a).into_iter().filter(move |&b| a < b && b < world).map(move |b| (a, b))
+        let node = |rank: u32| replica.devices.get(rank as usize).map(|device| &device.node);
+        let statuses = linked(replica.degrees, &model.spec).into_iter().filter_map(|(a, b)| {
+            let LinkCarrier { transport, why, .. } = carrier(a, b)?;
+            let measured = self.links.between(node(a)?, node(b)?);
+            Some(LinkStatus { a: first + a, b: first + b, transport, why, measured })
         });
-        pairs
-            .filter_map(|(a, b)| {
-                let LinkCarrier { transport, why, .. } = carrier(a, b)?;
-                Some(LinkStatus { a: first + a as u32, b: first + b as u32, transport, why })
-            })
-            .collect()
+        statuses.collect()
     }
 }
 

@@ -135,6 +135,18 @@ impl Calibration {
         Self { schema: SCHEMA, devices, links: self.links.or(below.links), pairs }
     }
 
+    /// Keeps what was measured between nodes in the cluster's calibration, in place of older figures.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be used, or cannot be written.
+    pub fn keep(state_dir: &Path, measured: &[NodeLink]) -> Result<(), CalibrationError> {
+        let folder = cluster_folder(state_dir);
+        let mut kept = Self::load(&folder)?.unwrap_or_default();
+        kept.pairs.retain(|old| !measured.iter().any(|new| new.joins(&old.a, &old.b)));
+        kept.pairs.extend(measured.iter().cloned());
+        kept.save(&folder)
+    }
+
     /// Writes the file into `folder`, which is made when it is not there.
     ///
     /// # Errors
@@ -187,6 +199,21 @@ mod tests {
         let both = cluster.over(user);
         assert_eq!((&both.devices["cpu-1"], both.devices.len()), (&fast, 2));
         assert!(both.links.is_some());
+    }
+
+    #[test]
+    fn what_is_measured_again_takes_the_place_of_what_was() {
+        let state = tempfile::tempdir().unwrap();
+        let link = Links::unmeasured().other_node;
+        let pair = |a: &str, b: &str, bytes_per_s| NodeLink {
+            a: a.into(),
+            b: b.into(),
+            link: super::super::link::LinkProfile { bytes_per_s, ..link },
+        };
+        Calibration::keep(state.path(), &[pair("a", "b", 1.0), pair("a", "c", 2.0)]).unwrap();
+        Calibration::keep(state.path(), &[pair("b", "a", 3.0)]).unwrap();
+        let found = Calibration::load(&cluster_folder(state.path())).unwrap().unwrap();
+        assert_eq!(found.pairs, [pair("a", "c", 2.0), pair("b", "a", 3.0)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use super::calibration::{Calibration, device_name};
 use super::device::DeviceProfile;
 use super::link::{LinkProfile, Links, NodeLink};
-use crate::manifest::{LinkClass, Manifest, NodeSection};
+use crate::manifest::{LinkClass, LinkSection, Manifest, NodeSection};
 use crate::parallel::vae::worth::Pace;
 
 /// One device.
@@ -84,6 +84,24 @@ impl Cluster {
         });
         self.devices.retain(|device| device.node != at);
         self.devices.extend(devices(node, at, calibration));
+    }
+
+    /// Takes what was measured between two nodes in place of what was known; false where the manifest
+    /// says something else, which stands.
+    pub fn learn(&mut self, given: &[LinkSection], measured: NodeLink) -> bool {
+        let NodeLink { a, b, .. } = &measured;
+        let class = if a == b { LinkClass::SameNode } else { LinkClass::OtherNode };
+        let is_given = given.iter().any(|section| match section.nodes.as_slice() {
+            [one, other] => (one, other) == (a, b) || (one, other) == (b, a),
+            _ => section.class == class,
+        });
+        if is_given {
+            return false;
+        }
+        self.links.pairs.retain(|pair| !pair.joins(a, b));
+        self.links.pairs.push(measured);
+        self.links_known = true;
+        true
     }
 
     /// The cluster of the devices with these names, in that order.

@@ -41,6 +41,13 @@ pub struct NodeLink {
     pub link: LinkProfile,
 }
 
+impl NodeLink {
+    /// Whether it is between these two, either way round.
+    pub fn joins(&self, one: &str, other: &str) -> bool {
+        (self.a == one && self.b == other) || (self.a == other && self.b == one)
+    }
+}
+
 /// The links of a cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,9 +73,7 @@ impl Links {
 
     /// The link from a device of node `from` to another device, of node `to`.
     pub fn between(&self, from: &str, to: &str) -> LinkProfile {
-        let joins =
-            |link: &&NodeLink| (link.a == from && link.b == to) || (link.a == to && link.b == from);
-        match self.pairs.iter().rev().find(joins) {
+        match self.pairs.iter().rev().find(|pair| pair.joins(from, to)) {
             Some(pair) => pair.link,
             None if from == to => self.same_node,
             None => self.other_node,

@@ -94,6 +94,7 @@ async fn replica(deadline_ms: u32) -> Fixture {
         members: Vec::new(),
         deadline_ms,
         beside: false,
+        measure: Vec::new(),
     };
     let args = ReplicaArgs { form, seats, blocks: BLOCKS, coordinator: listener.get_derived() };
     let spawned = DataReplica::spawn_linked(None, DataReplica, args, listener.get_cell()).await;

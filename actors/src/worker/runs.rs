@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ditmesh_transport::ids::{Epoch, PeerId};
+use ditmesh_transport::link::Link;
 use tokio::sync::mpsc;
 
 use super::compute::{Run, guarded};
@@ -66,17 +68,31 @@ struct Ending {
     run: u64,
     rank: u32,
     device: String,
+    epoch: Epoch,
+    links: Vec<Arc<dyn Link>>,
     reports: mpsc::Sender<ToCoordinator>,
 }
 
 impl Ending {
     fn of(run: &Run) -> Self {
         let (device, reports) = (run.device.clone(), run.reports.clone());
-        Self { run: run.run.0, rank: run.rank as u32, device, reports }
+        let peers = 0..run.plan.mesh.world_size() as u32;
+        let links = peers.filter_map(|peer| run.transport.link(PeerId(peer)).ok()).collect();
+        let (number, rank) = (run.run.0, run.rank as u32);
+        Self { run: number, rank, device, epoch: run.epoch, links, reports }
     }
 
     fn report(self, outcome: RankOutcome) {
-        let (run, rank) = (self.run, self.rank);
+        let (run, rank, epoch) = (self.run, self.rank, self.epoch.0);
+        let seen = self
+            .links
+            .iter()
+            .filter_map(|link| Some((link.peer().0, link.stats().observed_bytes_per_s?)));
+        let links: Vec<_> = seen.collect();
+        if !links.is_empty() {
+            // As below.
+            let _ = self.reports.blocking_send(ToCoordinator::LinksObserved { epoch, links });
+        }
         // A worker that has ended is reported by its end.
         let _ = self.reports.blocking_send(ToCoordinator::RunEnded { run, rank, outcome });
     }

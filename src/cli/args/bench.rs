@@ -21,6 +21,8 @@ pub(crate) enum BenchCommand {
     Scaling(ScalingArgs),
     /// What a step costs beside computing and moving bytes
     Overhead(OverheadArgs),
+    /// What a slow link between two ranks costs each parallel method; needs root
+    Shaped(ShapedBenchArgs),
     /// What every way from one process to another carries, and at what price
     Transport(TransportBenchArgs),
     /// What the loss of a device in the middle of a run costs: processes are really killed and stopped
@@ -164,6 +166,45 @@ pub(crate) struct DeviceArgs {
     /// Milliseconds spent on each of the figures
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = counted(60_000))]
     pub(crate) each_ms: u32,
+}
+
+/// `bench shaped`.
+#[derive(Debug, Args)]
+pub(crate) struct ShapedBenchArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Rate of the link in Mbit/s
+    #[arg(long, value_name = "MBITS", default_value_t = 1000, value_parser = counted(100_000))]
+    pub(crate) mbits: u32,
+
+    /// Its frames
+    #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = counted(9000))]
+    pub(crate) link_mtu: u32,
+
+    /// How long its queue gets before it drops packets
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = counted(1000))]
+    pub(crate) queue_ms: u32,
+
+    /// Timed steps of every run; two more are run before them and dropped
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = counted(100))]
+    pub(crate) steps: u32,
+
+    /// Rounds; each measures everything once with and once without the limit
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = counted(100))]
+    pub(crate) rounds: u32,
+
+    /// These methods only [default: pipefusion2,ulysses2,ring2]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "METHODS")]
+    pub(crate) only: Option<Vec<Method>>,
+
+    /// The two cores that ranks are pinned to [default: as for `bench scaling`]
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) cores: Option<Vec<usize>>,
+
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
 }
 
 /// `bench transport`.

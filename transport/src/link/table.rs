@@ -9,6 +9,8 @@
 mod departures;
 mod places;
 
+use std::time::Duration;
+
 use crate::completion::Completer;
 use crate::error::TransportError;
 use crate::frame::{FrameHeader, FrameMeta, Grant, Refusal};
@@ -16,6 +18,7 @@ use crate::ids::{Epoch, PeerId, RunId};
 use crate::region::Region;
 
 use super::ended::EndedRuns;
+use super::observed::Observed;
 use super::{LinkStats, PostRecv, Received, SendFrame};
 pub(crate) use departures::Departure;
 use departures::Departures;
@@ -57,6 +60,7 @@ pub(crate) struct LinkTable {
     ended: EndedRuns,
     closed: Option<String>,
     stats: LinkStats,
+    observed: Observed,
 }
 
 impl LinkTable {
@@ -70,6 +74,7 @@ impl LinkTable {
             ended: EndedRuns::default(),
             closed: None,
             stats: LinkStats::default(),
+            observed: Observed::default(),
         }
     }
 
@@ -78,7 +83,12 @@ impl LinkTable {
     }
 
     pub(crate) fn stats(&self) -> LinkStats {
-        self.stats
+        LinkStats { observed_bytes_per_s: self.observed.fastest(), ..self.stats }
+    }
+
+    /// How long a payload took from its first byte to its last.
+    pub(crate) fn observed(&mut self, bytes: u64, took: Duration) {
+        self.observed.came(bytes, took);
     }
 
     /// A new place; the grant goes to the peer.

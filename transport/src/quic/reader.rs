@@ -5,6 +5,7 @@
 //! a peer that breaks the protocol loses its link.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use quinn::{ReadExactError, RecvStream};
 
@@ -109,8 +110,11 @@ impl Frames<'_> {
         let Some(into) = into else {
             return Err(TransportError::malformed("frame: larger than its place").into());
         };
+        let begun = Instant::now();
         self.stream.read_exact(into).await?;
-        self.link.core().table.arrived(&header, place.region, meta);
+        let mut core = self.link.core();
+        core.table.observed(header.payload_len, begun.elapsed());
+        core.table.arrived(&header, place.region, meta);
         Ok(())
     }
 

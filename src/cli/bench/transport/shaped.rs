@@ -1,15 +1,12 @@
-//! A link of a given rate, frame size, queue and loss between two network namespaces.
+//! What a shaped link carries: goodput against TCP's, and heartbeats under bulk load.
 //!
-//! Owns the namespaces, which go when it is dropped, and what is measured over the link: goodput
-//! against TCP's, and the round trips of heartbeats under bulk load. Needs root, `ip`, `tc`, and
-//! `iptables` where packets are to be lost. Loss is of single packets: segmentation is off.
+//! Owns the rounds and the report. The link is [`ShapedLink`]'s.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::process::Command;
 
 use serde::Serialize;
 
+use super::super::shaped_link::{Lost, Shape, ShapedLink};
 use super::super::statistics::Spread;
 use super::end::Settings;
 use super::pair::{Pair, Place};
@@ -38,6 +35,8 @@ struct Shaped {
     /// Goodput over that of TCP (Cubic), within rounds.
     over_tcp: Vec<(&'static str, Option<Spread>)>,
     heartbeats: Option<Heartbeats>,
+    /// Packets that the link lost by intention, of those that came.
+    lost: Option<Lost>,
     not_measured: Vec<NotMeasured>,
 }
 
@@ -55,7 +54,13 @@ struct Heartbeats {
 /// Measures and prints.
 pub(super) fn run(args: &TransportBenchArgs, terminal: &Terminal) -> Result<(), Failure> {
     let rate = args.shaped.unwrap_or(1000);
-    let link = Link::set_up(rate, args)?;
+    let shape = Shape {
+        mbit_per_s: rate,
+        mtu: args.link_mtu,
+        loss_ppm: args.loss_ppm,
+        queue_ms: args.queue_ms,
+    };
+    let link = ShapedLink::set_up(shape)?;
     let identities = super::identities()?;
     let shaped = measure(args, rate, &link, identities.path(), terminal);
     let shaped = shaped.map_err(Failure::failed)?;
@@ -69,16 +74,17 @@ pub(super) fn run(args: &TransportBenchArgs, terminal: &Terminal) -> Result<(), 
 fn measure(
     args: &TransportBenchArgs,
     rate: u32,
-    link: &Link,
+    link: &ShapedLink,
     identities: &Path,
     terminal: &Terminal,
 ) -> Result<Shaped, String> {
     let settings = Settings { mtu_bytes: payload_bytes(args.link_mtu), ..Settings::default() };
-    let mut pair = Pair::start(&link.places(), Some(settings), identities)?;
+    let mut pair = Pair::start(&places(link), Some(settings), identities)?;
     let mut not_measured = Vec::new();
     let wanted = [Subject::Quic, Subject::QuicOne, Subject::QuicBbr, Subject::Tcp];
     let mut subjects = Vec::new();
-    for subject in wanted {
+    let named = |subject: &Subject| args.only.iter().any(|name| name == subject.name());
+    for subject in wanted.into_iter().filter(|one| args.only.is_empty() || named(one)) {
         match pair.join(subject) {
             Ok(()) => subjects.push(subject),
             Err(cause) => not_measured.push(NotMeasured { name: subject.name().to_owned(), cause }),
@@ -125,6 +131,7 @@ fn measure(
         over_tcp: over_tcp.collect(),
         ways: report::ways(&rounds),
         heartbeats: Some(heartbeats),
+        lost: link.lost()?,
         not_measured,
     })
 }
@@ -166,6 +173,14 @@ fn heartbeats(pair: &mut Pair, count: u32, rate: u32) -> Result<Heartbeats, Stri
     })
 }
 
+fn places(link: &ShapedLink) -> [Place; 2] {
+    [0, 1].map(|end| Place {
+        ip: link.address(end),
+        core: None,
+        namespace: Some(link.namespace(end).to_owned()),
+    })
+}
+
 /// The UDP payload that fits a frame of `mtu` bytes over IPv4.
 fn payload_bytes(mtu: u32) -> u16 {
     u16::try_from(mtu.saturating_sub(28)).unwrap_or(u16::MAX).clamp(1200, 8972)
@@ -193,100 +208,13 @@ impl Shaped {
                 beats.count, beats.bulk_gb_per_s, beats.p50_ms, beats.p99_ms, beats.max_ms
             ));
         }
+        if let Some(Lost { lost, of }) = self.lost {
+            let ppm = lost as f64 / of.max(1) as f64 * 1e6;
+            lines.push(format!("{lost} of {of} packets were lost by intention ({ppm:.0} ppm)"));
+        }
         for NotMeasured { name, cause } in &self.not_measured {
             lines.push(format!("{name} is not measured: {cause}"));
         }
         lines.join("\n")
     }
-}
-
-/// The two namespaces and the link between them.
-struct Link {
-    namespaces: [String; 2],
-}
-
-impl Link {
-    fn set_up(rate: u32, args: &TransportBenchArgs) -> Result<Self, Failure> {
-        if !nix::unistd::geteuid().is_root() {
-            return Err(Failure::usage("--shaped makes network namespaces, which needs root"));
-        }
-        let id = std::process::id();
-        let link = Self { namespaces: [format!("ditmesh-{id}-0"), format!("ditmesh-{id}-1")] };
-        link.build(rate, args).map_err(Failure::failed)?;
-        Ok(link)
-    }
-
-    fn build(&self, rate: u32, args: &TransportBenchArgs) -> Result<(), String> {
-        let [one, other] = &self.namespaces;
-        for namespace in &self.namespaces {
-            ip(&format!("netns add {namespace}"))?;
-        }
-        let (mtu, queue) = (args.link_mtu, args.queue_ms);
-        ip(&format!(
-            "link add dm0 netns {one} mtu {mtu} type veth peer name dm1 netns {other} mtu {mtu}"
-        ))?;
-        // A burst of a millisecond, but never less than a few of the largest packets.
-        let burst = (u64::from(rate) * 125).max(4 * u64::from(mtu)).max(70_000);
-        for (index, namespace) in self.namespaces.iter().enumerate() {
-            let device = format!("dm{index}");
-            ip(&format!("-n {namespace} addr add 10.99.0.{}/24 dev {device}", index + 1))?;
-            ip(&format!("-n {namespace} link set lo up"))?;
-            ip(&format!("-n {namespace} link set {device} up"))?;
-            if args.loss_ppm > 0 {
-                let off =
-                    format!("ethtool -K {device} tso off gso off gro off tx-udp-segmentation off");
-                within(namespace, &off)?;
-                let share = f64::from(args.loss_ppm) / 1e6;
-                within(
-                    namespace,
-                    &format!(
-                        "iptables -A INPUT -i {device} -m statistic --mode random --probability {share:.6} -j DROP"
-                    ),
-                )?;
-            }
-            within(
-                namespace,
-                &format!(
-                    "tc qdisc add dev {device} root tbf rate {rate}mbit burst {burst} latency {queue}ms"
-                ),
-            )?;
-        }
-        Ok(())
-    }
-
-    fn places(&self) -> [Place; 2] {
-        let place = |index: u8| Place {
-            ip: IpAddr::V4(Ipv4Addr::new(10, 99, 0, index + 1)),
-            core: None,
-            namespace: self.namespaces.get(usize::from(index)).cloned(),
-        };
-        [place(0), place(1)]
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        for namespace in &self.namespaces {
-            // The devices go with it; what cannot be removed is found by `ip netns`.
-            let _ = ip(&format!("netns del {namespace}"));
-        }
-    }
-}
-
-fn ip(arguments: &str) -> Result<(), String> {
-    command("ip", arguments)
-}
-
-fn within(namespace: &str, line: &str) -> Result<(), String> {
-    command("ip", &format!("netns exec {namespace} {line}"))
-}
-
-fn command(program: &str, arguments: &str) -> Result<(), String> {
-    let output = Command::new(program).args(arguments.split_whitespace()).output();
-    let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let cause = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(format!("`{program} {arguments}` failed: {cause}"))
 }
