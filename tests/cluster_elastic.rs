@@ -120,6 +120,13 @@ impl Stream {
 fn nodes_come_and_go_under_a_stream_of_requests() {
     let cluster = Cluster::up(elastic());
     assert_eq!(ranks(&cluster.status()), 2);
+    let watched = cluster.folder().join("watched");
+    let mut watch = Command::new(env!("CARGO_BIN_EXE_ditmesh"))
+        .current_dir(cluster.folder())
+        .args(["status", "--watch"])
+        .stdout(std::fs::File::create(&watched).unwrap())
+        .spawn()
+        .unwrap();
     let stream = Stream::start(&cluster);
     let (mut c, mut d) = (Joiner::join(&cluster, "c"), Joiner::join(&cluster, "d"));
     wait_for_ranks(&cluster, 4);
@@ -133,6 +140,12 @@ fn nodes_come_and_go_under_a_stream_of_requests() {
     let (drawn, lost) = stream.end();
     assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), drawn + lost.len());
     assert!(drawn > 4, "{drawn}");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    let watched = std::fs::read_to_string(watched).unwrap();
+    for part in ["\nc        alive", "\nd        alive", "mesh of epoch 1:", ": step "] {
+        assert!(watched.contains(part), "{part:?} was not to be seen in\n{watched}");
+    }
     for joiner in [&c, &d] {
         assert!(
             !joiner.folder.path().join("state/run/demo").exists(),

@@ -28,10 +28,15 @@ fn ports(fabric: &Arc<dyn Fabric>) -> Vec<SocketAddr> {
 }
 
 /// What members' certificates are for, among others.
-const SERVER_NAME: &str = "member.emoji.ditmesh.internal";
+pub(crate) const SERVER_NAME: &str = "member.emoji.ditmesh.internal";
 
-/// A client that shows no certificate.
+/// A client that shows no certificate, and speaks as members do.
 fn stranger() -> quinn::ClientConfig {
+    stranger_by(b"ditmesh")
+}
+
+/// A client that shows no certificate, by this protocol.
+pub(crate) fn stranger_by(protocol: &[u8]) -> quinn::ClientConfig {
     let dir = tempfile::tempdir().unwrap();
     identity(Role::Node, "n9").save(dir.path()).unwrap();
     let pem = std::fs::read(dir.path().join("ca.pem")).unwrap();
@@ -44,7 +49,7 @@ fn stranger() -> quinn::ClientConfig {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    tls.alpn_protocols = vec![b"ditmesh".to_vec()];
+    tls.alpn_protocols = vec![protocol.to_vec()];
     let quic = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     quinn::ClientConfig::new(Arc::new(quic))
 }

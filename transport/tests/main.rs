@@ -8,6 +8,7 @@ mod control;
 mod endurance;
 mod forming;
 mod hostile;
+mod joining;
 mod lanes;
 mod links;
 mod silence;
