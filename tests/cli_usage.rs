@@ -113,7 +113,7 @@ fn help_names_every_flag_and_the_exit_codes() {
     }
     let help = ditmesh(Path::new("."), &["--help"]);
     assert!(help.done().contains("3 cluster unreachable"), "{help:?}");
-    for hidden in ["agent", "worker", "supervisor"] {
+    for hidden in ["worker", "supervisor"] {
         assert!(!help.stdout.contains(&format!("\n  {hidden} ")), "{hidden}");
     }
     let version = ditmesh(Path::new("."), &["--version"]);

@@ -1,3 +1,4 @@
+//! A node's place by flags and by what launchers put into the environment.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
