@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ditmesh::{ClusterStatus, Event, FloatTensor, GenerateRequest, Generation, Output, OutputKind};
 use ditmesh_actors::request::Resumption;
 
-use crate::cluster_harness::{Cluster, Settings, short_request, signal};
+use crate::cluster_harness::{Cluster, Settings, is_alive, short_request, signal, wait_until};
 
 /// Within which a loss is noticed, at the defaults of the manifest.
 const STUCK_LIMIT: Duration = Duration::from_secs(2);
@@ -148,16 +148,19 @@ fn a_frozen_agent_is_lost_with_its_node() {
     draws_again(&cluster, &before);
 }
 
-/// Its sockets live, it does not.
+/// Its sockets live, it does not. Its agent ends it and starts another.
 #[test]
-fn a_frozen_worker_is_lost() {
+fn a_frozen_worker_is_lost_and_replaced() {
     let cluster = exact();
     let before = cluster.status();
     let worker = before.nodes[1].devices[0].process;
     let (_, resumption) = disturb(&cluster, |_| signal(worker, "STOP"));
     names(&resumption, &["device b/0"], "silent for");
-    signal(worker, "CONT");
+    wait_until("it is ended by force", || !is_alive(worker));
     draws_again(&cluster, &before);
+    wait_until("the next one is in the mesh", || {
+        cluster.status().mesh.is_some_and(|mesh| mesh.ranks.len() == 2)
+    });
 }
 
 /// Before the first step there is nothing to go on from; after the last one only decoding is left.

@@ -18,6 +18,7 @@ mod cluster_elastic;
 mod cluster_harness;
 mod cluster_kill;
 mod cluster_launch;
+mod cluster_network;
 mod cluster_parity;
 mod cluster_pods;
 mod cluster_slurm;

@@ -28,6 +28,7 @@ pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol/join.rs"),
     include_str!("request.rs"),
     include_str!("request/op_time.rs"),
+    include_str!("request/resumption.rs"),
     include_str!("request/step_cache.rs"),
     include_str!("request/timeline.rs"),
     include_str!("request/wire.rs"),
@@ -256,6 +257,13 @@ pub enum FromCoordinator {
         heartbeat_ms: u32,
         /// Milliseconds of silence after which the dialling side takes the coordinator for dead.
         dead_ms: u32,
+    },
+    /// To an agent: end this life of a worker by force and start another; nobody hears it any more.
+    Recycle {
+        /// Whose worker.
+        device: DeviceId,
+        /// Which life.
+        incarnation: u64,
     },
     /// The handshake is refused; the channel closes.
     Refused {

@@ -13,6 +13,10 @@ pub(crate) fn run(args: &UpArgs, terminal: &Terminal) -> Result<(), Failure> {
     let path = args.manifest.path();
     let mut manifest = manifest::parse::load(path)?;
     if let Some(every) = args.checkpoint_every {
+        if manifest.groups.is_empty() {
+            let why = "--checkpoint-every is of a [[group]], and the manifest has none";
+            return Err(Failure::usage(why));
+        }
         manifest.groups.iter_mut().for_each(|group| group.checkpoint_every = every);
     }
     let name = &manifest.cluster.name;

@@ -73,7 +73,7 @@ struct Slot {
     restarts: Restarts,
     incarnation: Incarnation,
     started: Instant,
-    /// Dropped to let the worker end; `None` when there is none.
+    /// Dropped to let the worker end, told to end it by force; `None` when there is none.
     life: Option<oneshot::Sender<()>>,
 }
 
@@ -151,6 +151,10 @@ impl Actor for NodeAgent {
             }
             NodeAgentMsg::Uplink(UplinkEvent::Heard(FromCoordinator::Shutdown))
             | NodeAgentMsg::Stop => state.end(&myself, AgentEnd::Told),
+            NodeAgentMsg::Uplink(UplinkEvent::Heard(FromCoordinator::Recycle {
+                device,
+                incarnation,
+            })) => state.recycle(&device, Incarnation(incarnation)),
             NodeAgentMsg::Uplink(UplinkEvent::GaveUp(cause)) => {
                 state.end(&myself, AgentEnd::GaveUp(cause));
             }
@@ -242,6 +246,19 @@ impl State {
                 // To this actor itself: it cannot have ended.
                 let _ = myself.cast(ended);
             }
+        }
+    }
+
+    /// Ends a worker by force; its end starts the next one.
+    fn recycle(&mut self, device: &DeviceId, incarnation: Incarnation) {
+        let Some(slot) = self.slots.get_mut(device.index as usize) else { return };
+        if device.node != self.node || !slot.incarnation.same_process(incarnation) {
+            return;
+        }
+        if let Some(life) = slot.life.replace(closed_life()) {
+            tracing::warn!(%device, "a worker that nobody hears is ended");
+            // It may have ended this very moment.
+            let _ = life.send(());
         }
     }
 

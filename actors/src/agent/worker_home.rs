@@ -120,17 +120,18 @@ impl ProcessHome {
     }
 }
 
-/// Waits for a child that lives as long as its stdin is open; how it ended, in words.
+/// Waits for a child that lives as long as its stdin is open; how it ended, in words. A word through
+/// `over` ends it by force, its closing in peace.
 async fn live_and_end(child: &mut Child, stdin: ChildStdin, over: oneshot::Receiver<()>) -> String {
-    let ended = tokio::select! {
-        status = child.wait() => Some(status),
-        _ = over => None,
+    let (ended, patience) = tokio::select! {
+        status = child.wait() => (Some(status), STOP_DEADLINE),
+        told = over => (None, if told.is_ok() { Duration::ZERO } else { STOP_DEADLINE }),
     };
     drop(stdin);
     let stdout = child.stdout.take();
     let status = match ended {
         Some(status) => status,
-        None => match timeout(STOP_DEADLINE, child.wait()).await {
+        None => match timeout(patience, child.wait()).await {
             Ok(status) => status,
             Err(_) => {
                 // It may have ended this very moment.

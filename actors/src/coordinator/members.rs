@@ -12,7 +12,7 @@ use ractor::ActorRef;
 use super::formation::FormationEvent;
 use super::{CoordinatorMsg, State};
 use crate::groups::RankMsg;
-use crate::membership::{Incarnation, Member, MembershipCommand, MembershipEvent};
+use crate::membership::{Incarnation, Loss, Member, MembershipCommand, MembershipEvent};
 use crate::protocol::{DeviceId, FromCoordinator, Hello, PROTOCOL_MAX, Party, ToCoordinator};
 use crate::session::{
     CoordinatorSide, PeerSession, SessionArgs, SessionEnded, SessionHandle, handshake,
@@ -307,6 +307,7 @@ impl State {
                 MembershipCommand::DeviceReady(device) => self.device_ready(myself, device).await,
                 MembershipCommand::DeviceLost(device, loss) => {
                     tracing::warn!(%device, cause = %loss, "device lost");
+                    self.recycle(&device, &loss);
                     self.form(myself, FormationEvent::DeviceLost(device.clone())).await;
                     self.proxies.retain(|(seated, _), proxy| {
                         let is_its = *seated == device;
@@ -318,6 +319,16 @@ impl State {
                     });
                 }
             }
+        }
+    }
+
+    /// A worker that is silent while its agent is not will not come back by itself.
+    fn recycle(&self, device: &DeviceId, loss: &Loss) {
+        let agent = self.sessions.get(&Member::Agent(device.node.clone()));
+        if let (Loss::Silent { .. }, Some(agent)) = (loss, agent) {
+            let life = self.membership.incarnation(&Member::Worker(device.clone()));
+            let (device, incarnation) = (device.clone(), life.0);
+            agent.handle.send(FromCoordinator::Recycle { device, incarnation });
         }
     }
 

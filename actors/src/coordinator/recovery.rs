@@ -87,7 +87,8 @@ impl Journey {
         let resumption = Resumption {
             lost,
             cause,
-            lost_at_step: at_step,
+            // A checkpoint may be quicker than the news of its step.
+            lost_at_step: at_step.max(plan.run.first_step + 1),
             resumed_at_step: plan.run.first_step,
             devices: devices as u32,
             extra_sync_steps: plan.extra_sync_steps(),
@@ -142,5 +143,48 @@ impl State {
         let requests = requests.iter().filter_map(|id| self.requests.get(id));
         let parts: Option<Vec<_>> = requests.map(|r| r.journey.checkpoint.clone()).collect();
         Checkpoint::join(&parts?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::FloatTensor;
+
+    fn checkpoint(step: usize) -> Option<Checkpoint> {
+        let state = FloatTensor { shape: vec![1, 1], data: vec![step as f32] };
+        Some(Checkpoint { step, images: 1, state })
+    }
+
+    #[test]
+    fn losses_without_a_step_between_end_a_request_and_progress_forgives_them() {
+        let mut journey = Journey::default();
+        for _ in 1..FRUITLESS_LOSSES_MAX {
+            journey.keep(None);
+            assert!(journey.lose("device b/0", "it ended", 1));
+        }
+        journey.keep(checkpoint(4));
+        for _ in 1..FRUITLESS_LOSSES_MAX {
+            assert!(journey.lose("device b/0", "it ended", 6));
+            journey.keep(None);
+        }
+        assert_eq!(journey.steps(), 5);
+        assert!(!journey.lose("device b/0", "it ended", 6), "it kills its devices");
+    }
+
+    #[test]
+    fn an_older_checkpoint_is_no_progress() {
+        let mut journey = Journey::default();
+        journey.keep(checkpoint(4));
+        journey.keep(checkpoint(2));
+        assert_eq!(journey.steps(), 5);
+    }
+
+    #[test]
+    fn a_request_that_outlived_its_coordinator_says_so_once_it_runs() {
+        let journey = Journey::after_restart(checkpoint(9));
+        assert!(journey.is_under_way());
+        let loss = journey.loss.expect("it is told");
+        assert_eq!((loss.lost.as_str(), loss.at_step), ("the coordinator", 11));
     }
 }

@@ -182,6 +182,7 @@ impl State {
             FromCoordinator::Heartbeat { .. } => {}
             FromCoordinator::Welcome { .. }
             | FromCoordinator::Refused { .. }
+            | FromCoordinator::Recycle { .. }
             | FromCoordinator::Reply { .. } => tracing::warn!("unexpected message"),
         }
     }
