@@ -128,6 +128,19 @@ fn transport_measures_every_way_that_is_there() {
     assert!(sizes.iter().any(|row| row["name"] == "quic" && row["bytes"] == 1024));
 }
 
+/// Processes are really killed and stopped; what is promised holds with room to spare.
+#[test]
+fn recovery_measures_every_loss() {
+    let ended = run(&["bench", "recovery", "--rounds", "1", "--json"].map(str::to_owned));
+    let report: Value = serde_json::from_str(ended.done()).unwrap();
+    for key in ["detect_exit_s", "detect_stuck_s", "resume_s", "overhead_s", "join_s"] {
+        assert!(report[key].as_f64().unwrap() < 10.0, "{key} in {report:#}");
+    }
+    // Silence has to last before it means something.
+    assert!(report["detect_stuck_s"].as_f64().unwrap() > 1.0, "{report:#}");
+    assert!(report["steps_redone"].as_u64().unwrap() <= 1, "{report:#}");
+}
+
 #[test]
 fn transport_of_a_cluster_without_links_is_told() {
     let folder = tempfile::tempdir().unwrap();

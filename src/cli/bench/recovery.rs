@@ -7,6 +7,8 @@
 //! A loss is noticed when the coordinator says so ([`Resumption::seconds`] before the run goes on); the
 //! run is denoising again when its next step begins, which is one step's time before it is done.
 
+mod joining;
+
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
@@ -42,9 +44,6 @@ const ROUND_MAX: Duration = Duration::from_secs(60);
 /// Between looks at the cluster.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
-/// Why joining is not measured.
-const NO_JOIN: &str = "this build has no `ditmesh join` to measure";
-
 /// Aims: seconds of [`Report`]'s fields.
 const DETECT_EXIT_AIM_S: f64 = 0.3;
 const DETECT_STUCK_AIM_S: f64 = 2.0;
@@ -74,8 +73,8 @@ struct Report {
     extra_sync_steps: u32,
     /// From the kill until the first step begins that had not been done: the time that was lost.
     overhead_s: f64,
-    join_s: Option<f64>,
-    join_reason: Option<&'static str>,
+    /// From the start of `ditmesh join` on a new machine until its device can be used.
+    join_s: f64,
     spread: Spreads,
     rounds: u32,
 }
@@ -86,6 +85,7 @@ struct Spreads {
     detect_stuck_s: Option<Spread>,
     resume_s: Option<Spread>,
     overhead_s: Option<Spread>,
+    join_s: Option<Spread>,
 }
 
 /// Measures and prints.
@@ -93,7 +93,7 @@ pub(super) fn run(args: &RecoveryArgs, terminal: &Terminal) -> Result<(), Failur
     let cores = cores::two(args.cores.as_deref())?;
     let model = RandomModel::write(&SIZE)?;
     let mut interrupt = Interrupt::new()?;
-    let (mut exits, mut stops) = (Vec::new(), Vec::new());
+    let (mut exits, mut stops, mut joins) = (Vec::new(), Vec::new(), Vec::new());
     for (name, degrees) in [
         ("ulysses2", Degrees { ulysses_degree: 2, ..Degrees::default() }),
         ("pipefusion2", Degrees { pipefusion_degree: 2, ..Degrees::default() }),
@@ -109,8 +109,10 @@ pub(super) fn run(args: &RecoveryArgs, terminal: &Terminal) -> Result<(), Failur
             let agent = |status: &ClusterStatus| process(status, false);
             stops.push(disturbed(&running, &request, (agent, Signal::SIGSTOP), &mut interrupt)?);
         }
+        terminal.note(&format!("{name}: a node joins"));
+        joins.push(joining::measure(&running, &model.work_dir().join(name), &mut interrupt)?);
     }
-    let report = summed(&exits, &stops, args.rounds)
+    let report = summed(&exits, &stops, &joins, args.rounds)
         .ok_or_else(|| Failure::failed("no round was measured"))?;
     if args.json {
         let json = serde_json::to_string_pretty(&report).map_err(Failure::failed)?;
@@ -132,7 +134,7 @@ fn disturbed(
     (victim, signal): (impl Fn(&ClusterStatus) -> Option<u32>, Signal),
     interrupt: &mut Interrupt,
 ) -> Result<Round, Failure> {
-    let work = tokio::time::timeout(ROUND_MAX, async {
+    let work = async {
         let status = whole(running).await?;
         let victim = victim(&status)
             .and_then(|process| i32::try_from(process).ok())
@@ -147,9 +149,9 @@ fn disturbed(
             signalled(Signal::SIGCONT)?;
         }
         round
-    });
+    };
     let late = |_| Failure::failed(format!("a round took longer than {ROUND_MAX:?}"));
-    interrupt.guard(async { work.await.map_err(late)? })?
+    interrupt.guard(async { tokio::time::timeout(ROUND_MAX, work).await.map_err(late)? })?
 }
 
 /// Waits until both devices are in the mesh.
@@ -218,7 +220,7 @@ fn round(
     })
 }
 
-fn summed(exits: &[Round], stops: &[Round], rounds: u32) -> Option<Report> {
+fn summed(exits: &[Round], stops: &[Round], joins: &[f64], rounds: u32) -> Option<Report> {
     let all = || exits.iter().chain(stops);
     let detect = |rounds: &[Round]| Spread::of(rounds.iter().map(|round| round.detect_s));
     let spread = Spreads {
@@ -227,6 +229,7 @@ fn summed(exits: &[Round], stops: &[Round], rounds: u32) -> Option<Report> {
         resume_s: Spread::of(all().map(|round| round.resume_s)),
         // What a silent one costs is mostly the silence, which is the manifest's to choose.
         overhead_s: Spread::of(exits.iter().map(|round| round.overhead_s)),
+        join_s: Spread::of(joins.iter().copied()),
     };
     Some(Report {
         detect_exit_s: spread.detect_exit_s?.median,
@@ -235,21 +238,21 @@ fn summed(exits: &[Round], stops: &[Round], rounds: u32) -> Option<Report> {
         steps_redone: all().map(|round| round.steps_redone).max()?,
         extra_sync_steps: all().map(|round| round.extra_sync_steps).max()?,
         overhead_s: spread.overhead_s?.median,
-        join_s: None,
-        join_reason: Some(NO_JOIN),
+        join_s: spread.join_s?.median,
         spread,
         rounds,
     })
 }
 
 fn describe(report: &Report) -> String {
-    let Spreads { detect_exit_s, detect_stuck_s, resume_s, overhead_s } = &report.spread;
+    let Spreads { detect_exit_s, detect_stuck_s, resume_s, overhead_s, join_s } = &report.spread;
     let mut text = String::from("two nodes of one device each, seconds, median [least..most]:\n");
     let rows = [
         ("a killed worker is noticed after", detect_exit_s, Some(DETECT_EXIT_AIM_S)),
         ("a stopped agent is noticed after", detect_stuck_s, Some(DETECT_STUCK_AIM_S)),
         ("and the next step begins after", resume_s, Some(RESUME_AIM_S)),
         ("a killed worker costs in all", overhead_s, None),
+        ("a node that joins is usable after", join_s, None),
     ];
     for (what, spread, aim) in rows {
         let Some(spread) = spread else { continue };
@@ -261,6 +264,5 @@ fn describe(report: &Report) -> String {
         "  steps done again: {} at most; synchronous steps more: {} at most",
         report.steps_redone, report.extra_sync_steps
     );
-    let _ = writeln!(text, "  joining is not measured: {NO_JOIN}");
     text
 }
