@@ -17,6 +17,7 @@ mod conduct;
 mod desk;
 mod faults;
 mod invariants;
+mod leaving;
 mod meshes;
 mod processes;
 mod runs;

@@ -12,6 +12,7 @@ use super::world::{Order, Wake, World};
 use crate::dispatcher::DispatcherEvent;
 use crate::groups::Retry;
 use crate::journal::Entry;
+use crate::membership::MembershipEvent;
 use crate::plan::message::MessageKind;
 use crate::plan::{Action, Plan};
 use crate::protocol::DeviceId;
@@ -153,11 +154,15 @@ impl World {
         if let Err(fault) = outcome {
             let first = run.fault.is_none();
             // What a link says explains what "aborted" does not.
-            if first || fault.link {
+            let lost = fault.peer.and_then(|peer| Some(mesh.members.get(peer)?.0.clone()));
+            if first || fault.peer.is_some() {
                 run.fault = Some(fault);
             }
             if first && !self.is(Sabotage::LeaveWaiting) {
                 self.stop_run(number, epoch);
+            }
+            if let Some(to) = lost {
+                self.member(MembershipEvent::LinkLost { by: device.clone(), to });
             }
         }
         self.check_run(number);
@@ -167,7 +172,7 @@ impl World {
     pub(super) fn stop_run(&mut self, run: u64, epoch: u64) {
         let Some(desk) = &mut self.desk else { return };
         if let Some(run) = desk.runs.get_mut(&run) {
-            run.fault.get_or_insert(Fault { cause: "aborted".into(), link: false });
+            run.fault.get_or_insert(Fault { cause: "aborted".into(), peer: None });
         }
         let desk_number = desk.number;
         let Some(mesh) = desk.meshes.get(&epoch) else { return };
@@ -196,7 +201,7 @@ impl World {
             return;
         }
         let (epoch, fault) = (run.epoch, run.fault.clone());
-        if let Some(Fault { cause, link: true }) = fault {
+        if let Some(Fault { cause, peer: Some(_) }) = fault {
             return self.lose_mesh(epoch, &cause, Retry::WhenReady);
         }
         let Some(run) = desk.runs.remove(&number) else { return };

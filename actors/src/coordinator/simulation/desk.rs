@@ -21,6 +21,7 @@ use crate::generation::GenerateError;
 use crate::groups::Retry;
 use crate::journal::Remembered;
 use crate::manifest::Manifest;
+use crate::membership::cuts::{Pair, pair};
 use crate::membership::{Incarnation, Member, Membership, MembershipCommand, MembershipEvent, Now};
 use crate::plan::Plan;
 use crate::protocol::{DeviceId, ImageSpec, RunSpec};
@@ -71,8 +72,8 @@ pub(super) struct Request {
 pub(super) struct Desk {
     pub(super) number: u64,
     began: Now,
-    membership: Membership,
-    formation: Formation,
+    pub(super) membership: Membership,
+    pub(super) formation: Formation,
     settled: bool,
     dispatcher: Dispatcher,
     pub(super) sessions: BTreeMap<Member, (Incarnation, u64, u64)>,
@@ -116,8 +117,17 @@ pub(super) fn model() -> ModelSpec {
     }
 }
 
-/// Meshes of every kind: a pipeline of three, pairs and products.
-fn plans(devices: &[DeviceId]) -> MeshPlans {
+/// Meshes of every kind: a pipeline of three, pairs and products, of devices that all reach each
+/// other.
+fn plans(devices: &[DeviceId], cuts: &[Pair]) -> MeshPlans {
+    let mut joined: Vec<DeviceId> = Vec::new();
+    for device in devices {
+        let reaches = |other: &DeviceId| !cuts.contains(&pair(device.clone(), other.clone()));
+        if joined.iter().all(reaches) {
+            joined.push(device.clone());
+        }
+    }
+    let devices = joined.as_slice();
     let (pipefusion_degree, ulysses_degree) = match devices.len() {
         0 | 1 => (1, 1),
         2 => (1, 2),
@@ -202,6 +212,7 @@ impl World {
         let settles = !desk.settled && self.now.saturating_sub(desk.began) >= SETTLE;
         desk.settled |= settles;
         self.member(MembershipEvent::Tick);
+        self.let_go();
         self.advance(Step::Dispatcher(DispatcherEvent::Tick));
         if settles {
             self.advance(Step::Formation(FormationEvent::Settled));
@@ -234,7 +245,8 @@ impl World {
                 self.member(MembershipEvent::WorkerExited { device, incarnation, status });
             }
             (Report::Formed(epoch), Member::Worker(device)) => self.rank_formed(device, epoch),
-            (Report::FormFailed(epoch, cause), Member::Worker(_)) => {
+            (Report::FormFailed(epoch, cause), Member::Worker(device)) => {
+                self.member(MembershipEvent::Unlinked { by: device.clone() });
                 self.lose_mesh(epoch, &cause, Retry::AFewTimes);
             }
             (Report::RunEnded { epoch, run, outcome }, Member::Worker(device)) => {
@@ -244,7 +256,7 @@ impl World {
         }
     }
 
-    fn member(&mut self, event: MembershipEvent) {
+    pub(super) fn member(&mut self, event: MembershipEvent) {
         let now = self.now;
         let Some(desk) = &mut self.desk else { return };
         for command in desk.membership.handle(now, event) {
@@ -269,6 +281,17 @@ impl World {
                     self.note(|| format!("{device} lost: {loss}"));
                     self.advance(Step::Formation(FormationEvent::DeviceLost(device.clone())));
                     self.lose_meshes_of(&device, &loss.to_string());
+                }
+                MembershipCommand::CutsChanged => {
+                    self.note(|| "links count as cut, or no more".to_owned());
+                    self.advance(Step::Formation(FormationEvent::CutsChanged));
+                }
+                MembershipCommand::DeviceLeaving(device) => {
+                    self.advance(Step::Formation(FormationEvent::DeviceLeaving(device)));
+                }
+                MembershipCommand::Release(node) => self.released(node),
+                MembershipCommand::Quarantined(member, length) => {
+                    self.note(|| format!("{member} is not counted on for {length:?}"));
                 }
                 _ => {}
             }
@@ -301,7 +324,9 @@ impl World {
             FormationCommand::Plan { number, devices } => {
                 let after = self.dice.between(2, 60);
                 let desk = self.desk.as_ref().map_or(0, |desk| desk.number);
-                self.at(after, Wake::Planned(desk, number, plans(&devices)));
+                let cuts =
+                    self.desk.as_ref().map(|desk| desk.membership.cuts()).unwrap_or_default();
+                self.at(after, Wake::Planned(desk, number, plans(&devices, &cuts)));
             }
             FormationCommand::Form(order) => self.form_mesh(order),
             FormationCommand::Retire { replica } => {

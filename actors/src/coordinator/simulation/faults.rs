@@ -18,6 +18,8 @@ pub(super) enum Fault {
     Partition(String),
     /// Two nodes cannot reach each other; the coordinator reaches both.
     Cut(String, String),
+    /// A node is asked to leave; once it has gone it comes again.
+    Leave(String),
     /// The coordinator's process dies.
     KillCoordinator,
 }
@@ -37,7 +39,7 @@ impl World {
         let nodes = self.processes.nodes();
         let device = devices[self.dice.roll(devices.len() as u64) as usize].clone();
         let node = nodes[self.dice.roll(nodes.len() as u64) as usize].clone();
-        match self.dice.roll(12) {
+        match self.dice.roll(13) {
             0..=3 => Fault::KillWorker(device),
             4 => Fault::KillAgent(node),
             5..=6 => Fault::Freeze(Member::Worker(device), 0),
@@ -47,6 +49,7 @@ impl World {
                 let other = nodes.iter().find(|other| **other != node).cloned();
                 Fault::Cut(node.clone(), other.unwrap_or(node))
             }
+            11 => Fault::Leave(node),
             _ => Fault::KillCoordinator,
         }
     }
@@ -87,6 +90,7 @@ impl World {
                 self.break_links(&a, &b);
                 (Fault::Cut(a, b), self.dice.between(300, 4_000))
             }
+            Fault::Leave(node) => return self.leave(node),
             Fault::KillCoordinator => {
                 self.desk = None;
                 (Fault::KillCoordinator, self.dice.between(200, 1_500))
@@ -99,6 +103,7 @@ impl World {
     pub(super) fn mend(&mut self, fault: Fault) {
         self.note(|| format!("MENDED {fault:?}"));
         match fault {
+            Fault::Leave(_) => {}
             Fault::KillWorker(device) => self.boot(&Member::Worker(device)),
             Fault::KillAgent(node) => {
                 self.boot(&Member::Agent(node.clone()));

@@ -41,8 +41,8 @@ pub(super) enum Report {
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     pub(super) cause: String,
-    /// Whether a link is to blame.
-    pub(super) link: bool,
+    /// The member to whom the link is gone, where that is to blame.
+    pub(super) peer: Option<usize>,
 }
 
 /// A mesh as a rank joins it.
@@ -153,7 +153,7 @@ impl World {
             Order::Start(start) => {
                 let Some(seat) = worker.seats.get_mut(&start.epoch) else {
                     let cause = format!("epoch {} is not formed here", start.epoch);
-                    let outcome = Err(Fault { cause, link: false });
+                    let outcome = Err(Fault { cause, peer: None });
                     let Start { epoch, run, .. } = start;
                     return self.report(device, Report::RunEnded { epoch, run, outcome });
                 };
@@ -165,7 +165,7 @@ impl World {
                     None => self.walk(device, number, start.epoch, start.run),
                 }
             }
-            Order::Abort(run) => self.stop(device, number, run, "aborted", false),
+            Order::Abort(run) => self.stop(device, number, run, "aborted", None),
             Order::Dissolve(epoch) => {
                 worker.forming.remove(&epoch);
                 worker.seats.remove(&epoch);
@@ -322,7 +322,7 @@ impl World {
     }
 
     /// A rank ends a run that is not to go on.
-    fn stop(&mut self, device: &DeviceId, number: u64, run: u64, cause: &str, link: bool) {
+    fn stop(&mut self, device: &DeviceId, number: u64, run: u64, cause: &str, peer: Option<usize>) {
         let Some(process) = self.processes.acting(device, number) else { return };
         let seats = process.worker.seats.iter_mut();
         let mut hit = None;
@@ -333,7 +333,7 @@ impl World {
             }
         }
         if let Some(epoch) = hit {
-            let outcome = Err(Fault { cause: cause.to_owned(), link });
+            let outcome = Err(Fault { cause: cause.to_owned(), peer });
             self.report(device, Report::RunEnded { epoch, run, outcome });
         }
     }
@@ -388,7 +388,7 @@ impl World {
     }
 
     fn fail_at_link(&mut self, device: &DeviceId, life: u64, run: u64, peer: usize) {
-        self.stop(device, life, run, &format!("no link to rank {peer}"), true);
+        self.stop(device, life, run, &format!("no link to rank {peer}"), Some(peer));
     }
 
     /// Nobody waits too long who can be told.
