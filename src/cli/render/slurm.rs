@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use ditmesh::manifest;
+use ditmesh::{Manifest, manifest};
 
 use super::{Need, control_port};
 use crate::cli::args::SlurmArgs;
@@ -22,7 +22,7 @@ pub(super) fn render(args: &SlurmArgs) -> Result<String, Failure> {
         None => std::env::current_exe().map_err(Failure::failed)?,
     };
     let (cluster, program) = (word(&absolute(path)?)?, word(&program)?);
-    let (name, nodes) = (&manifest.cluster.name, manifest.nodes.len());
+    let nodes = manifest.nodes.len();
     let need = Need::most(&manifest.nodes);
     let port = control_port(&manifest, args.control_port);
     let wait = manifest.launcher.ready_deadline_ms.div_ceil(1000);
@@ -31,26 +31,8 @@ pub(super) fn render(args: &SlurmArgs) -> Result<String, Failure> {
          to each node.\n",
     );
     let cpus = need.cpus.max(1);
-    let mut options = vec![
-        format!("--job-name=ditmesh-{name}"),
-        format!("--output=ditmesh-{name}-%j.log"),
-        format!("--nodes={nodes}"),
-        "--ntasks-per-node=1".to_owned(),
-        format!("--cpus-per-task={cpus}"),
-    ];
-    if need.gpus > 0 {
-        options.push(format!("--gpus-per-node={}", need.gpus));
-    }
-    // The script itself hears of the end in time to take the cluster down.
-    options.push("--signal=B:TERM@30".to_owned());
-    for option in options.iter().chain(&args.sbatch) {
-        let line = option.trim();
-        if line.contains(char::is_control) || !line.starts_with('-') {
-            let message =
-                format!("--sbatch {option:?} is no option of sbatch; write --sbatch=--key=value");
-            return Err(Failure::usage(message));
-        }
-        let _ = writeln!(text, "#SBATCH {line}");
+    for option in options(&manifest, need, &args.sbatch)? {
+        let _ = writeln!(text, "#SBATCH {option}");
     }
     let _ = write!(
         text,
@@ -88,6 +70,33 @@ kill -0 "$agents"
         let _ = writeln!(text, "\"$ditmesh\" generate --cluster \"$cluster\" {}", words.join(" "));
     }
     Ok(text)
+}
+
+/// Options for sbatch: what the manifest needs, then the user's own.
+fn options(manifest: &Manifest, need: Need, given: &[String]) -> Result<Vec<String>, Failure> {
+    let (name, nodes) = (&manifest.cluster.name, manifest.nodes.len());
+    let mut options = vec![
+        format!("--job-name=ditmesh-{name}"),
+        format!("--output=ditmesh-{name}-%j.log"),
+        format!("--nodes={nodes}"),
+        "--ntasks-per-node=1".to_owned(),
+        format!("--cpus-per-task={}", need.cpus.max(1)),
+    ];
+    if need.gpus > 0 {
+        options.push(format!("--gpus-per-node={}", need.gpus));
+    }
+    // The script itself hears of the end in time to take the cluster down.
+    options.push("--signal=B:TERM@30".to_owned());
+    for option in given {
+        let line = option.trim();
+        if line.contains(char::is_control) || !line.starts_with('-') {
+            let message =
+                format!("--sbatch {option:?} is no option of sbatch; write --sbatch=--key=value");
+            return Err(Failure::usage(message));
+        }
+        options.push(line.to_owned());
+    }
+    Ok(options)
 }
 
 fn word(path: &Path) -> Result<String, Failure> {
