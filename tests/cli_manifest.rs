@@ -81,6 +81,7 @@ fn the_example_of_the_readme_is_valid() {
     expected.transport.ucx_devices = with_defaults.transport.ucx_devices.clone();
     expected.groups[0].nodes = with_defaults.groups[0].nodes.clone();
     expected.nodes[0].bulk_ports = with_defaults.nodes[0].bulk_ports;
+    expected.launcher.ssh_config = with_defaults.launcher.ssh_config.clone();
     expected.links = with_defaults.links.clone();
     expected.nodes[0].devices[0].cores = with_defaults.nodes[0].devices[0].cores.clone();
     expected.nodes[0].devices[0].memory_bytes = with_defaults.nodes[0].devices[0].memory_bytes;

@@ -47,7 +47,9 @@ pub fn draw(engine: &Engine, request: GenerateRequest) -> Generation {
 #[test]
 fn an_engine_draws_what_diffusers_draws() {
     let golden = Golden::load(PIPELINE, "square");
-    let engine = Engine::start(two_nodes()).unwrap();
+    let (folder, mut manifest) = (tempfile::tempdir().unwrap(), two_nodes());
+    manifest.cluster.state_dir = folder.path().join("state");
+    let engine = Engine::start(manifest.clone()).unwrap();
     let request =
         GenerateRequest { degrees: Some(degrees(2, 1, 2)), ..golden.request(vae_factor()) };
     let generation = draw(&engine, request);
@@ -57,6 +59,7 @@ fn an_engine_draws_what_diffusers_draws() {
         generation.report.ranks.iter().map(|rank| rank.device.as_str()).collect();
     assert_eq!(devices, ["a/0", "a/1", "b/0", "b/1"]);
     engine.shutdown();
+    assert!(!manifest.cluster.state_dir.exists(), "an engine inside a program leaves no files");
 }
 
 fn vae_factor() -> usize {

@@ -12,6 +12,7 @@ use super::State;
 use crate::cost::calibration::Calibration;
 use crate::cost::link::{LinkProfile, Links, NodeLink};
 use crate::groups::RankFormed;
+use crate::manifest::Isolation;
 use crate::membership::Now;
 use crate::protocol::{DeviceId, LinkMeasured};
 
@@ -116,7 +117,9 @@ impl State {
         }
         let Some(Ok(model)) = &self.model else { return };
         let learned = model.learn(&self.manifest.links, learned);
-        if learned.is_empty() {
+        // An engine inside a program leaves no files behind.
+        let embedded = self.manifest.launcher.isolation == Isolation::Thread;
+        if learned.is_empty() || embedded {
             return;
         }
         let state_dir = self.manifest.cluster.state_dir.clone();
