@@ -156,7 +156,7 @@ impl Actor for NodeAgent {
                 incarnation,
             })) => state.recycle(&device, Incarnation(incarnation)),
             NodeAgentMsg::Uplink(UplinkEvent::GaveUp(cause)) => {
-                state.end(&myself, AgentEnd::GaveUp(cause));
+                state.give_up(&myself, cause);
             }
             NodeAgentMsg::Uplink(UplinkEvent::Up) => {
                 state.joined.send_replace(true);
@@ -197,7 +197,7 @@ impl Actor for NodeAgent {
             state.tell_end();
             myself.stop(None);
         } else {
-            state.end(&myself, AgentEnd::GaveUp(format!("its uplink failed: {cause}")));
+            state.give_up(&myself, format!("its uplink failed: {cause}"));
         }
         Ok(())
     }
@@ -293,6 +293,15 @@ impl State {
     }
 
     /// Lets the workers end, then says good-bye.
+    /// There is no coordinator any more; who was about to leave has left.
+    fn give_up(&mut self, myself: &ActorRef<NodeAgentMsg>, cause: String) {
+        if self.leaving {
+            tracing::warn!(cause, "left without the coordinator's word");
+            return self.end(myself, AgentEnd::Told);
+        }
+        self.end(myself, AgentEnd::GaveUp(cause));
+    }
+
     fn end(&mut self, myself: &ActorRef<NodeAgentMsg>, end: AgentEnd) {
         if self.ending.is_some() {
             return;
