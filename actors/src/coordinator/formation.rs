@@ -263,8 +263,15 @@ impl Formation {
         let mut commands = self.retire(|replica| !replica.formed && !kept.contains(&replica.id));
         let outdated = self.serving.iter().any(|replica| !kept.contains(&replica.id));
         if !self.next.is_empty() {
+            let seats: Vec<&Replica> =
+                self.serving.iter().filter(|replica| kept.contains(&replica.id)).collect();
+            let apart = |replica: &Replica| {
+                let taken = |device| seats.iter().any(|seat| seat.devices.contains(device));
+                !replica.devices.iter().any(taken)
+            };
+            // A replica that was to replace one which stays after all would sit on its devices.
             let fits = kept.len() + self.next.len() == wanted
-                && self.next.iter().all(|replica| replica.is_of(&target, exact));
+                && self.next.iter().all(|replica| replica.is_of(&target, exact) && apart(replica));
             if fits {
                 commands.extend(self.take_over(&kept));
                 return commands;

@@ -285,6 +285,19 @@ fn degrees_above_the_live_devices_say_who_is_away() {
     assert!(cause.contains("needs 2 devices, 1 are live (without a/0)"), "{cause}");
 }
 
+#[test]
+fn a_device_that_stays_after_all_does_not_sit_in_the_next_mesh_too() {
+    let (mut planned, _) = Planned::all_ready(4, pairs);
+    planned.handle(E::Formed(1));
+    planned.handle(E::DeviceLeaving(device(1)));
+    let stays = planned.handle(ready(1));
+    assert!(stays.iter().any(|command| is_dissolved(command, 3)), "{stays:?}");
+    assert!(stays.contains(&form(4, 1, stages(2, 2), &[2, 3])), "{stays:?}");
+    let seats = planned.formation.serving.iter().chain(&planned.formation.next);
+    let seats: Vec<_> = seats.flat_map(|replica| replica.devices.clone()).collect();
+    assert_eq!(seats.iter().collect::<BTreeSet<_>>().len(), seats.len(), "{seats:?}");
+}
+
 proptest! {
     #[test]
     fn no_device_sits_twice_and_epochs_grow_and_the_idle_cluster_ends_on_its_target(
