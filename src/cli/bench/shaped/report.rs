@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use ditmesh::RankReport;
+use ditmesh::{Axis, RankReport};
 use serde::Serialize;
 
 use crate::cli::bench::method::Method;
@@ -55,9 +55,14 @@ impl Run {
         Some(waits.reduce(f64::max)? / self.steps().len().max(1) as f64)
     }
 
-    /// Bytes per step in the busier direction.
+    /// Bytes per step in the busier direction, of what steps exchange: text and the result, which
+    /// travel once, are not in it.
     fn bytes(&self) -> f64 {
-        let most = self.ranks.iter().map(|rank| rank.bytes_sent).max().unwrap_or(0);
+        let of_steps = |rank: &RankReport| {
+            let axes = rank.traffic.iter().filter(|axis| axis.axis != Axis::Other);
+            axes.map(|axis| axis.bytes_sent).sum::<u64>()
+        };
+        let most = self.ranks.iter().map(of_steps).max().unwrap_or(0);
         most as f64 / self.steps().len().max(1) as f64
     }
 }
@@ -176,12 +181,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use ditmesh_actors::request::RunTime;
 
+    use ditmesh::AxisTraffic;
+
     use super::*;
 
     fn run(int8: bool, limited: bool, step: f64, bytes: u64) -> Run {
         let time = RunTime { step_seconds: vec![9.0, step, step], ..RunTime::default() };
-        let rank =
-            RankReport { bytes_sent: bytes, time, wait_seconds: 0.3, ..RankReport::default() };
+        let of = |axis, bytes_sent| AxisTraffic { axis, bytes_sent, bytes_saved: 0 };
+        // Text travels once and is no step's.
+        let traffic = vec![of(Axis::Ulysses, bytes), of(Axis::Other, 1 << 40)];
+        let rank = RankReport { traffic, time, wait_seconds: 0.3, ..RankReport::default() };
         let way = Way { method: Method::Ulysses2, int8 };
         Run { round: 0, way, limited, ranks: vec![rank] }
     }
