@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ditmesh::{ClusterClient, ClusterStatus, GenerateRequest, Manifest, manifest};
@@ -137,6 +138,11 @@ impl Drop for Cluster {
     }
 }
 
+/// Whether the whole product is tested, and not what a change can wait for.
+pub(crate) fn full_scale() -> bool {
+    std::env::var("DITMESH_TEST_SCALE").is_ok_and(|scale| scale == "full")
+}
+
 pub(crate) fn short_request() -> GenerateRequest {
     GenerateRequest { num_inference_steps: 3, ..GenerateRequest::new("a red apple") }
 }
@@ -161,11 +167,35 @@ pub(crate) fn processes(status: &ClusterStatus) -> Vec<u32> {
         .collect()
 }
 
-/// A UDP port that nobody has at any of `addresses` right now.
+/// What a process has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holdings {
+    /// Open files.
+    pub(crate) files: usize,
+    pub(crate) threads: usize,
+    /// Resident.
+    pub(crate) kilobytes: usize,
+}
+
+pub(crate) fn holdings(process: u32) -> Holdings {
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{process}/{what}")).unwrap().count();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kilobytes = line.trim().trim_end_matches(" kB").parse().unwrap();
+    Holdings { files: count("fd"), threads: count("task"), kilobytes }
+}
+
+/// A UDP port that nobody has at any of `addresses`. It is below those that the system gives out by
+/// itself, or a test that runs at the same time could be given it before it is used.
 pub(crate) fn free_port(addresses: &[&str]) -> u16 {
-    let free = |port: u16| addresses.iter().all(|at| UdpSocket::bind((*at, port)).is_ok());
-    let ephemeral = || UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    std::iter::repeat_with(ephemeral).take(100).find(|port| free(*port)).unwrap()
+    const PORTS: std::ops::Range<u32> = 16_000..32_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let free = |port: &u16| addresses.iter().all(|at| UdpSocket::bind((*at, *port)).is_ok());
+    let next = || {
+        let place = std::process::id() % 160 * 100 + GIVEN.fetch_add(1, Ordering::Relaxed);
+        (PORTS.start + place % PORTS.len() as u32) as u16
+    };
+    std::iter::repeat_with(next).take(100).find(free).unwrap()
 }
 
 pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {

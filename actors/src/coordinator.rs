@@ -93,6 +93,8 @@ pub(crate) enum CoordinatorMsg {
     Planned(u64, Box<MeshPlans>),
     /// A machine asks to join.
     Joining(Joining),
+    /// Somebody did not pass the handshake.
+    TurnedAway,
     /// Somebody passed the handshake.
     Arrived(Box<Hello>, ControlChannel),
     /// A session delivered a message.
@@ -169,6 +171,8 @@ pub(crate) struct State {
     joins: Joins,
     /// Machines that were not let in.
     joins_refused: u64,
+    /// Callers that came through the endpoint and were turned away here.
+    callers_refused: u64,
     handle: CoordinatorHandle,
 }
 
@@ -224,6 +228,7 @@ impl Actor for Coordinator {
             clients: Clients::default(),
             joins,
             joins_refused: 0,
+            callers_refused: 0,
         })
     }
 
@@ -240,6 +245,7 @@ impl Actor for Coordinator {
                 state.form(&myself, planned).await;
             }
             CoordinatorMsg::Joining(joining) => state.joining(&myself, joining).await,
+            CoordinatorMsg::TurnedAway => state.callers_refused += 1,
             CoordinatorMsg::Arrived(hello, channel) => {
                 state.arrived(&myself, *hello, channel).await;
             }

@@ -20,6 +20,9 @@ pub(crate) fn describe(status: &ClusterStatus) -> String {
     if status.joins_refused > 0 {
         let _ = writeln!(text, "machines that were not let in: {}", status.joins_refused);
     }
+    if status.callers_refused > 0 {
+        let _ = writeln!(text, "callers that were turned away: {}", status.callers_refused);
+    }
     text.push('\n');
     match &status.mesh {
         Some(mesh) => text.push_str(&mesh_text(mesh)),
@@ -185,6 +188,16 @@ mod tests {
             "link 0-1: 117 MB/s, round trip 90 us",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn who_was_turned_away_is_counted_where_somebody_was() {
+        let refused = ClusterStatus { joins_refused: 2, callers_refused: 7, ..status() };
+        let text = describe(&refused);
+        for part in ["machines that were not let in: 2", "callers that were turned away: 7"] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+            assert!(!describe(&status()).contains(part));
         }
     }
 

@@ -58,6 +58,10 @@ pub(super) async fn admit(
     match handshake::hear_hello(&mut channel, &cluster, deadline).await {
         // A coordinator that has ended drops the channel, which tells the peer.
         Ok(hello) => drop(coordinator.cast(CoordinatorMsg::Arrived(Box::new(hello), channel))),
-        Err(error) => tracing::warn!(peer = %channel.peer(), %error, "handshake refused"),
+        Err(error) => {
+            tracing::warn!(peer = %channel.peer(), %error, "handshake refused");
+            // A coordinator that has ended counts nobody any more.
+            let _ = coordinator.cast(CoordinatorMsg::TurnedAway);
+        }
     }
 }

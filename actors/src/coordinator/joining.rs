@@ -63,6 +63,11 @@ impl Joins {
         joins
     }
 
+    /// Callers that the endpoint has turned away.
+    pub(super) fn callers_refused(&self) -> u64 {
+        self.door.as_ref().map_or(0, |door| door.endpoint.callers_refused())
+    }
+
     fn folder(&self) -> Option<PathBuf> {
         self.door.as_ref().map(|door| door.folder.join("joined"))
     }

@@ -119,6 +119,7 @@ impl State {
             }
             Some(MembershipCommand::Refuse(_, _, refusal)) => {
                 tracing::warn!(%member, %refusal, "member refused");
+                self.callers_refused += 1;
                 tokio::spawn(async move {
                     let deadline = Instant::now() + REFUSE_DEADLINE;
                     handshake::refuse(&channel, &refusal.to_string(), deadline).await;

@@ -31,6 +31,7 @@ impl State {
             queued: (self.dispatcher.waiting() + self.early.len()) as u32,
             running: self.dispatcher.running() as u32,
             joins_refused: self.joins_refused,
+            callers_refused: self.callers_refused + self.joins.callers_refused(),
             requests: self.request_statuses(),
         }
     }

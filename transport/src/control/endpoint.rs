@@ -41,6 +41,7 @@ pub struct ControlEndpoint {
     accepted: Mutex<mpsc::Receiver<ControlChannel>>,
     identity: Identity,
     joins: Mutex<mpsc::Receiver<Joining>>,
+    gate: Gate,
 }
 
 impl ControlEndpoint {
@@ -64,14 +65,22 @@ impl ControlEndpoint {
         let (accepting, accepted) = mpsc::channel(ACCEPTED_MAX);
         let (joining, joins) = mpsc::channel(JOINS_WAITING_MAX);
         let queues = Queues { accepting, joining };
-        endpoint.spawn(accept_all(endpoint.quinn().clone(), cluster.clone(), queues));
+        let gate = Gate::default();
+        endpoint.spawn(accept_all(endpoint.quinn().clone(), cluster.clone(), queues, gate.clone()));
         Ok(Self {
             endpoint,
             cluster,
             accepted: Mutex::new(accepted),
             identity: config.identity.clone(),
             joins: Mutex::new(joins),
+            gate,
         })
+    }
+
+    /// Callers that have not come through the door so far: no certificate of the cluster, another
+    /// protocol, too slow, too many at a time.
+    pub fn callers_refused(&self) -> u64 {
+        self.gate.refused_total()
     }
 
     /// Lets machines without a certificate ask to join, or no longer.
@@ -174,8 +183,7 @@ enum Caller {
     Joiner,
 }
 
-async fn accept_all(endpoint: quinn::Endpoint, cluster: String, queues: Queues) {
-    let gate = Gate::default();
+async fn accept_all(endpoint: quinn::Endpoint, cluster: String, queues: Queues, gate: Gate) {
     while let Some((incoming, pass)) = gate.next(&endpoint).await {
         let (cluster, queues, gate) = (cluster.clone(), queues.clone(), gate.clone());
         tokio::spawn(async move {

@@ -39,6 +39,7 @@ pub(crate) struct Gate {
 struct Book {
     under_way: usize,
     by_host: HashMap<IpAddr, usize>,
+    refused: u64,
     unlogged: u64,
     logged: Option<Instant>,
 }
@@ -78,12 +79,21 @@ impl Gate {
         }
     }
 
-    /// A caller was refused: tells the log, unless it was told of another just now.
+    /// A caller was refused: counts it, and tells the log, unless it was told of another just now.
     pub(crate) fn refused(&self, from: SocketAddr, error: &TransportError) {
-        let more = self.book().log(Instant::now());
+        let more = {
+            let mut book = self.book();
+            book.refused += 1;
+            book.log(Instant::now())
+        };
         if let Some(more) = more {
             tracing::warn!(%from, %error, more, "refused a caller");
         }
+    }
+
+    /// Callers that were refused or left unanswered so far.
+    pub(crate) fn refused_total(&self) -> u64 {
+        self.book().refused
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -101,6 +111,7 @@ impl Book {
     fn decide(&mut self, host: IpAddr, proven: bool) -> Decision {
         let of_host = self.by_host.get(&host).copied().unwrap_or(0);
         if self.under_way >= HANDSHAKES_MAX || of_host >= HANDSHAKES_PER_HOST_MAX {
+            self.refused += 1;
             return Decision::Ignore;
         }
         if self.under_way >= HANDSHAKES_UNPROVEN_MAX && !proven {
@@ -161,6 +172,7 @@ mod tests {
             assert_eq!(book.decide(host(0), true), Decision::Admit);
         }
         assert_eq!(book.decide(host(0), true), Decision::Ignore);
+        assert_eq!(book.refused, 1);
         let admitted = (0..HANDSHAKES_MAX * 2).filter(|at| {
             let caller = host(u8::try_from(1 + at % 200).unwrap_or(1));
             book.decide(caller, true) == Decision::Admit
