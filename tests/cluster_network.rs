@@ -1,207 +1,150 @@
-//! Nodes in network namespaces of their own: a network that loses frames, is slow, or is cut in one
-//! direction or both while a picture is drawn. Where namespaces are not permitted the reason is printed
-//! and nothing is tested: cuts cannot be made on loopback without disturbing everybody else on it.
+//! Nodes in network namespaces of their own: a network that loses frames, is slow, or is cut, in one
+//! direction or both, between a node and everybody or between two workers only, while a picture is
+//! drawn; and a peer that dies while it gives weights away.
 
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ditmesh::{ClusterClient, Event, GenerateRequest, Generation, Manifest, manifest};
+use ditmesh::{ClusterStatus, Event, GenerateRequest, Generation};
 use ditmesh_actors::request::Resumption;
-use tempfile::TempDir;
 
-use crate::cli_generate::fixtures;
-use crate::cli_process::ditmesh;
-use crate::cluster_harness::wait_until;
+use crate::cluster_harness::{full_scale, wait_until};
 use crate::cluster_kill::{relative, steps};
+use crate::network_lab::{Lab, Network};
 
-/// Of all that are made here.
-const PREFIX: &str = "dmn";
+/// How long the cluster draws in a network that is bad but no more than that: twice as long as silence
+/// may last.
+const BAD_FOR: Duration = Duration::from_secs(3);
 
-/// Nodes `a` (coordinator) and `b`, each in a namespace; the client is in ours, on the bridge.
-struct Lab {
-    agents: Vec<Child>,
-    manifest: Manifest,
-    _folder: TempDir,
+/// How long a link counts as cut, and what a busy machine adds.
+const CUT_FOR: Duration = Duration::from_secs(75);
+
+const PATIENT: &str = "[health]\nsuspect_ms = 5000\ndead_ms = 10000\n";
+
+/// Every process's life.
+fn lives(status: &ClusterStatus) -> Vec<u64> {
+    let devices = |node: &ditmesh_actors::status::NodeStatus| {
+        node.devices.iter().map(|device| device.incarnation).collect::<Vec<_>>()
+    };
+    status.nodes.iter().flat_map(|node| [vec![node.incarnation], devices(node)].concat()).collect()
 }
 
-fn ip(line: &str) -> Result<(), String> {
-    let output = Command::new("ip").args(line.split_whitespace()).output();
-    let output = output.map_err(|error| format!("ip: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("ip {line}: {}", said.trim())) }
+/// Devices of the mesh, by node.
+fn seated(status: &ClusterStatus) -> Vec<String> {
+    let ranks = status.mesh.iter().flat_map(|mesh| &mesh.ranks);
+    ranks.map(|rank| rank.device.split('/').next().unwrap_or_default().to_owned()).collect()
 }
 
-/// A command on host `b`.
-fn on_b(line: &str) -> Result<(), String> {
-    ip(&format!("netns exec {PREFIX}b {line}"))
-}
-
-/// What the network between the hosts does.
-#[derive(Clone, Copy, Debug)]
-enum Network {
-    Well,
-    /// One frame of twenty is lost, each way.
-    Lossy,
-    /// 5 Mbit/s from `b`, with a queue of 400 ms.
-    Slow,
-    /// Nothing comes from `b`.
-    Deaf,
-    /// Nothing goes either way.
-    Cut,
-}
-
-/// Two hosts on one switch.
-fn network() -> Result<(), String> {
-    remove_network();
-    ip(&format!("link add {PREFIX}br type bridge"))?;
-    ip(&format!("addr add 10.231.77.254/24 dev {PREFIX}br"))?;
-    ip(&format!("link set {PREFIX}br up"))?;
-    for (name, host) in [("a", 1), ("b", 2)] {
-        let (space, port) = (format!("{PREFIX}{name}"), format!("{PREFIX}p{name}"));
-        ip(&format!("netns add {space}"))?;
-        ip(&format!("link add {port} type veth peer name eth0 netns {space}"))?;
-        ip(&format!("link set {port} master {PREFIX}br up"))?;
-        ip(&format!("-n {space} addr add 10.231.77.{host}/24 dev eth0"))?;
-        ip(&format!("-n {space} link set eth0 up"))?;
-        ip(&format!("-n {space} link set lo up"))?;
-    }
-    Ok(())
-}
-
-fn remove_network() {
-    for line in ["netns del dmna", "netns del dmnb", "link del dmnbr"] {
-        // What is not there needs no removing.
-        let _ = ip(line);
-    }
-}
-
-impl Lab {
-    fn start() -> Result<Self, String> {
-        network()?;
-        on_b("iptables -F")?;
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let model = fixtures().join("pipelines/sigma_8x8");
-        let mut text = String::from("schema = 1\n[cluster]\nname = \"lab\"\n");
-        for (name, host) in [("a", 1), ("b", 2)] {
-            let address = format!("10.231.77.{host}");
-            text += &format!("[[node]]\nname = \"{name}\"\naddress = \"{address}\"\n");
-            text += "control_port = 7431\n[[node.device]]\n";
+/// Disturbs a run in its middle: what became of it, and what its caller heard, and when.
+fn disturb(
+    lab: &Lab,
+    request: &GenerateRequest,
+    disturbance: impl FnOnce(),
+) -> (Generation, Vec<(Resumption, Duration)>) {
+    let client = lab.client();
+    let mut run = client.generate(request.clone());
+    while !matches!(run.blocking_next_event(), Some(Event::Step { step: 5.., .. })) {}
+    let moment = Instant::now();
+    disturbance();
+    let mut heard = Vec::new();
+    while let Some(event) = run.blocking_next_event() {
+        if let Event::Resumed(resumption) = event {
+            eprintln!("after {:?}: {resumption} ({})", moment.elapsed(), resumption.cause);
+            heard.push((resumption, moment.elapsed()));
         }
-        text += &format!("[[model]]\nname = \"m\"\npath = {:?}\n", model.display());
-        text += "[[group]]\nmodel = \"m\"\ndegrees = { ulysses_degree = 2 }\n";
-        let path = folder.path().join("cluster.toml");
-        std::fs::write(&path, text).map_err(|error| error.to_string())?;
-        ditmesh(folder.path(), &["certs", "-q"]).done();
-        let agents = ["a", "b"].map(|name| {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", &format!("{PREFIX}{name}")]);
-            command.arg(env!("CARGO_BIN_EXE_ditmesh")).args(["agent", "--node", name, "--cluster"]);
-            command.arg(&path).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-        });
-        let manifest = manifest::parse::load(&path).unwrap();
-        let lab = Self { agents: agents.into(), manifest, _folder: folder };
-        lab.whole();
-        Ok(lab)
     }
-
-    fn client(&self) -> ClusterClient {
-        ClusterClient::connect(&self.manifest).unwrap()
-    }
-
-    /// Waits until both devices are in the mesh.
-    fn whole(&self) {
-        wait_until("both devices in the mesh", || {
-            let status =
-                ClusterClient::connect(&self.manifest).and_then(|client| client.blocking_status());
-            status.is_ok_and(|status| {
-                status.running == 0 && status.mesh.is_some_and(|mesh| mesh.ranks.len() == 2)
-            })
-        });
-    }
-
-    /// Makes the network so.
-    fn network(&self, network: Network) {
-        on_b("iptables -F").unwrap();
-        // There may be none.
-        let _ = on_b("tc qdisc del dev eth0 root");
-        let lose = "-m statistic --mode random --probability 0.05 -j DROP";
-        let lines = match network {
-            Network::Well => Vec::new(),
-            Network::Lossy => {
-                ["INPUT", "OUTPUT"].map(|to| format!("iptables -A {to} {lose}")).into()
-            }
-            Network::Slow => {
-                vec!["tc qdisc add dev eth0 root tbf rate 5mbit burst 16k latency 400ms".into()]
-            }
-            Network::Deaf => vec!["iptables -A OUTPUT -j DROP".into()],
-            Network::Cut => {
-                ["INPUT", "OUTPUT"].map(|to| format!("iptables -A {to} -j DROP")).into()
-            }
-        };
-        lines.iter().for_each(|line| on_b(line).unwrap());
-    }
-
-    fn draw(&self, request: &GenerateRequest) -> Generation {
-        self.client().generate(request.clone()).blocking_finish().unwrap()
-    }
-
-    /// Cuts node `b` off in the middle of a run, and mends it afterwards.
-    fn cut(&self, request: &GenerateRequest, network: Network) -> (Generation, Resumption) {
-        let client = self.client();
-        let mut run = client.generate(request.clone());
-        while !matches!(run.blocking_next_event(), Some(Event::Step { step: 5.., .. })) {}
-        let moment = Instant::now();
-        self.network(network);
-        let mut heard = Vec::new();
-        while let Some(event) = run.blocking_next_event() {
-            if let Event::Resumed(resumption) = event {
-                eprintln!("after {:?}: {resumption} ({})", moment.elapsed(), resumption.cause);
-                heard.push((resumption, moment.elapsed()));
-            }
-        }
-        let generation = run.blocking_finish().unwrap();
-        let [(resumption, after)] = heard.as_slice() else { panic!("{heard:?}") };
-        let noticed = after.saturating_sub(Duration::from_secs_f64(resumption.seconds));
-        assert!(noticed < Duration::from_secs(3), "noticed after {noticed:?}");
-        self.network(Network::Well);
-        self.whole();
-        (generation, resumption.clone())
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for agent in &mut self.agents {
-            // It may have ended already.
-            let _ = agent.kill();
-            let _ = agent.wait();
-        }
-        remove_network();
-    }
+    (run.blocking_finish().unwrap(), heard)
 }
 
 #[test]
 fn slow_and_lossy_is_alive_and_a_cut_is_a_loss_that_mends() {
-    let lab = match Lab::start() {
-        Ok(lab) => lab,
-        Err(reason) => {
-            remove_network();
-            return eprintln!("no network namespaces here: {reason}");
-        }
-    };
+    let Some(lab) = Lab::start(&["a", "b"], "ulysses_degree = 2", "") else { return };
     let (short, long) = (steps(4), steps(150));
     let expected = lab.draw(&short);
+    let before = lab.status();
     for network in [Network::Lossy, Network::Slow] {
-        lab.network(network);
-        let generation = lab.draw(&short);
-        assert!(generation.report.resumptions.is_empty(), "{network:?}: a false death");
-        assert!(relative(&generation, &expected) <= 1e-5, "{network:?}");
+        lab.network("b", network);
+        let begun = Instant::now();
+        while begun.elapsed() < BAD_FOR {
+            let generation = lab.draw(&short);
+            assert!(generation.report.resumptions.is_empty(), "{network:?}: a false death");
+            assert!(relative(&generation, &expected) <= 1e-5, "{network:?}");
+        }
+        assert_eq!(lives(&lab.status()), lives(&before), "{network:?}: a session was lost");
     }
-    lab.network(Network::Well);
+    lab.network("b", Network::Well);
     let expected = lab.draw(&long);
     for network in [Network::Cut, Network::Deaf] {
-        let (generation, resumption) = lab.cut(&long, network);
+        let (generation, heard) = disturb(&lab, &long, || lab.network("b", network));
+        let [(resumption, after)] = heard.as_slice() else { panic!("{heard:?}") };
+        let noticed = after.saturating_sub(Duration::from_secs_f64(resumption.seconds));
+        assert!(noticed < Duration::from_secs(3), "noticed after {noticed:?}");
         assert!(resumption.lost.contains('b'), "{resumption:?}");
         assert!(relative(&generation, &expected) <= 1e-5, "{network:?}");
+        lab.network("b", Network::Well);
+        lab.whole(2);
     }
+}
+
+/// Two workers lose each other, and the coordinator reaches both: a mesh without their link goes on,
+/// nobody is taken for dead, and the link is not tried again at once.
+#[test]
+fn a_cut_that_the_coordinator_cannot_see_is_planned_around() {
+    let Some(lab) = Lab::start(&["a", "b", "c"], "ulysses_degree = 3", "") else { return };
+    let long = steps(150);
+    let expected = lab.draw(&long);
+    let before = lab.status();
+    let cut = Instant::now();
+    let (generation, heard) = disturb(&lab, &long, || lab.network("b", Network::CutFrom("c")));
+    assert!(!heard.is_empty(), "the cut was not noticed");
+    assert!(relative(&generation, &expected) <= 1e-5, "{heard:?}");
+    lab.whole(2);
+    let around = |status: &ClusterStatus| {
+        let seated = seated(status);
+        let both = ["b", "c"].iter().all(|node| seated.iter().any(|seat| seat == node));
+        assert!(seated.len() == 2 && !both, "{seated:?}");
+        assert!(status.nodes.iter().all(|node| node.state == "alive"), "{status:?}");
+        assert_eq!(lives(status), lives(&before), "somebody was evicted");
+    };
+    around(&lab.status());
+    // Mended, it counts as cut for a while yet: no request pays for trying it.
+    lab.network("b", Network::Well);
+    let next = lab.draw(&steps(4));
+    assert!(next.report.resumptions.is_empty(), "{:?}", next.report.resumptions);
+    around(&lab.status());
+    if full_scale() {
+        let is_whole = || seated(&lab.status()).len() == 3;
+        while !is_whole() {
+            assert!(cut.elapsed() < CUT_FOR, "the link still counts as cut");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// The peer that gives a node its weights is killed in the middle: the node goes on with what it has
+/// from another one.
+#[test]
+fn a_donor_that_dies_in_the_middle_is_replaced_by_another() {
+    let hosts = &["a", "b", "c"];
+    let Some(mut lab) = Lab::new(hosts, "pipefusion_degree = 3", PATIENT) else { return };
+    for host in ["a", "c"] {
+        lab.agent(host, false);
+    }
+    lab.slow_towards("b", "1mbit");
+    lab.agent("b", true);
+    let cache = lab.cache("b").join("ditmesh/tensors");
+    let kept = || {
+        let folder = std::fs::read_dir(&cache);
+        let files = folder.into_iter().flatten().flatten();
+        files.map(|file| file.metadata().map_or(0, |meta| meta.len())).sum::<u64>()
+    };
+    wait_until("the first weights come", || kept() > 0);
+    let before = kept();
+    lab.kill("c");
+    lab.whole(2);
+    assert_eq!(seated(&lab.status()), ["a", "b"]);
+    let kept = kept();
+    eprintln!("{before} bytes were there when the donor died, {kept} in the end");
+    assert!(kept > before, "it was all there already");
+    let generation = lab.draw(&steps(4));
+    assert_eq!(generation.report.resumptions, []);
 }

@@ -28,5 +28,6 @@ mod cluster_traces;
 mod cluster_weights;
 mod house;
 mod intruder;
+mod network_lab;
 mod otlp_receiver;
 mod ssh_server;

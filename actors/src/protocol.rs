@@ -227,7 +227,10 @@ pub enum FormFault {
     /// Its partition or the order itself: the same again would fail again.
     Loading,
     /// Its links: a peer may have gone, which others find out later.
-    Links,
+    Links {
+        /// The member that did not answer, where it was that.
+        unanswered: Option<u32>,
+    },
 }
 
 /// How a rank ended a run.

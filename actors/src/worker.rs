@@ -18,9 +18,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ditmesh_transport::Transport;
 use ditmesh_transport::fabric::{Fabric, MeshForm, PeerAddress};
 use ditmesh_transport::ids::{Epoch, PeerId, RunId};
+use ditmesh_transport::{Transport, TransportError};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::mpsc;
 
@@ -260,7 +260,7 @@ impl State {
                 let cluster = config.cluster;
                 let mesh = mesh_form(&form, &loaded, cluster, deadline).map_err(faulty)?;
                 let transport = fabric.form(mesh).await;
-                let transport = transport.map_err(|error| (FormFault::Links, error.to_string()))?;
+                let transport = transport.map_err(|error| (unlinked(&error), error.to_string()))?;
                 let (pairs, rank) = (form.measure.clone(), form.rank);
                 let measuring =
                     measure::links(Arc::clone(&transport), epoch, rank, pairs, deadline);
@@ -484,6 +484,15 @@ fn mesh_form(
     let widest =
         Plan::widest(form.degrees, &loaded.model.spec).map_err(|error| error.to_string())?;
     member_form(form, &widest.peers(form.rank as usize), cluster, deadline)
+}
+
+/// What it means for the mesh that its links could not be had.
+fn unlinked(error: &TransportError) -> FormFault {
+    let unanswered = match error {
+        TransportError::Unanswered { peer, .. } => Some(peer.0),
+        _ => None,
+    };
+    FormFault::Links { unanswered }
 }
 
 /// The mesh as the fabric of member `form.rank` is told: its `peers` and their addresses.

@@ -146,6 +146,21 @@ pub enum TransportError {
         /// Why not.
         cause: String,
     },
+    /// A member of a mesh that is being formed does not answer, though others know it to be there.
+    #[error(
+        "peer {peer} ({name}) at {address} does not answer ({milliseconds} ms): is the way there open \
+         for UDP, in both directions?"
+    )]
+    Unanswered {
+        /// Its number in the mesh.
+        peer: PeerId,
+        /// Its name.
+        name: String,
+        /// Where it should be.
+        address: String,
+        /// For how long it was tried.
+        milliseconds: u64,
+    },
     /// The mesh has no link between these two.
     #[error("peer {local} has no link to peer {peer} in this mesh")]
     NoLink {

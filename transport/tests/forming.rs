@@ -1,14 +1,16 @@
 //! Forming meshes, and who is refused.
 
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
-    ClusterCa, Epoch, Fabric, InProcessHub, PeerId, QuicFabric, Role, Transport, TransportError,
+    ClusterCa, Epoch, Fabric, FabricAddress, InProcessHub, LaneAddresses, PeerId, QuicFabric, Role,
+    Transport, TransportError,
 };
 
 use crate::support::{
-    CLUSTER, EPOCH, addresses, block_on, form_all, form_of, identity, in_process_fabrics,
+    CLUSTER, EPOCH, addresses, block_on, form_all, form_of, identity, in_process_fabrics, loopback,
     quic_config, quic_fabrics,
 };
 
@@ -83,6 +85,34 @@ fn whoever_is_missing_is_named_at_the_deadline() {
         // The attempt may be repeated.
         assert!(form_all(&fabrics, EPOCH).iter().all(Result::is_ok));
     }
+}
+
+/// A peer that is not there at all is given up long before the deadline, and named; one that is there
+/// and has not joined yet is waited for.
+#[test]
+fn a_peer_that_does_not_answer_is_named_early() {
+    let mut config = quic_config(identity(Role::Node, "n0"));
+    config.idle_timeout = Duration::from_millis(100);
+    config.keep_alive = Duration::from_millis(20);
+    let caller = QuicFabric::bind(&config).unwrap();
+    let silent = UdpSocket::bind(loopback()).unwrap();
+    let nowhere = silent.local_addr().unwrap();
+    let bulk = LaneAddresses::new(&[nowhere]).unwrap();
+    let places = [caller.address(), FabricAddress::Quic { control: nowhere, bulk }];
+    let form = form_of(&places, 0, EPOCH);
+    let deadline = form.deadline;
+    let error = error_of(block_on(caller.form(form)));
+    let TransportError::Unanswered { peer: PeerId(1), name, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(name == "n1" && error.to_string().contains("UDP"), "{error}");
+    assert!(Instant::now() + Duration::from_secs(5) < deadline, "only at the deadline");
+    let there = quic_fabrics(2);
+    let places = [caller.address(), there[1].address()];
+    let mut form = form_of(&places, 0, EPOCH);
+    form.deadline = Instant::now() + config.idle_timeout * 8;
+    let error = error_of(block_on(caller.form(form)));
+    assert!(matches!(error, TransportError::Connect { .. }), "{error}");
 }
 
 #[test]

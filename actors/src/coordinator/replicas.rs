@@ -335,6 +335,8 @@ impl State {
         epoch: u64,
         cause: &MeshLoss,
     ) {
+        let of_replica = |replica: &Replica| cause.about_links(&replica.devices);
+        let about_links = self.replicas.get(&epoch).and_then(of_replica);
         self.forget_replica(epoch, &cause.to_string());
         let going_on = match cause.retry() {
             Retry::Never => Vec::new(),
@@ -343,7 +345,7 @@ impl State {
         let (replica, error) = (epoch, cause.to_error());
         self.dispatch(myself, DispatcherEvent::ReplicaLost { replica, going_on, error }).await;
         self.runs.retain(|_, run| run.replica != epoch);
-        if let Some(event) = cause.about_links() {
+        if let Some(event) = about_links {
             self.member(myself, event).await;
         }
         let (retry, unfit) = (cause.retry(), cause.unfit());

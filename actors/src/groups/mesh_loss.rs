@@ -51,7 +51,7 @@ impl MeshLoss {
     pub(crate) fn retry(&self) -> Retry {
         match self {
             Self::Device { .. } | Self::Link { .. } | Self::Stuck { .. } => Retry::WhenReady,
-            Self::FormFailed { fault: FormFault::Links, .. } | Self::Controller { .. } => {
+            Self::FormFailed { fault: FormFault::Links { .. }, .. } | Self::Controller { .. } => {
                 Retry::AFewTimes
             }
             _ => Retry::Never,
@@ -80,14 +80,19 @@ impl MeshLoss {
         }
     }
 
-    /// What membership should know of it.
-    pub(crate) fn about_links(&self) -> Option<MembershipEvent> {
+    /// What membership should know of it; `devices` of the mesh by rank.
+    pub(crate) fn about_links(&self, devices: &[DeviceId]) -> Option<MembershipEvent> {
         match self {
             Self::Link { device, to: Some(to), .. } => {
                 Some(MembershipEvent::LinkLost { by: device.clone(), to: to.clone() })
             }
-            Self::FormFailed { device, fault: FormFault::Links, .. } => {
-                Some(MembershipEvent::Unlinked { by: device.clone() })
+            Self::FormFailed { device: by, fault: FormFault::Links { unanswered }, .. } => {
+                let to = unanswered.and_then(|rank| devices.get(rank as usize)).cloned();
+                let by = by.clone();
+                Some(match to {
+                    Some(to) => MembershipEvent::LinkLost { by, to },
+                    None => MembershipEvent::Unlinked { by },
+                })
             }
             _ => None,
         }

@@ -251,7 +251,7 @@ async fn news_of_an_older_epoch_is_dropped() {
         0,
         ToCoordinator::FormFailed {
             epoch: EPOCH - 1,
-            fault: FormFault::Links,
+            fault: FormFault::Links { unanswered: None },
             cause: "late".into(),
         },
     );

@@ -1,10 +1,10 @@
 //! Dialing one lane to one peer.
 //!
-//! Owns the dialing side of the greeting. Invariant: nothing is said before the peer's certificate
-//! shows the expected name.
+//! Owns the dialing side of the greeting, and how long a peer may not answer at all. Invariant: nothing
+//! is said before the peer's certificate shows the expected name.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout_at;
 
@@ -14,6 +14,29 @@ use crate::endpoint::{Dialer, close_code, connect_error};
 use crate::error::TransportError;
 use crate::frame::hello::{Answer, Hello};
 use crate::identity::verified_identity;
+
+/// The same to a member of a mesh, whose process is there: it may take until the deadline to join, but
+/// it answers within `patience`, or the way to it is cut.
+pub(super) async fn dial_member(
+    dialer: Dialer,
+    address: SocketAddr,
+    name: String,
+    hello: Hello,
+    (patience, deadline): (Duration, Instant),
+) -> Result<LaneStream, TransportError> {
+    let who = format!("peer {} ({name})", hello.to);
+    let patient_until = Instant::now() + patience;
+    let connection = match dialer.dial(&who, address, deadline.min(patient_until)).await {
+        Err(TransportError::Connect { address, .. })
+            if Instant::now() >= patient_until && patient_until < deadline =>
+        {
+            let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            return Err(TransportError::Unanswered { peer: hello.to, name, address, milliseconds });
+        }
+        dialled => dialled?,
+    };
+    join(connection, address, &name, &hello, deadline).await
+}
 
 /// Runs on the thread of the lane's endpoint.
 pub(super) async fn dial(
@@ -25,18 +48,29 @@ pub(super) async fn dial(
 ) -> Result<LaneStream, TransportError> {
     let who = format!("peer {} ({name})", hello.to);
     let connection = dialer.dial(&who, address, deadline).await?;
+    join(connection, address, &name, &hello, deadline).await
+}
+
+/// Makes sure of who is there and says hello.
+async fn join(
+    connection: quinn::Connection,
+    address: SocketAddr,
+    name: &str,
+    hello: &Hello,
+    deadline: Instant,
+) -> Result<LaneStream, TransportError> {
     let found = verified_identity(&connection).map_err(TransportError::malformed)?;
-    if !is_member(&found, &name) {
+    if !is_member(&found, name) {
         connection.close(close_code::REFUSED, b"not the expected peer");
         return Err(TransportError::WrongIdentity {
-            expected: member(&name),
+            expected: member(name),
             found: found.to_string(),
         });
     }
-    let greeted = timeout_at(deadline.into(), greet(connection, &hello, address)).await;
+    let greeted = timeout_at(deadline.into(), greet(connection, hello, address)).await;
     greeted.unwrap_or_else(|_| {
         Err(TransportError::Connect {
-            peer: who,
+            peer: format!("peer {} ({name})", hello.to),
             address: address.to_string(),
             cause: format!("it did not join epoch {} before the deadline", hello.epoch),
         })

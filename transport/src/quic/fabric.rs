@@ -31,6 +31,9 @@ use crate::link::{Caps, Link, Transport};
 use crate::mesh::Mesh;
 use crate::region::RegionPool;
 
+/// How many idle timeouts a bulk port may be silent: its thread may be busy.
+const BULK_SILENCES: u32 = 4;
+
 /// Packets of the control connection: small, and must pass everywhere.
 const CONTROL_MTU_BYTES: u16 = 1452;
 
@@ -82,8 +85,9 @@ impl QuicFabric {
             lanes = lanes.on(ip);
         }
         let address = FabricAddress::Quic { control: at, bulk: lanes };
+        let patience = config.idle_timeout * BULK_SILENCES;
         Ok(Arc::new(Self {
-            former: Former { admission, control, bulk },
+            former: Former { admission, control, bulk, patience },
             address,
             cluster,
             pool: RegionPool::new(config.pool_bytes_max),
@@ -344,13 +348,13 @@ fn control_settings(config: &QuicConfig) -> EndpointSettings {
     }
 }
 
-/// Silence on the control connection decides; the bulk thread may be busy for longer.
+/// Silence on the control connection decides.
 fn bulk_settings(config: &QuicConfig, bind: SocketAddr) -> EndpointSettings {
     EndpointSettings {
         name: "ditmesh-bulk",
         bind,
         mtu_bytes: config.mtu_bytes,
-        idle_timeout: config.idle_timeout * 4,
+        idle_timeout: config.idle_timeout * BULK_SILENCES,
         keep_alive: config.keep_alive * 2,
         receive_window_bytes: config.receive_window_bytes,
         socket_buffer_bytes: config.socket_buffer_bytes,

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout_at;
 
 use super::admission::{Admission, Knock};
-use super::dial::dial;
+use super::dial::dial_member;
 use super::greeting::LaneStream;
 use super::link::QuicLink;
 use crate::endpoint::{QuicEndpoint, close_code};
@@ -28,6 +29,8 @@ pub(super) struct Former {
     pub(super) control: Arc<QuicEndpoint>,
     /// One per lane.
     pub(super) bulk: Vec<Arc<QuicEndpoint>>,
+    /// How long a peer may leave a dial unanswered.
+    pub(super) patience: Duration,
 }
 
 pub(super) type Links = BTreeMap<PeerId, Arc<QuicLink>>;
@@ -76,7 +79,8 @@ impl Former {
             for (lane, endpoint, address) in std::iter::once(control).chain(bulk) {
                 let hello = self.admission.speaker().hello(form.epoch, form.local, peer.id, lane);
                 let (dialer, name, id) = (endpoint.dialer(), peer.name.clone(), peer.id);
-                let lane_dial = dial(dialer, address, name, hello, form.deadline);
+                let until = (self.patience, form.deadline);
+                let lane_dial = dial_member(dialer, address, name, hello, until);
                 let task = endpoint.spawn(lane_dial);
                 dialling.aborts.push(task.abort_handle());
                 dialling.tasks.spawn(async move {
