@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use ditmesh::{ClusterStatus, Event, FloatTensor, GenerateRequest, Generation, Output, OutputKind};
+use ditmesh_actors::launcher::record::{Role, RunFolder};
 use ditmesh_actors::request::Resumption;
 
 use crate::cluster_harness::{Cluster, Settings, is_alive, short_request, signal, wait_until};
@@ -227,4 +228,38 @@ fn a_killed_coordinator_goes_on_with_what_it_had_begun() {
     assert!(generation.report.epoch > before.mesh.as_ref().unwrap().epoch);
     assert!(relative(&second.blocking_finish().unwrap(), &expected) <= 1e-5);
     assert_eq!(client.blocking_status().unwrap().running, 0);
+}
+
+/// Its disk is lost with it: the other node's agent holds a copy, and the next coordinator, which has
+/// never heard of the request, goes on from there.
+#[test]
+fn a_coordinator_that_lost_its_disk_gets_the_checkpoint_back() {
+    let cluster = exact();
+    let expected = undisturbed(&cluster);
+    let before = cluster.status();
+    let client = cluster.client();
+    let mut run = client.generate(request());
+    while !matches!(run.blocking_next_event(), Some(Event::Step { step: 20.., .. })) {}
+    let folder = RunFolder::of(&cluster.manifest);
+    let launcher = folder.records().into_iter().find(|record| record.role == Role::Launcher);
+    let (launcher, agent) = (launcher.unwrap().pid, before.nodes[0].process);
+    // Or it would have started the next one before the disk is gone.
+    signal(launcher, "STOP");
+    signal(agent, "KILL");
+    wait_until("the agent has ended", || !is_alive(agent));
+    std::fs::remove_dir_all(folder.path().join("coordinator")).unwrap();
+    signal(launcher, "CONT");
+    let mut heard = Vec::new();
+    while let Some(event) = run.blocking_next_event() {
+        if let Event::Resumed(resumption) = event {
+            eprintln!("{resumption} ({})", resumption.cause);
+            heard.push(resumption);
+        }
+    }
+    let generation = run.blocking_finish().unwrap();
+    let [resumption] = heard.as_slice() else { panic!("{heard:?}") };
+    names(resumption, &["the coordinator"], "node b held a copy");
+    assert!(resumption.resumed_at_step >= 10, "{resumption:?}");
+    let error = relative(&generation, &expected);
+    assert!(error <= 1e-5, "{error:e}");
 }

@@ -8,6 +8,7 @@
 //! (`standalone`) goes by a signal in the same way.
 
 pub(crate) mod bootstrap;
+pub(crate) mod copies;
 pub(crate) mod credentials;
 pub(crate) mod data_plane;
 pub mod health;

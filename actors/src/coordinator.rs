@@ -12,8 +12,10 @@
 mod admission;
 mod advance;
 mod clients;
+mod copies;
 mod formation;
 mod handle;
+mod holders;
 mod joining;
 mod leaving;
 mod links;
@@ -113,6 +115,8 @@ pub(crate) enum CoordinatorMsg {
     ControllerDone(u64, Result<(), ControllerFault>),
     /// Describe everything.
     Status(oneshot::Sender<ClusterStatus>),
+    /// A request's checkpoint is complete and no copy of it has been made.
+    Checkpointed(RequestKey),
     /// Time passed.
     Tick,
 }
@@ -257,6 +261,7 @@ impl Actor for Coordinator {
             }
             CoordinatorMsg::SubmitKeyed(key, id, request, sink) => {
                 state.remember(id, key, &request);
+                state.recall(&myself, id).await;
                 state.submit(&myself, id, *request, sink).await;
             }
             CoordinatorMsg::Cancel(request) => {
@@ -278,6 +283,7 @@ impl Actor for Coordinator {
                 // Whoever asked may have gone.
                 let _ = reply.send(state.snapshot());
             }
+            CoordinatorMsg::Checkpointed(key) => state.checkpointed(&myself, key).await,
             CoordinatorMsg::Tick => {
                 state.member(&myself, MembershipEvent::Tick).await;
                 state.stop_awaiting(&myself).await;
@@ -285,8 +291,10 @@ impl Actor for Coordinator {
                 state.joins.tick();
                 state.dispatch(&myself, DispatcherEvent::Tick).await;
                 state.memory.give_up_orphans();
+                state.tend_copies(&myself).await;
             }
         }
+        state.drop_copies(&myself).await;
         Ok(())
     }
 

@@ -8,14 +8,15 @@
 //! when that one waits for another mesh; a replica has at most [`Room::runs_max`] runs at a time,
 //! and a second one only where both fit its memory; requests become one run only when they follow
 //! each other in the queue, so nobody waits for company; a request that goes on after its
-//! replica was lost waits where it would be had it never run; every request ends by exactly one last
+//! replica was lost waits where it would be had it never run; a request that is withheld is not started
+//! until it is released, nor is anybody behind it; every request ends by exactly one last
 //! `Start` (then its run's own result), `Fail` or, when it never came in, `Fail` at once.
 
 mod need;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use need::{MeshNeed, Need, OpenMeshes, Room};
@@ -45,6 +46,19 @@ pub enum DispatcherEvent {
         request: RequestId,
         /// What it needs.
         need: Need,
+    },
+    /// A request, submitted or about to be, is not to be started yet: what it goes on from is on its
+    /// way.
+    Withheld {
+        /// Which.
+        request: RequestId,
+    },
+    /// A request that was withheld can be started.
+    Released {
+        /// Which.
+        request: RequestId,
+        /// What it needs, if that is something else by now.
+        need: Option<Need>,
     },
     /// The caller does not want it any more.
     Cancelled {
@@ -198,6 +212,7 @@ impl Replica {
 pub struct Dispatcher {
     wait_max: Duration,
     queue: VecDeque<Waiting>,
+    withheld: BTreeSet<RequestId>,
     replicas: BTreeMap<ReplicaId, Replica>,
     last_run: RunNumber,
     open: OpenMeshes,
@@ -214,6 +229,7 @@ impl Dispatcher {
         Self {
             wait_max,
             queue: VecDeque::new(),
+            withheld: BTreeSet::new(),
             replicas: BTreeMap::new(),
             last_run: 0,
             open: OpenMeshes::default(),
@@ -227,6 +243,18 @@ impl Dispatcher {
     pub fn handle(&mut self, now: Now, event: DispatcherEvent) -> Vec<DispatcherCommand> {
         let mut commands = match event {
             DispatcherEvent::Submitted { request, need } => self.submit(now, request, need),
+            DispatcherEvent::Withheld { request } => {
+                self.withheld.insert(request);
+                Vec::new()
+            }
+            DispatcherEvent::Released { request, need } => {
+                self.withheld.remove(&request);
+                let waiting = self.queue.iter_mut().find(|waiting| waiting.request == request);
+                if let (Some(waiting), Some(need)) = (waiting, need) {
+                    waiting.need = need;
+                }
+                Vec::new()
+            }
             DispatcherEvent::Cancelled { request } => self.cancel(request),
             DispatcherEvent::ReplicaReady { replica, degrees, room } => {
                 self.asked = None;
@@ -301,6 +329,9 @@ impl Dispatcher {
         let queue = self.queue.iter().map(|waiting| {
             let why = match before.replace(waiting.request) {
                 Some(before) => format!("request {before}"),
+                None if self.withheld.contains(&waiting.request) => {
+                    "the copy of its checkpoint".into()
+                }
                 None if !running.is_empty() => format!("request {}", running.join(", ")),
                 None => format!("a mesh for {}: {}", waiting.need.mesh, self.absent),
             };
@@ -331,6 +362,7 @@ impl Dispatcher {
 
     fn submit(&mut self, now: Now, request: RequestId, need: Need) -> Vec<DispatcherCommand> {
         if self.queue.len() >= QUEUE_REQUESTS_MAX {
+            self.withheld.remove(&request);
             let error = GenerateError::Failed(format!(
                 "{QUEUE_REQUESTS_MAX} requests are waiting already; try again later"
             ));
@@ -341,6 +373,7 @@ impl Dispatcher {
     }
 
     fn cancel(&mut self, request: RequestId) -> Vec<DispatcherCommand> {
+        self.withheld.remove(&request);
         if let Some(position) = self.queue.iter().position(|waiting| waiting.request == request) {
             self.queue.remove(position);
             return vec![DispatcherCommand::Fail { request, error: GenerateError::Cancelled }];
@@ -419,6 +452,7 @@ impl Dispatcher {
             let fails = doomed(waiting);
             if fails {
                 let (request, error) = (waiting.request, error.clone());
+                self.withheld.remove(&request);
                 commands.push(DispatcherCommand::Fail { request, error });
             }
             !fails
@@ -466,8 +500,11 @@ impl Dispatcher {
     /// Where the first request can start now, on the replica with the fewest runs, and how many go
     /// with it: its equals behind it, dealt evenly to the replicas that are idle.
     fn place(&self) -> Option<(ReplicaId, usize)> {
-        let first = &self.queue.front()?.need;
-        let equal = |waiting: &&Waiting| waiting.need == *first && first.shape.is_some();
+        let may_start = |waiting: &&Waiting| !self.withheld.contains(&waiting.request);
+        let first = &self.queue.front().filter(may_start)?.need;
+        let equal = |waiting: &&Waiting| {
+            waiting.need == *first && first.shape.is_some() && may_start(waiting)
+        };
         let alike = self.queue.iter().take_while(equal).count().max(1);
         let idle = self
             .replicas

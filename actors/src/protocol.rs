@@ -8,8 +8,12 @@
 //! each other in the handshake instead of misreading one another.
 #![expect(missing_docs, reason = "rkyv's derive makes undocumented resolvers of enums")]
 
+pub mod copies;
 pub(crate) mod join;
+mod links;
 
+use copies::{CopyPart, HeldCopy};
+pub use links::{LinkCarrier, LinkMeasured};
 use rkyv::rancor;
 
 use crate::request::{
@@ -25,7 +29,9 @@ pub const PROTOCOL_MAX: u32 = 1;
 /// Digest of the message definitions.
 pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol.rs"),
+    include_str!("protocol/copies.rs"),
     include_str!("protocol/join.rs"),
+    include_str!("protocol/links.rs"),
     include_str!("request.rs"),
     include_str!("request/op_time.rs"),
     include_str!("request/resumption.rs"),
@@ -103,40 +109,6 @@ pub struct Hello {
     pub epoch: u64,
 }
 
-/// What carries the frames of one link of a rank.
-#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct LinkCarrier {
-    /// The member at the other end.
-    pub peer: u32,
-    /// `quic`, `ucx-shm`, `ucx-net`, `in-process`.
-    pub transport: String,
-    /// Why that one.
-    pub why: String,
-    /// What it sustains, where the order said to measure it and that could be done.
-    pub measured: Option<LinkMeasured>,
-}
-
-/// What a link was seen to sustain.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    serde::Serialize,
-    serde::Deserialize,
-    rkyv::Archive,
-    rkyv::Serialize,
-    rkyv::Deserialize,
-)]
-#[rkyv(attr(allow(missing_docs)))]
-pub struct LinkMeasured {
-    /// Of a small message to and fro, microseconds.
-    pub round_trip_us: u32,
-    /// Payload in one direction, bytes per second.
-    pub bytes_per_s: u64,
-}
-
 /// To the coordinator.
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum ToCoordinator {
@@ -212,6 +184,19 @@ pub enum ToCoordinator {
         /// What it did, or why it failed.
         outcome: RankOutcome,
     },
+    /// What an agent still holds of checkpoints, at the beginning of a session.
+    CopiesHeld(Vec<HeldCopy>),
+    /// Of the copy of `key`'s checkpoint after `step` an agent has so many bytes.
+    CopyTaken {
+        /// Whose.
+        key: RequestKey,
+        /// After which step.
+        step: u32,
+        /// Bytes from its beginning.
+        bytes: u64,
+    },
+    /// The part that [`FromCoordinator::SendCopy`] asked for; empty when the copy is not there.
+    CopyPart(Box<CopyPart>),
     /// A client's request.
     Client {
         /// Chosen by the client; replies carry it.
@@ -267,6 +252,22 @@ pub enum FromCoordinator {
         device: DeviceId,
         /// Which life.
         incarnation: u64,
+    },
+    /// To an agent: hold this part of a copy; once whole, it replaces the one of an earlier step.
+    HoldCopy(Box<CopyPart>),
+    /// To an agent: send the part of a copy that begins here.
+    SendCopy {
+        /// Whose.
+        key: RequestKey,
+        /// After which step.
+        step: u32,
+        /// Bytes before the part.
+        offset: u64,
+    },
+    /// To an agent: the request has ended, and nobody needs its copy.
+    DropCopy {
+        /// Which.
+        key: RequestKey,
     },
     /// The handshake is refused; the channel closes.
     Refused {

@@ -1,6 +1,7 @@
 //! The actor of one host: keeps its workers alive and the coordinator informed.
 //!
-//! Owns the workers' restart budgets and their incarnations. How a worker is started is its
+//! Owns the workers' restart budgets and their incarnations, and the copies of checkpoints that it holds
+//! for the coordinator. How a worker is started is its
 //! home's. Never touches a device or weights.
 //!
 //! Invariant: it ends only after all its workers have.
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 
+use super::copies::HeldCopies;
 use super::restarts::Restarts;
 use super::worker_home::WorkerHome;
 use crate::membership::Incarnation;
@@ -83,6 +85,7 @@ pub(crate) struct State {
     home: WorkerHome,
     uplink: ActorRef<UplinkMsg>,
     slots: Vec<Slot>,
+    copies: HeldCopies,
     /// Workers are started at the first welcome: one that joined before its agent would be taken
     /// for a worker of the agent's life before, and lost with it.
     begun: bool,
@@ -134,8 +137,8 @@ impl Actor for NodeAgent {
         let slots = std::iter::repeat_with(slot).take(args.devices).collect();
         let (ended, ending, begun) = (Some(args.ended), None, false);
         let NodeAgentArgs { node, home, joined, .. } = args;
-        let leaving = false;
-        Ok(State { node, home, uplink, slots, begun, joined, leaving, ended, ending })
+        let (leaving, copies) = (false, HeldCopies::default());
+        Ok(State { node, home, uplink, slots, copies, begun, joined, leaving, ended, ending })
     }
 
     async fn handle(
@@ -160,6 +163,10 @@ impl Actor for NodeAgent {
             }
             NodeAgentMsg::Uplink(UplinkEvent::Up) => {
                 state.joined.send_replace(true);
+                let held = state.copies.held();
+                if !held.is_empty() {
+                    state.say(ToCoordinator::CopiesHeld(held));
+                }
                 if !std::mem::replace(&mut state.begun, true) {
                     for index in 0..state.slots.len() {
                         state.start_worker(&myself, index).await;
@@ -169,12 +176,13 @@ impl Actor for NodeAgent {
             NodeAgentMsg::Leave { drain } => state.leave(&myself, drain),
             NodeAgentMsg::Uplink(UplinkEvent::Down(_)) => {
                 state.joined.send_replace(false);
+                state.copies.stop_coming();
                 if state.leaving {
                     // There is nobody to wait for.
                     state.end(&myself, AgentEnd::Told);
                 }
             }
-            NodeAgentMsg::Uplink(_) => {}
+            NodeAgentMsg::Uplink(UplinkEvent::Heard(order)) => state.about_copies(order),
         }
         Ok(())
     }
@@ -204,6 +212,28 @@ impl Actor for NodeAgent {
 }
 
 impl State {
+    /// What the coordinator wants held, sent back or dropped; other orders are not for agents.
+    fn about_copies(&mut self, order: FromCoordinator) {
+        match order {
+            FromCoordinator::HoldCopy(part) => {
+                let (key, step) = (part.key, part.step);
+                let bytes = self.copies.take(*part);
+                self.say(ToCoordinator::CopyTaken { key, step, bytes });
+            }
+            FromCoordinator::SendCopy { key, step, offset } => {
+                let part = self.copies.part(key, step, offset);
+                self.say(ToCoordinator::CopyPart(Box::new(part)));
+            }
+            FromCoordinator::DropCopy { key } => self.copies.drop_copy(&key),
+            _ => {}
+        }
+    }
+
+    fn say(&self, message: ToCoordinator) {
+        // An uplink that has ended has told this agent.
+        let _ = self.uplink.cast(UplinkMsg::Say(message));
+    }
+
     /// Asks the coordinator to let this node go; ends without its word when that takes too long.
     fn leave(&mut self, myself: &ActorRef<NodeAgentMsg>, drain: Duration) {
         if self.leaving {
@@ -215,8 +245,7 @@ impl State {
         }
         tracing::info!(?drain, "leaving the cluster");
         let drain_ms = drain.as_millis().try_into().unwrap_or(u32::MAX);
-        // An uplink that has ended has told this agent.
-        let _ = self.uplink.cast(UplinkMsg::Say(ToCoordinator::Leave { drain_ms }));
+        self.say(ToCoordinator::Leave { drain_ms });
         myself.send_after(drain + RELEASE_MARGIN, || NodeAgentMsg::Stop);
     }
 
@@ -281,9 +310,7 @@ impl State {
         tracing::warn!(%device, %status, "worker ended");
         let pause = slot.restarts.died(slot.started.elapsed());
         let (reported, incarnation) = (device.clone(), incarnation.0);
-        let exited = ToCoordinator::WorkerExited { device: reported, incarnation, status };
-        // An uplink that has ended has told this agent.
-        let _ = self.uplink.cast(UplinkMsg::Say(exited));
+        self.say(ToCoordinator::WorkerExited { device: reported, incarnation, status });
         match pause {
             Some(pause) => {
                 myself.send_after(pause, move || NodeAgentMsg::StartWorker { index });

@@ -221,6 +221,12 @@ impl State {
             (ToCoordinator::LinksObserved { epoch, links }, Member::Worker(device)) => {
                 self.observe_links(&device, epoch, &links);
             }
+            (
+                message @ (ToCoordinator::CopiesHeld(_)
+                | ToCoordinator::CopyTaken { .. }
+                | ToCoordinator::CopyPart(_)),
+                Member::Agent(node),
+            ) => self.about_copies(myself, &node, message).await,
             (message, Member::Worker(device)) => self.worker_says(device, message),
             (message, member) => tracing::warn!(%member, ?message, "unexpected message"),
         }
@@ -293,6 +299,7 @@ impl State {
                 MembershipCommand::NodeLost(node, cause) => {
                     tracing::warn!(node, %cause, "node lost");
                     self.node_gone(&node);
+                    self.holder_gone(myself, &node).await;
                 }
                 MembershipCommand::DeviceLeaving(device) => {
                     self.device_leaving(myself, device).await;

@@ -1,7 +1,8 @@
 //! What the coordinator takes from one life to the next.
 //!
-//! Owns the journal, the requests of an earlier life until their clients claim them, and what those
-//! had reached. Without a journal it remembers nothing.
+//! Owns the journal, the requests of an earlier life until their clients claim them, what those had
+//! reached, and which copies of it agents hold ([`super::copies`]). Without a journal it remembers
+//! nothing.
 //!
 //! Invariant: a request of an earlier life runs whether its client is back or not, but one that
 //! nobody claims within [`ORPHAN_MAX`] is cancelled.
@@ -14,14 +15,16 @@ use std::time::{Duration, Instant};
 
 use ractor::ActorRef;
 
+use super::copies::{Copies, CopiesCommand};
 use super::recovery::Journey;
 use super::{CoordinatorMsg, State};
-use crate::checkpoint::CheckpointStore;
+use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::dispatcher::RequestId;
 use crate::generation::{self, GenerationHandle, UpdateSink};
 use crate::journal::Entry;
 use crate::journal::keeper::{Journal, Opened};
-use crate::membership::{Incarnation, Member};
+use crate::membership::{Incarnation, Member, Now};
+use crate::protocol::copies::HeldCopy;
 use crate::protocol::{DeviceId, RequestKey};
 use crate::request::GenerateRequest;
 
@@ -38,6 +41,9 @@ struct Orphan {
 /// Requests that are to be submitted once the model is known.
 type Early = Vec<(RequestId, GenerateRequest, UpdateSink)>;
 
+/// Checkpoints that nobody has handed on yet.
+type Fresh = Arc<Mutex<BTreeMap<RequestKey, Arc<Checkpoint>>>>;
+
 /// The memory.
 #[derive(Default)]
 pub(super) struct Memory {
@@ -45,8 +51,12 @@ pub(super) struct Memory {
     orphans: BTreeMap<RequestKey, Orphan>,
     /// Requests of an earlier life that are not submitted yet.
     journeys: BTreeMap<RequestId, Journey>,
-    /// Requests that the journal names.
+    /// Requests of clients that can ask again: the journal names them, if there is one.
     named: BTreeMap<RequestId, RequestKey>,
+    pub(super) copies: Copies,
+    fresh: Fresh,
+    /// Requests that have ended and may have copies.
+    ended: Vec<RequestKey>,
     /// Epochs that an earlier life may have used.
     pub(super) epochs: u64,
     /// Members as an earlier life knew them.
@@ -76,7 +86,8 @@ impl Memory {
         let mut early = Vec::new();
         for (id, pending) in remembered.requests {
             next_request.fetch_max(id + 1, Ordering::Relaxed);
-            let journey = Journey::after_restart(checkpoints.remove(&id));
+            let cause = "it was restarted and read its journal";
+            let journey = Journey::after_restart(checkpoints.remove(&id), cause);
             tracing::info!(
                 request = id,
                 steps = journey.steps(),
@@ -119,25 +130,86 @@ impl Memory {
         self.journeys.remove(&id).unwrap_or_default()
     }
 
+    /// That of a request that is not submitted yet.
+    pub(super) fn early_journey(&self, id: RequestId) -> Option<&Journey> {
+        self.journeys.get(&id)
+    }
+
+    /// As [`Self::early_journey`], to change it.
+    pub(super) fn early_journey_mut(&mut self, id: RequestId) -> &mut Journey {
+        self.journeys.entry(id).or_default()
+    }
+
+    /// Requests that have a key.
+    pub(super) fn requests(&self) -> Vec<RequestId> {
+        self.named.keys().copied().collect()
+    }
+
+    pub(super) fn key_of(&self, id: RequestId) -> Option<RequestKey> {
+        self.named.get(&id).copied()
+    }
+
+    pub(super) fn request_of(&self, key: &RequestKey) -> Option<RequestId> {
+        self.named.iter().find(|(_, named)| *named == key).map(|(id, _)| *id)
+    }
+
     /// A request has its result.
     pub(super) fn forget(&mut self, id: RequestId) {
-        if let (Some(_), Some(journal)) = (self.named.remove(&id), &self.journal) {
+        self.journeys.remove(&id);
+        let Some(key) = self.named.remove(&id) else { return };
+        // A client that asked again before its first request was given up needs the copies still.
+        if self.request_of(&key).is_none() {
+            self.ended.push(key);
+        }
+        if let Some(journal) = &self.journal {
             journal.note(Entry::Ended { request: id });
         }
     }
 
+    /// What to tell the holders of requests that have ended.
+    pub(super) fn drop_ended(&mut self) -> Vec<CopiesCommand> {
+        let ended = std::mem::take(&mut self.ended);
+        ended.iter().flat_map(|key| self.copies.ended(key)).collect()
+    }
+
+    /// The agent of a node is back, with these copies.
+    pub(super) fn copies_returned(&mut self, now: Now, node: &str, held: &[HeldCopy]) {
+        let named = &self.named;
+        let is_open = |key: &RequestKey| named.values().any(|known| known == key);
+        self.copies.returned(now, node, held, is_open);
+    }
+
+    /// The newest checkpoint of a request that nobody has handed on.
+    pub(super) fn fresh(&self, key: &RequestKey) -> Option<Arc<Checkpoint>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
+    }
+
     /// Where the checkpoints of a run go.
-    pub(super) fn store_for(&self, requests: &[RequestId]) -> CheckpointStore {
-        let Some(journal) = self.journal.clone() else { return CheckpointStore::default() };
-        let requests = requests.to_vec();
+    pub(super) fn store_for(
+        &self,
+        requests: &[RequestId],
+        myself: &ActorRef<CoordinatorMsg>,
+    ) -> CheckpointStore {
+        let keys: Vec<_> = requests.iter().map(|&id| (id, self.key_of(id))).collect();
+        if keys.iter().all(|(_, key)| key.is_none()) {
+            return CheckpointStore::default();
+        }
+        let (journal, fresh, myself) = (self.journal.clone(), self.fresh.clone(), myself.clone());
         CheckpointStore::that_tells(Box::new(move |checkpoint| {
-            for (index, &request) in requests.iter().enumerate() {
+            for (index, &(request, key)) in keys.iter().enumerate() {
                 let own = match checkpoint.images {
                     1 => Some(checkpoint.clone()),
                     _ => checkpoint.of_image(index).map(Arc::new),
                 };
-                if let Some(own) = own {
-                    journal.keep(request, own);
+                let Some(own) = own else { continue };
+                if let Some(journal) = &journal {
+                    journal.keep(request, own.clone());
+                }
+                let Some(key) = key else { continue };
+                let waiting = &mut *fresh.lock().unwrap_or_else(PoisonError::into_inner);
+                if waiting.insert(key, own).is_none() {
+                    // A coordinator that has ended hands nothing on.
+                    let _ = myself.cast(CoordinatorMsg::Checkpointed(key));
                 }
             }
         }))
@@ -173,8 +245,8 @@ fn known(((node, device), incarnation): ((String, Option<u32>), u64)) -> (Member
 impl State {
     /// Remembers a request until it ends.
     pub(super) fn remember(&mut self, id: RequestId, key: RequestKey, request: &GenerateRequest) {
+        self.memory.named.insert(id, key);
         if let Some(journal) = &self.memory.journal {
-            self.memory.named.insert(id, key);
             let asked = Box::new(request.clone());
             journal.note(Entry::Accepted { request: id, key, asked });
         }

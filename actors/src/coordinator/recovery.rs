@@ -48,13 +48,27 @@ impl Journey {
     }
 
     /// Of a request that outlived its coordinator.
-    pub(super) fn after_restart(checkpoint: Option<Checkpoint>) -> Self {
+    pub(super) fn after_restart(checkpoint: Option<Checkpoint>, cause: &str) -> Self {
         let mut journey = Self::default();
         journey.keep(checkpoint);
-        let cause = "it was restarted and read its journal";
         journey.lose("the coordinator", cause, journey.steps() + 1);
         journey.fruitless = 0;
         journey
+    }
+
+    /// Of a request whose checkpoint came back from the node that held a copy: the coordinator knew an
+    /// `earlier` one, or none.
+    pub(super) fn recalled(earlier: Self, checkpoint: Checkpoint, node: &str) -> Self {
+        let held = format!("node {node} held a copy of the checkpoint");
+        let (cause, moment) = match &earlier.loss {
+            Some(loss) => (format!("{}; {held}", loss.cause), Some(loss.moment)),
+            None => (held, None),
+        };
+        let mut journey = Self::after_restart(Some(checkpoint), &cause);
+        if let (Some(moment), Some(loss)) = (moment, &mut journey.loss) {
+            loss.moment = moment;
+        }
+        Self { since: earlier.since, resumptions: earlier.resumptions, ..journey }
     }
 
     /// Whether it was lost and nothing runs again yet.
@@ -130,7 +144,7 @@ impl State {
     }
 
     /// What a request that was lost needs to go on.
-    fn need_of(&self, id: RequestId) -> Option<Need> {
+    pub(super) fn need_of(&self, id: RequestId) -> Option<Need> {
         let request = self.requests.get(&id)?;
         let mesh = open_mesh(&request.spec);
         let first_step = request.journey.steps();
@@ -182,9 +196,22 @@ mod tests {
 
     #[test]
     fn a_request_that_outlived_its_coordinator_says_so_once_it_runs() {
-        let journey = Journey::after_restart(checkpoint(9));
+        let journey = Journey::after_restart(checkpoint(9), "it was restarted");
         assert!(journey.is_under_way());
         let loss = journey.loss.expect("it is told");
         assert_eq!((loss.lost.as_str(), loss.at_step), ("the coordinator", 11));
+    }
+
+    #[test]
+    fn a_copy_that_came_back_takes_the_place_of_an_older_checkpoint_or_of_none() {
+        let restarted = Journey::after_restart(checkpoint(4), "it was restarted");
+        for earlier in [restarted, Journey::default()] {
+            let copy = checkpoint(9).expect("one");
+            let journey = Journey::recalled(earlier, copy, "b");
+            assert_eq!(journey.steps(), 10);
+            let loss = journey.loss.expect("it is told");
+            assert!(loss.cause.contains("node b held a copy"), "{}", loss.cause);
+            assert_eq!(loss.at_step, 11);
+        }
     }
 }

@@ -133,7 +133,7 @@ impl State {
         // A replica that has ended is reported lost, and this run with it.
         let _ = replica.actor.cast(ReplicaMsg::Start(Arc::new(start)));
         let (devices, place) = (replica.devices.clone(), (replica.mesh, replica.data));
-        let checkpoints = Arc::new(self.memory.store_for(requests));
+        let checkpoints = Arc::new(self.memory.store_for(requests, myself));
         // A request with tensors of its own is alone.
         let (mut images, mut pictures, mut inputs) = (Vec::new(), Vec::new(), Inputs::default());
         for &id in requests {

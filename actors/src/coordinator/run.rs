@@ -116,6 +116,14 @@ impl Run {
         &self.drawn
     }
 
+    /// Devices whose ranks send its checkpoints: those of the last stage.
+    pub(super) fn producers(&self) -> impl Iterator<Item = &DeviceId> {
+        let mesh = &self.plan.mesh;
+        let last = mesh.stages() - 1;
+        let ranks = self.devices.iter().enumerate();
+        ranks.filter(move |(rank, _)| mesh.coordinates(*rank).stage == last).map(|(_, d)| d)
+    }
+
     /// What is left of it when its mesh is lost.
     pub(super) fn newest_checkpoint(&self) -> Option<Arc<Checkpoint>> {
         self.checkpoints.newest()

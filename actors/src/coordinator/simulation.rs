@@ -1,7 +1,7 @@
 //! The whole cluster as one discrete-event loop in virtual time: no tokio, no ractor, no network.
 //!
-//! The engines are the real ones: membership, formation, dispatcher, the journal's
-//! [`Remembered`](crate::journal::Remembered), and the programs of real plans, which ranks walk
+//! The engines are the real ones: membership, formation, dispatcher, copies and who holds them, the
+//! journal's [`Remembered`](crate::journal::Remembered), and the programs of real plans, which ranks walk
 //! through with invented durations. What carries their commands out is written once more here
 //! (`desk`), as are processes ([`processes`]), links and clients. Faults come first, then all are
 //! removed, and the cluster must heal and finish every request.
@@ -14,6 +14,7 @@
 
 mod clients;
 mod conduct;
+mod copies;
 mod desk;
 mod faults;
 mod invariants;
@@ -45,6 +46,8 @@ pub(super) enum Sabotage {
     DeliverMoved,
     /// Requests of a lost mesh do not go on.
     DropInterrupted,
+    /// Copies that do not come back are waited for.
+    AwaitCopies,
     /// Ranks whose run has failed elsewhere are not told to stop.
     LeaveWaiting,
 }
@@ -68,7 +71,7 @@ fn a_cluster_heals_and_finishes_every_request() {
         assert!(ending.violations.is_empty(), "seed {seed}: {:?}", ending.violations);
         return;
     }
-    let (mut faults, mut requests, mut resumed, mut restarts) = (0, 0, 0, 0);
+    let (mut faults, mut requests, mut resumed, mut restarts, mut recalls) = (0, 0, 0, 0, 0);
     for seed in 0..seeds() {
         let ending = simulate(seed, None);
         assert!(
@@ -80,14 +83,16 @@ fn a_cluster_heals_and_finishes_every_request() {
         requests += ending.requests;
         resumed += ending.resumed;
         restarts += ending.restarts;
+        recalls += ending.recalls;
     }
     println!(
         "{} seeds: {faults} faults, {requests} requests, {resumed} runs went on from a checkpoint, \
-         {restarts} coordinators restarted",
+         {restarts} coordinators restarted, {recalls} copies came back",
         seeds()
     );
     // A simulation in which little happens proves little.
     assert!(faults > 8 * seeds() && resumed > seeds() / 2 && restarts > seeds() / 4);
+    assert!(recalls > seeds() / 10, "{recalls}");
 }
 
 #[test]
@@ -108,6 +113,7 @@ fn every_guard_is_needed() {
         (Sabotage::TakeStaleFrames, invariants::no_stale_frame::NAME),
         (Sabotage::DeliverMoved, invariants::ends_once::NAME),
         (Sabotage::DropInterrupted, invariants::none_lost::NAME),
+        (Sabotage::AwaitCopies, invariants::none_lost::NAME),
         (Sabotage::LeaveWaiting, invariants::waits_end::NAME),
     ] {
         let caught = (0..SEEDS_SABOTAGED).find(|&seed| {

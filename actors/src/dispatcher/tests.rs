@@ -1,6 +1,6 @@
 //! The dispatcher by behaviour, and random histories against its invariants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -307,8 +307,27 @@ fn equals_that_wait_become_one_run_dealt_to_idle_replicas() {
     assert_eq!(last[0], C::Abort { run: 2, replica: 8 });
 }
 
+#[test]
+fn a_request_that_is_withheld_starts_once_it_is_released_with_what_it_needs_then() {
+    let mut dispatcher = dispatcher();
+    dispatcher.ready_with(7, 2, Room { images_max: 4, ..ROOM });
+    assert!(dispatcher.at(0, E::Withheld { request: 1 }).is_empty());
+    assert_eq!(dispatcher.submit_now(1, 2), [C::Queued { request: 1, ahead: 0 }]);
+    assert_eq!(dispatcher.submit_now(2, 2), [C::Queued { request: 2, ahead: 1 }]);
+    assert_eq!(dispatcher.queue()[0].1, "the copy of its checkpoint");
+    // It goes on from another step than its equal behind it, and is no longer its equal.
+    let need = Some(Need { shape: Some(8), ..need(2) });
+    assert_eq!(dispatcher.at(1, E::Released { request: 1, need }), [start(1, &[1], 7)]);
+    assert_eq!(dispatcher.queue()[0].1, "request 1");
+    dispatcher.at(1, E::Withheld { request: 2 });
+    assert!(dispatcher.at(2, E::RunEnded { run: 1 }).contains(&C::Queued { request: 2, ahead: 0 }));
+    let cancelled = dispatcher.at(3, E::Cancelled { request: 2 });
+    assert_eq!(cancelled, [C::Fail { request: 2, error: GenerateError::Cancelled }]);
+    assert!(dispatcher.withheld.is_empty());
+}
+
 fn any_event() -> impl Strategy<Value = E> {
-    (0..7u8, 0..6u64, 1..3u32, 1..3usize).prop_map(|(kind, id, stages, runs_max)| match kind {
+    (0..9u8, 0..6u64, 1..3u32, 1..3usize).prop_map(|(kind, id, stages, runs_max)| match kind {
         0..=2 => {
             let shape = Some(id % 2).filter(|_| id > 1);
             E::Submitted { request: id, need: Need { bytes: 1 + id, shape, ..need(stages) } }
@@ -320,6 +339,8 @@ fn any_event() -> impl Strategy<Value = E> {
             E::ReplicaReady { replica: id % 2, degrees: degrees(stages), room }
         }
         5 => E::RunEnded { run: id },
+        6 => E::Withheld { request: id },
+        7 => E::Released { request: id, need: None },
         _ => E::ReplicaLost { replica: id % 2, going_on: Vec::new(), error: lost() },
     })
 }
@@ -333,7 +354,7 @@ proptest! {
         let mut dispatcher = dispatcher();
         let (mut open, mut running) = (BTreeMap::new(), BTreeMap::new());
         let (mut requests, mut epoch, mut epochs) = (0, 1, [0u64; 2]);
-        let mut rooms = BTreeMap::new();
+        let (mut rooms, mut withheld) = (BTreeMap::new(), BTreeSet::new());
         for (second, event) in history.into_iter().enumerate() {
             let event = match event {
                 E::Submitted { need, .. } => {
@@ -343,6 +364,17 @@ proptest! {
                 }
                 E::Cancelled { request } => {
                     E::Cancelled { request: requests.saturating_sub(request) }
+                }
+                E::Withheld { request } => {
+                    // Now and then before it is submitted.
+                    let request = (requests + 1).saturating_sub(request);
+                    withheld.insert(request);
+                    E::Withheld { request }
+                }
+                E::Released { request, need } => {
+                    let request = (requests + 1).saturating_sub(request);
+                    withheld.remove(&request);
+                    E::Released { request, need }
                 }
                 E::ReplicaReady { replica, .. } if epochs[replica as usize] != 0 => continue,
                 E::ReplicaReady { replica, degrees, room } => {
@@ -376,6 +408,7 @@ proptest! {
                     C::Start { run, requests, replica } => {
                         let needs: Vec<Need> = requests.iter().map(|id| open[id]).collect();
                         prop_assert!(needs.iter().all(|need| *need == needs[0]));
+                        prop_assert!(!requests.iter().any(|request| withheld.contains(request)));
                         prop_assert!(needs.len() == 1 || needs[0].shape.is_some());
                         let runs = |request: &RequestId| {
                             let others = running.values().flat_map(|(_, requests)| requests);

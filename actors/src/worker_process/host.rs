@@ -183,6 +183,9 @@ impl State {
             FromCoordinator::Welcome { .. }
             | FromCoordinator::Refused { .. }
             | FromCoordinator::Recycle { .. }
+            | FromCoordinator::HoldCopy(_)
+            | FromCoordinator::SendCopy { .. }
+            | FromCoordinator::DropCopy { .. }
             | FromCoordinator::Reply { .. } => tracing::warn!("unexpected message"),
         }
     }

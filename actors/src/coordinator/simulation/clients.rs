@@ -1,10 +1,10 @@
 //! Clients: they ask, ask again when they hear nothing, and may give up.
 
+use super::copies::key_of;
 use super::desk::{ASK_AGAIN, Request, Step, need};
 use super::world::{Wake, World};
 use crate::dispatcher::DispatcherEvent;
 use crate::journal::Entry;
-use crate::protocol::RequestKey;
 use crate::request::GenerateRequest;
 
 impl World {
@@ -16,6 +16,10 @@ impl World {
         self.note(|| format!("request {id} of client {client} ends: {outcome:?}"));
         self.watch.ended(desk_number, id);
         self.journal.push(Entry::Ended { request: id });
+        if let Some(desk) = &mut self.desk {
+            let told = desk.copies.ended(&key_of(client));
+            self.carry_out_copies(told);
+        }
         let after = self.dice.between(1, 5);
         self.at(after, Wake::Answer { client, desk: desk_number, outcome });
     }
@@ -39,9 +43,10 @@ impl World {
         }
         let id = desk.next_request;
         desk.next_request += 1;
-        let key = RequestKey { client, number: 0 };
+        let key = key_of(client);
         let asked = Box::new(GenerateRequest::new("a"));
         self.journal.push(Entry::Accepted { request: id, key, asked });
+        self.recall(id, client, 0);
         self.admit(id, client, 0);
     }
 

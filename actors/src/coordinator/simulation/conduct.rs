@@ -89,19 +89,27 @@ impl World {
         else {
             return;
         };
+        let mut kept = None;
         if frame.kind == MessageKind::Checkpoint {
             let step = frame.step;
             let left = run.missing.entry(step).or_default();
             *left = left.saturating_sub(1);
             if *left == 0 && u32::from(step) + 1 > run.kept {
                 run.kept = u32::from(step) + 1;
-                for &request in &run.requests {
-                    let (step, digest) = (run.kept, 0);
-                    self.journal.push(Entry::Kept { request, step, digest });
-                }
+                kept = Some((run.requests.clone(), run.kept, run.plan.mesh));
             }
         }
         run.inbox.insert((frame.run, frame.from, frame.tag));
+        if let Some((requests, steps, mesh)) = kept {
+            let members = current.meshes.get(&frame.epoch).map(|mesh| Arc::clone(&mesh.members));
+            let ranks = members.iter().flat_map(|members| members.iter().enumerate());
+            let last = ranks.filter(|(rank, _)| mesh.coordinates(*rank).stage + 1 == mesh.stages());
+            let producers = last.map(|(_, (device, _))| device.node.clone()).collect();
+            for request in requests {
+                self.journal.push(Entry::Kept { request, step: steps, digest: 0 });
+                self.hand_on(request, steps, &producers);
+            }
+        }
         self.walk_controller(frame.run);
     }
 

@@ -14,6 +14,7 @@ use super::runs::{Fault, Report};
 use super::walker::{Inbox, Walker};
 use super::world::{Order, Wake, World};
 use super::{Sabotage, ms};
+use crate::coordinator::copies::Copies;
 use crate::coordinator::formation::{Formation, FormationCommand, FormationEvent};
 use crate::coordinator::mesh_plan::{MeshPlan, MeshPlans, NoMesh};
 use crate::dispatcher::{Dispatcher, DispatcherCommand, DispatcherEvent, MeshNeed, Need, Room};
@@ -76,6 +77,7 @@ pub(super) struct Desk {
     pub(super) formation: Formation,
     settled: bool,
     dispatcher: Dispatcher,
+    pub(super) copies: Copies,
     pub(super) sessions: BTreeMap<Member, (Incarnation, u64, u64)>,
     pub(super) meshes: BTreeMap<u64, Mesh>,
     pub(super) runs: BTreeMap<u64, Run>,
@@ -192,6 +194,7 @@ impl World {
             formation: Formation::new(devices, first, remembered.epochs),
             settled: false,
             dispatcher: Dispatcher::new(MESH_WITHIN),
+            copies: Copies::default(),
             sessions: BTreeMap::new(),
             meshes: BTreeMap::new(),
             runs: BTreeMap::new(),
@@ -213,6 +216,7 @@ impl World {
         desk.settled |= settles;
         self.member(MembershipEvent::Tick);
         self.let_go();
+        self.tend_copies(None);
         self.advance(Step::Dispatcher(DispatcherEvent::Tick));
         if settles {
             self.advance(Step::Formation(FormationEvent::Settled));
@@ -252,6 +256,7 @@ impl World {
             (Report::RunEnded { epoch, run, outcome }, Member::Worker(device)) => {
                 self.rank_ended(device, epoch, run, outcome);
             }
+            (Report::Copies(message), Member::Agent(node)) => self.about_copies(node, message),
             _ => self.member(MembershipEvent::Heard { member, incarnation }),
         }
     }
@@ -289,6 +294,7 @@ impl World {
                 MembershipCommand::DeviceLeaving(device) => {
                     self.advance(Step::Formation(FormationEvent::DeviceLeaving(device)));
                 }
+                MembershipCommand::NodeLost(node, _) => self.tend_copies(Some(&node)),
                 MembershipCommand::Release(node) => self.released(node),
                 MembershipCommand::Quarantined(member, length) => {
                     self.note(|| format!("{member} is not counted on for {length:?}"));

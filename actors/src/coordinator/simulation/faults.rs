@@ -2,6 +2,7 @@
 
 use super::processes::Life;
 use super::world::{FAULTS_END, Wake, World};
+use crate::journal::Entry;
 use crate::membership::Member;
 use crate::protocol::DeviceId;
 
@@ -93,6 +94,11 @@ impl World {
             Fault::Leave(node) => return self.leave(node),
             Fault::KillCoordinator => {
                 self.desk = None;
+                if self.dice.roll(2) == 0 {
+                    // What it kept of checkpoints is lost with it.
+                    self.note(|| "its checkpoints are lost".to_owned());
+                    self.journal.retain(|entry| !matches!(entry, Entry::Kept { .. }));
+                }
                 (Fault::KillCoordinator, self.dice.between(200, 1_500))
             }
         };

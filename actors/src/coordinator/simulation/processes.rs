@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::ms;
 use super::runs::{Report, Worker};
 use super::world::{Order, Wake, World};
+use crate::agent::copies::HeldCopies;
 use crate::membership::{Incarnation, Member, Now};
-use crate::protocol::DeviceId;
+use crate::protocol::{DeviceId, ToCoordinator};
 
 /// Between signs of life.
 const HEARTBEAT: Now = ms(200);
@@ -42,6 +43,8 @@ pub(super) struct Process {
     last: [Now; 2],
     /// Its ranks, where it is a worker.
     pub(super) worker: Worker,
+    /// Where it is an agent.
+    pub(super) copies: HeldCopies,
 }
 
 impl Process {
@@ -55,7 +58,18 @@ impl Process {
             late: Vec::new(),
             last: [Now::ZERO; 2],
             worker: Worker::default(),
+            copies: HeldCopies::default(),
         }
+    }
+
+    /// Whether it has a session with this life of the coordinator.
+    pub(super) fn is_with(&self, desk: u64) -> bool {
+        self.session.is_some_and(|(with, _)| with == desk)
+    }
+
+    /// What reaches it while it is frozen.
+    pub(super) fn later(&mut self, wake: Wake) {
+        self.late.push(wake);
     }
 }
 
@@ -239,7 +253,11 @@ impl World {
         // Every session of a process has a number of its own.
         process.incarnation = process.incarnation.next_session().unwrap_or(process.incarnation);
         let (incarnation, epoch) = (process.incarnation, process.worker.newest_epoch);
+        let held = process.copies.held();
         self.say(member, incarnation, Report::Hello { epoch, number });
+        if !held.is_empty() {
+            self.say(member, incarnation, Report::Copies(ToCoordinator::CopiesHeld(held)));
+        }
     }
 
     pub(super) fn heartbeat(&mut self, member: &Member, number: u64) {
@@ -270,6 +288,7 @@ impl World {
         let Some(process) = self.processes.get_mut(member) else { return };
         process.session = None;
         process.worker.leave_all();
+        process.copies.stop_coming();
         let number = process.number;
         let after = self.dice.between(10, 200);
         self.at(after, Wake::Connect(member.clone(), number));

@@ -12,7 +12,7 @@ use super::{Sabotage, ms};
 use crate::membership::{Incarnation, Member, Now};
 use crate::plan::Plan;
 use crate::plan::message::MessageKind;
-use crate::protocol::DeviceId;
+use crate::protocol::{DeviceId, ToCoordinator};
 
 /// Longest time to reach the other ranks of a mesh that forms.
 const LINKS_WITHIN: Now = ms(3_000);
@@ -35,6 +35,8 @@ pub(super) enum Report {
         run: u64,
         outcome: Result<(), Fault>,
     },
+    /// Of an agent.
+    Copies(ToCoordinator),
 }
 
 /// Why a rank's run failed.

@@ -13,7 +13,7 @@ use super::{Sabotage, ms};
 use crate::coordinator::mesh_plan::MeshPlans;
 use crate::journal::Entry;
 use crate::membership::{Incarnation, Member, Now};
-use crate::protocol::DeviceId;
+use crate::protocol::{DeviceId, FromCoordinator};
 
 /// Faults end here.
 pub(super) const FAULTS_END: Now = ms(12_000);
@@ -36,6 +36,8 @@ pub(super) enum Wake {
     Said(Member, Incarnation, Report),
     /// What the coordinator says arrives at a worker.
     Ordered(DeviceId, u64, Order),
+    /// What the coordinator of this number says arrives at an agent.
+    AgentOrdered(String, u64, FromCoordinator),
     /// A worker has loaded its part of a mesh.
     Loaded(DeviceId, u64, u64),
     /// A frame arrives at a rank, or at the controller.
@@ -95,6 +97,7 @@ pub(super) struct Ending {
     pub(super) requests: u64,
     pub(super) resumed: u64,
     pub(super) restarts: u64,
+    pub(super) recalls: u64,
 }
 
 /// SplitMix64.
@@ -135,6 +138,8 @@ pub(super) struct World {
     pub(super) journal: Vec<Entry>,
     pub(super) faults: u64,
     pub(super) resumed: u64,
+    /// Copies of checkpoints that came back.
+    pub(super) recalls: u64,
 }
 
 impl World {
@@ -155,6 +160,7 @@ impl World {
             journal: Vec::new(),
             faults: 0,
             resumed: 0,
+            recalls: 0,
             dice,
         };
         world.start_desk();
@@ -211,6 +217,7 @@ impl World {
             requests: REQUESTS,
             resumed: self.resumed,
             restarts: self.desks - 1,
+            recalls: self.recalls,
         }
     }
 
@@ -226,6 +233,7 @@ impl World {
             Wake::Connect(member, life) => self.connect(&member, life),
             Wake::Said(member, incarnation, report) => self.said(member, incarnation, report),
             Wake::Ordered(device, life, order) => self.ordered(&device, life, order),
+            Wake::AgentOrdered(node, desk, message) => self.agent_ordered(node, desk, message),
             Wake::Loaded(device, life, epoch) => self.loaded(&device, life, epoch),
             Wake::Arrived(frame) => self.arrived(frame),
             Wake::Computed { device, life, run } => self.computed(&device, life, run),
