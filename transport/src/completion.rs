@@ -3,18 +3,23 @@
 //! Owns the pair [`Completer`] / [`Completion`]. Knows no runtime: a thread spins for
 //! [`SPIN`] (not where it would keep the only core from whoever is to deliver) and then parks, a task leaves its waker. Invariants: the value is delivered at most
 //! once; a dropped [`Completer`] resolves [`TransportError::Closed`], so no wait hangs on a sender
-//! that is gone; an expired deadline leaves the completion usable.
+//! that is gone; an expired deadline leaves the completion usable. What a pair shares is used again
+//! where it came from a [`CompletionPool`].
+
+mod pool;
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::TransportError;
 use crate::ids::{PeerId, RunId, Tag};
+
+pub(crate) use pool::CompletionPool;
 
 /// How long a thread spins before it parks (an event-driven wake-up costs about 40 us).
 pub const SPIN: Duration = Duration::from_micros(30);
@@ -79,19 +84,25 @@ pub(crate) trait Pending {
 
 /// Makes a connected pair.
 pub fn completion<T>(awaited: Awaited) -> (Completer<T>, Completion<T>) {
-    driven(awaited, None)
+    halves(Arc::new(Shared::new(Weak::new())), awaited, None)
 }
 
 /// Makes a connected pair whose waiting thread drives what it waits for.
+#[cfg(test)]
 pub(crate) fn driven<T>(
     awaited: Awaited,
     driver: Option<Arc<dyn Drive>>,
 ) -> (Completer<T>, Completion<T>) {
-    let shared = Arc::new(Shared {
-        done: AtomicBool::new(false),
-        state: Mutex::new(State { value: None, waker: None, parked: false }),
-        parked: Condvar::new(),
-    });
+    halves(Arc::new(Shared::new(Weak::new())), awaited, driver)
+}
+
+/// The two halves of something that has none.
+fn halves<T>(
+    shared: Arc<Shared<T>>,
+    awaited: Awaited,
+    driver: Option<Arc<dyn Drive>>,
+) -> (Completer<T>, Completion<T>) {
+    shared.halves.store(2, Ordering::Release);
     let completer = Completer { shared: Some(Arc::clone(&shared)) };
     (completer, Completion { shared, awaited, taken: false, driver })
 }
@@ -183,6 +194,12 @@ impl<T> Completion<T> {
     }
 }
 
+impl<T> Drop for Completion<T> {
+    fn drop(&mut self) {
+        self.shared.let_go();
+    }
+}
+
 impl<T> Future for Completion<T> {
     type Output = Result<T, TransportError>;
 
@@ -224,6 +241,7 @@ impl<T> Completer<T> {
     pub fn complete(mut self, value: Result<T, TransportError>) {
         if let Some(shared) = self.shared.take() {
             shared.deliver(value);
+            shared.let_go();
         }
     }
 }
@@ -232,6 +250,7 @@ impl<T> Drop for Completer<T> {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.take() {
             shared.deliver(Err(TransportError::closed("the other half of a completion")));
+            shared.let_go();
         }
     }
 }
@@ -252,6 +271,9 @@ struct Shared<T> {
     done: AtomicBool,
     state: Mutex<State<T>>,
     parked: Condvar,
+    /// How many halves there are.
+    halves: AtomicU8,
+    home: Weak<CompletionPool<T>>,
 }
 
 struct State<T> {
@@ -277,6 +299,34 @@ impl<T> Pending for Shared<T> {
 }
 
 impl<T> Shared<T> {
+    fn new(home: Weak<CompletionPool<T>>) -> Self {
+        Self {
+            done: AtomicBool::new(false),
+            state: Mutex::new(State { value: None, waker: None, parked: false }),
+            parked: Condvar::new(),
+            halves: AtomicU8::new(0),
+            home,
+        }
+    }
+
+    /// One half is gone; with the last one it goes back to where it came from. The other half's
+    /// count of this value may end a little later, which nobody minds: it looks at nothing here.
+    fn let_go(self: &Arc<Self>) {
+        if self.halves.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        let Some(home) = self.home.upgrade() else { return };
+        let last = {
+            let mut state = self.lock();
+            self.done.store(false, Ordering::Release);
+            state.parked = false;
+            (state.value.take(), state.waker.take())
+        };
+        // Outside the lock: a value may be memory that goes back to a pool of its own.
+        drop(last);
+        home.take_back(Arc::clone(self));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

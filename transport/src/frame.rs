@@ -14,6 +14,7 @@ pub(crate) mod message;
 mod meta;
 mod offer;
 mod priority;
+mod shape;
 
 pub use dtype::{Dtype, ROW_SCALE_BYTES};
 pub use header::{FrameHeader, HEADER_BYTES};
@@ -21,6 +22,7 @@ pub use message::{Grant, LinkMessage, MESSAGE_BYTES_MAX, Refusal};
 pub use meta::{FrameMeta, META_BYTES_MAX, SHAPE_DIMS_MAX, TRACEPARENT_BYTES_MAX};
 pub use offer::{LaneOffer, Nonce};
 pub use priority::Priority;
+pub use shape::Shape;
 
 /// The oldest frame protocol this build speaks.
 pub const PROTOCOL_MIN: u16 = 1;
@@ -41,6 +43,7 @@ pub const SCHEMA_HASH: u64 = schema_hash(&[
     include_str!("frame/meta.rs"),
     include_str!("frame/offer.rs"),
     include_str!("frame/priority.rs"),
+    include_str!("frame/shape.rs"),
 ]);
 
 /// 64-bit FNV-1a over all the texts; usable for the schemas of other layers too.

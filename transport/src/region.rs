@@ -10,6 +10,7 @@ mod slice;
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 pub use pool::RegionPool;
@@ -173,6 +174,23 @@ impl Region {
         Slice::of(self, len)
     }
 
+    /// No memory at all.
+    fn hollow() -> Self {
+        Self { storage: Storage::Host { block: Vec::new(), offset: 0 }, len: 0, home: None }
+    }
+
+    /// A counter for views of this region, which has held another one before.
+    fn counter(&self) -> Option<Arc<Self>> {
+        self.home.as_ref()?.counter()
+    }
+
+    /// The end of the last view of this region, whose `counter` is hollow now.
+    fn go_home(self, counter: Arc<Self>) {
+        if let Some(home) = &self.home {
+            home.keep(counter);
+        }
+    }
+
     /// Pooled memory: `len` bytes of a block of a size class.
     fn pooled(block: Vec<u8>, len: usize, home: Home) -> Self {
         let offset = alignment_offset(&block);
@@ -243,6 +261,28 @@ mod tests {
         drop(others);
         drop(again);
         assert!(pool.retained_bytes() <= 10_000);
+    }
+
+    #[test]
+    fn views_of_pooled_regions_use_the_same_counter_again() {
+        let pool = RegionPool::new(1 << 20);
+        let view = |byte| {
+            let mut region = pool.allocate(100);
+            region.bytes_mut().fill(byte);
+            region.freeze(100)
+        };
+        let first = view(1);
+        let counter = std::ptr::from_ref(first.region()).addr();
+        let part = first.part(10..20).unwrap();
+        drop(first);
+        assert_eq!(part.bytes(), &[1; 10], "a view lives as long as it is held");
+        let other = view(2);
+        assert_ne!(std::ptr::from_ref(other.region()).addr(), counter);
+        drop(part);
+        let again = view(3);
+        assert_eq!(std::ptr::from_ref(again.region()).addr(), counter);
+        assert_eq!((other.bytes(), again.bytes()), (&[2; 100][..], &[3; 100][..]));
+        assert!(again.into_region().unwrap().bytes().iter().all(|byte| *byte == 3));
     }
 
     #[test]

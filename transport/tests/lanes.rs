@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
-    Completion, Fabric, FabricAddress, FrameMeta, Link, PeerId, PostRecv, Priority, QuicFabric,
-    Received, Role, RunId, SendFrame, Slice, Tag, Transport, TransportError,
+    Completion, Fabric, FabricAddress, FrameMeta, InProcessHub, Link, PeerId, PostRecv, Priority,
+    QuicFabric, Received, Role, RunId, SendFrame, Slice, Tag, Transport, TransportError,
 };
 
 use crate::alone::alone;
-use crate::support::{EPOCH, form_all, identity, node_name, quic_config, soon};
-use crate::tracking::{LARGE_BYTES, allocations};
+use crate::support::{EPOCH, Host, form_all, identity, node_name, quic_config, soon, ucx_fabrics};
+use crate::tracking::{LARGE_BYTES, allocations, own_allocations};
 
 const RUN: RunId = RunId(1);
 
@@ -118,6 +118,59 @@ fn nothing_of_a_payloads_size_is_allocated_in_the_steady_state() {
         assert!(all > before.1, "the allocator is not watched");
         assert_eq!(large - before.0, 0, "allocations of {LARGE_BYTES} bytes and more");
     });
+}
+
+/// Posting, sending, waiting and driving are one thread's here, whose allocations are counted. What
+/// UCX itself takes from an allocator is its own, and so is what quinn does for the grants.
+fn allocates_nothing(test: &str, fabrics: impl FnOnce() -> Option<Vec<Arc<dyn Fabric>>>) {
+    alone(test, || {
+        let Some(fabrics) = fabrics() else { return };
+        let members = mesh(&fabrics);
+        let link = link(&members, 0, 1);
+        let round = |tag: u64, bytes: usize| {
+            let mut region = members[0].allocate(bytes);
+            region.bytes_mut().fill(tag as u8);
+            let mut waiting = post(&members[1], 0, tag, bytes);
+            let mut sent = send(&link, tag, Priority::Exchange, region.freeze(bytes));
+            let received = waiting.wait_until(soon()).unwrap();
+            assert!(received.region.bytes()[..bytes].iter().all(|byte| *byte == tag as u8));
+            sent.wait_until(soon()).unwrap();
+        };
+        // Small ones are copied, large ones are fetched by the receiver.
+        for bytes in [64, 1 << 20] {
+            let first = bytes as u64;
+            (first..first + 600).for_each(|tag| round(tag, bytes));
+            let allocated = own_allocations(|| {
+                // Shows that allocations are seen.
+                drop(std::hint::black_box(Box::new(1_u64)));
+                (first + 600..first + 800).for_each(|tag| round(tag, bytes));
+            });
+            assert_eq!(allocated, 1, "allocations in 200 frames of {bytes} bytes, and one");
+        }
+    });
+}
+
+#[test]
+fn nothing_is_allocated_in_the_steady_state_in_process() {
+    let hub = InProcessHub::new();
+    allocates_nothing("lanes::nothing_is_allocated_in_the_steady_state_in_process", || {
+        Some(vec![hub.fabric(), hub.fabric()])
+    });
+}
+
+#[test]
+fn nothing_is_allocated_in_the_steady_state_over_shared_memory() {
+    allocates_nothing("lanes::nothing_is_allocated_in_the_steady_state_over_shared_memory", || {
+        ucx_fabrics(2, Host::Same)
+    });
+}
+
+#[test]
+fn nothing_is_allocated_in_the_steady_state_over_a_network_of_ucx() {
+    allocates_nothing(
+        "lanes::nothing_is_allocated_in_the_steady_state_over_a_network_of_ucx",
+        || ucx_fabrics(2, Host::Other),
+    );
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn metadata_arrives(world: &World) {
     let (a, b) = ends(world);
     let meta = FrameMeta {
         dtype: Dtype::F32.code(),
-        shape: vec![1, 2, 3],
+        shape: [1, 2, 3].into(),
         step: 7,
         patch: 3,
         epoch: EPOCH,
@@ -281,7 +281,7 @@ fn a_wrong_size_is_told_to_both_ends(world: &World) {
 
 fn a_wrong_shape_is_told_to_both_ends(world: &World) {
     let (a, b) = ends(world);
-    let meta = FrameMeta { shape: vec![3, 9], ..FrameMeta::raw(EPOCH, 0) };
+    let meta = FrameMeta { shape: [3, 9].into(), ..FrameMeta::raw(EPOCH, 0) };
     let payload = Slice::copy_of(&[0; 28]);
     assert_mismatch(world.take(a.send(SendFrame { run: RUN, tag: Tag(1), meta, payload })));
     assert_mismatch(world.take(post(&b, RUN, 1, 28)));

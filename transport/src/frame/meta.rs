@@ -3,14 +3,15 @@
 //! Owns the fields, their bounds, and the check that shape and element type give exactly the bytes
 //! that came. Does not own what step or patch mean; the executor compares them with its program.
 
+use rkyv::api::high::to_bytes_in;
 use rkyv::rancor::Error as RkyvError;
-use rkyv::util::AlignedVec;
+use rkyv::util::{Align, AlignedVec};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::error::TransportError;
 use crate::ids::Epoch;
 
-use super::{Dtype, Priority};
+use super::{Dtype, Priority, Shape};
 
 /// The most metadata a frame can carry, in bytes.
 pub const META_BYTES_MAX: usize = 64 * 1024;
@@ -21,15 +22,19 @@ pub const SHAPE_DIMS_MAX: usize = 8;
 /// The longest trace context, in bytes (W3C `traceparent` takes 55).
 pub const TRACEPARENT_BYTES_MAX: usize = 128;
 
+/// Metadata up to this size is read without asking the allocator for memory; only a trace context
+/// makes it larger.
+const META_BYTES_USUAL: usize = 512;
+
 /// The description of one frame's payload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 #[rkyv(attr(allow(missing_docs)))]
 pub struct FrameMeta {
     /// Element type: a [`Dtype`] code.
     pub dtype: u8,
-    /// Dimensions, outermost first, at most [`SHAPE_DIMS_MAX`]; with the element type they give the
+    /// Dimensions; with the element type they give the
     /// payload's length ([`Dtype::payload_bytes`]).
-    pub shape: Vec<u32>,
+    pub shape: Shape,
     /// Denoising step.
     pub step: u32,
     /// Index of the patch within the step.
@@ -53,7 +58,7 @@ pub struct FrameMeta {
 impl FrameMeta {
     /// A payload of `len` plain bytes.
     pub fn raw(epoch: Epoch, len: u32) -> Self {
-        Self { dtype: Dtype::U8.code(), shape: vec![len], epoch, ..Self::default() }
+        Self { dtype: Dtype::U8.code(), shape: Shape::from([len]), epoch, ..Self::default() }
     }
 
     /// Checks the bounds and that the description fits `payload_len` bytes; a reuse frame describes
@@ -92,10 +97,10 @@ impl FrameMeta {
                 self.dtype
             )));
         };
-        if self.shape.len() > SHAPE_DIMS_MAX {
+        if self.shape.count() > SHAPE_DIMS_MAX {
             return Err(TransportError::malformed(format!(
                 "frame metadata: {} dimensions, limit {SHAPE_DIMS_MAX}",
-                self.shape.len()
+                self.shape.count()
             )));
         }
         let bytes = dtype.payload_bytes(self.shape.iter().map(|&dim| u64::from(dim)));
@@ -115,17 +120,40 @@ impl FrameMeta {
         Ok(archive)
     }
 
+    /// Writes the archive behind what is in `out`, whose length is a multiple of 16 bytes, and gives
+    /// the archive's length; memory that `out` has is used.
+    ///
+    /// # Errors
+    /// As [`FrameMeta::encode`].
+    pub(crate) fn encode_onto(&self, out: &mut Vec<u8>) -> Result<usize, TransportError> {
+        let before = out.len();
+        to_bytes_in::<_, RkyvError>(self, &mut *out)
+            .map_err(|error| TransportError::malformed(format!("frame metadata: {error}")))?;
+        check_len(out.len() - before)?;
+        Ok(out.len() - before)
+    }
+
     /// Reads exactly one archive; bounds are checked before anything is built.
     ///
     /// # Errors
     /// [`TransportError::FrameTooLarge`] or [`TransportError::Malformed`].
     pub fn decode(bytes: &[u8]) -> Result<Self, TransportError> {
         check_len(bytes.len())?;
-        let mut aligned = AlignedVec::<16>::with_capacity(bytes.len());
-        aligned.extend_from_slice(bytes);
-        let archived = rkyv::access::<ArchivedFrameMeta, RkyvError>(&aligned)
+        let mut usual = Align([0; META_BYTES_USUAL]);
+        let mut larger = AlignedVec::<16>::new();
+        let aligned = match usual.get_mut(..bytes.len()) {
+            Some(usual) => {
+                usual.copy_from_slice(bytes);
+                &*usual
+            }
+            None => {
+                larger.extend_from_slice(bytes);
+                larger.as_slice()
+            }
+        };
+        let archived = rkyv::access::<ArchivedFrameMeta, RkyvError>(aligned)
             .map_err(|_| TransportError::malformed("frame metadata: not a valid archive"))?;
-        if archived.shape.len() > SHAPE_DIMS_MAX {
+        if !archived.shape.is_bounded() {
             return Err(TransportError::malformed("frame metadata: too many dimensions"));
         }
         rkyv::deserialize::<Self, RkyvError>(archived)

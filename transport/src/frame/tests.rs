@@ -37,7 +37,7 @@ fn any_meta() -> impl Strategy<Value = FrameMeta> {
         )| {
             FrameMeta {
                 dtype,
-                shape,
+                shape: shape.into_iter().collect(),
                 step,
                 patch,
                 epoch: Epoch(epoch),
@@ -145,6 +145,14 @@ proptest! {
     }
 
     #[test]
+    fn metadata_behind_something_else_is_the_same(meta in any_meta(), before in 0usize..4) {
+        let mut out = vec![7; before * 16];
+        let len = meta.encode_onto(&mut out).unwrap();
+        prop_assert_eq!(&out[before * 16..], &meta.encode().unwrap()[..]);
+        prop_assert_eq!(len, out.len() - before * 16);
+    }
+
+    #[test]
     fn messages_survive_the_wire(message in any_message()) {
         let bytes = message.encode().unwrap();
         prop_assert_eq!(LinkMessage::decode(&bytes).unwrap(), message);
@@ -247,13 +255,13 @@ fn shapes_are_checked_with_overflow_in_mind() {
     assert!(meta.check(12).is_ok());
     assert!(matches!(meta.check(11), Err(TransportError::Mismatch { .. })));
     meta.dtype = Dtype::F32.code();
-    meta.shape = vec![3, 1];
+    meta.shape = [3, 1].into();
     assert!(meta.check(12).is_ok());
-    meta.shape = vec![u32::MAX; 8];
+    meta.shape = [u32::MAX; 8].into();
     assert!(matches!(meta.check(12), Err(TransportError::Malformed { .. })));
-    meta.shape = vec![1; SHAPE_DIMS_MAX + 1];
+    meta.shape = [1; SHAPE_DIMS_MAX + 1].into();
     assert!(matches!(meta.check(4), Err(TransportError::Malformed { .. })));
-    meta.shape = vec![4];
+    meta.shape = [4].into();
     meta.dtype = 200;
     assert!(matches!(meta.check(4), Err(TransportError::Malformed { .. })));
     meta.dtype = Dtype::Bf16.code();

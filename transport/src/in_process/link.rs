@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::completion::{Awaited, Completion, completion};
+use crate::completion::Completion;
 use crate::error::TransportError;
 use crate::frame::{FRAME_BYTES_MAX, FrameHeader};
 use crate::ids::{Epoch, PeerId, RunId};
@@ -55,9 +55,10 @@ impl Link for InProcessLink {
     }
 
     fn post_recv(&self, post: PostRecv) -> Completion<Received> {
-        let (run, tag) = (post.run, post.tag);
-        let (completer, waiting) = completion(Awaited::Receive { peer: self.peer, run, tag });
-        let grant = self.pair.table(self.side).post(post, completer);
+        let mut table = self.pair.table(self.side);
+        let (completer, waiting) = table.receiving((post.run, post.tag), None);
+        let grant = table.post(post, completer);
+        drop(table);
         if let Some(grant) = grant {
             let sender = self.side.other();
             let granted = self.pair.table(sender).granted(grant);
@@ -70,9 +71,10 @@ impl Link for InProcessLink {
     }
 
     fn send(&self, frame: SendFrame) -> Completion<()> {
-        let (run, tag) = (frame.run, frame.tag);
-        let (completer, waiting) = completion(Awaited::Send { peer: self.peer, run, tag });
-        let step = self.pair.table(self.side).send(frame, completer);
+        let mut table = self.pair.table(self.side);
+        let (completer, waiting) = table.sending((frame.run, frame.tag), None);
+        let step = table.send(frame, completer);
+        drop(table);
         self.pair.carry(self.side, step);
         waiting
     }

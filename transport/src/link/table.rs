@@ -9,12 +9,13 @@
 mod departures;
 mod places;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::completion::Completer;
+use crate::completion::{Awaited, Completer, Completion, CompletionPool, Drive};
 use crate::error::TransportError;
 use crate::frame::{FrameHeader, FrameMeta, Grant, Refusal};
-use crate::ids::{Epoch, PeerId, RunId};
+use crate::ids::{Epoch, PeerId, RunId, Tag};
 use crate::region::Region;
 
 use super::ended::EndedRuns;
@@ -61,6 +62,8 @@ pub(crate) struct LinkTable {
     closed: Option<String>,
     stats: LinkStats,
     observed: Observed,
+    receives: Arc<CompletionPool<Received>>,
+    sends: Arc<CompletionPool<()>>,
 }
 
 impl LinkTable {
@@ -75,7 +78,27 @@ impl LinkTable {
             closed: None,
             stats: LinkStats::default(),
             observed: Observed::default(),
+            receives: CompletionPool::new(),
+            sends: CompletionPool::new(),
         }
+    }
+
+    /// The two halves of a receive; whoever waits for it drives `driver`.
+    pub(crate) fn receiving(
+        &self,
+        (run, tag): (RunId, Tag),
+        driver: Option<Arc<dyn Drive>>,
+    ) -> (Completer<Received>, Completion<Received>) {
+        self.receives.pair(Awaited::Receive { peer: self.peer, run, tag }, driver)
+    }
+
+    /// The two halves of a send.
+    pub(crate) fn sending(
+        &self,
+        (run, tag): (RunId, Tag),
+        driver: Option<Arc<dyn Drive>>,
+    ) -> (Completer<()>, Completion<()>) {
+        self.sends.pair(Awaited::Send { peer: self.peer, run, tag }, driver)
     }
 
     pub(crate) fn closed(&self) -> Option<&str> {

@@ -12,11 +12,11 @@ use tokio::sync::{Notify, watch};
 
 use super::greeting::LaneStream;
 use super::{CAPS, lane, reader, writer};
-use crate::completion::{Awaited, Completion, Drive, driven};
+use crate::completion::{Completion, Drive};
 use crate::endpoint::{QuicEndpoint, close_cause, close_code, window_bytes};
 use crate::error::TransportError;
 use crate::fabric::BULK_LANES_MAX;
-use crate::frame::message::{GRANTS_PER_MESSAGE_MAX, bounded_cause};
+use crate::frame::message::bounded_cause;
 use crate::frame::{
     FRAME_BYTES_MAX, FrameHeader, FrameMeta, Grant, LaneOffer, LinkMessage, Priority,
 };
@@ -55,8 +55,10 @@ struct Choice {
 
 pub(super) struct Core {
     pub(super) table: LinkTable,
-    /// At most one entry per grant, refusal and abort, which the table bounds.
+    /// At most one entry per refusal and abort, which the table bounds.
     messages: VecDeque<LinkMessage>,
+    /// Places for the peer's frames, at most as many as are posted; they leave before `messages`.
+    grants: Vec<Grant>,
     /// Granted frames by class, at most as many as the peer's grants.
     frames: [VecDeque<Departure>; Priority::ALL.len()],
     /// The writers that have nothing to do, as in `frames_waiting`.
@@ -83,6 +85,7 @@ impl QuicLink {
             core: Mutex::new(Core {
                 table: LinkTable::new(peer, epoch, FRAME_BYTES_MAX),
                 messages: VecDeque::new(),
+                grants: Vec::new(),
                 frames: Default::default(),
                 idle: vec![Default::default(); lanes.len()],
                 lane: None,
@@ -113,13 +116,15 @@ impl QuicLink {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Messages to write now; `None` when the link is closed.
-    pub(super) fn take_messages(&self) -> Option<VecDeque<LinkMessage>> {
+    /// Messages to write now, and grants, which go first, into `grants`, which is empty; `None`
+    /// when the link is closed.
+    pub(super) fn take_messages(&self, grants: &mut Vec<Grant>) -> Option<VecDeque<LinkMessage>> {
         let mut core = self.core();
-        match core.table.closed() {
-            Some(_) => None,
-            None => Some(std::mem::take(&mut core.messages)),
+        if core.table.closed().is_some() {
+            return None;
         }
+        std::mem::swap(&mut core.grants, grants);
+        Some(std::mem::take(&mut core.messages))
     }
 
     /// The next frame for a writer, waits for one; `None` when the link is closed.
@@ -252,6 +257,7 @@ impl QuicLink {
             let mut core = self.core();
             core.table.close(cause);
             core.messages.clear();
+            core.grants.clear();
             core.frames.iter_mut().for_each(VecDeque::clear);
             if let Some(lane) = core.lane.take() {
                 lane.close();
@@ -332,16 +338,6 @@ impl Core {
         roused
     }
 
-    /// Grants that wait to be written travel together.
-    fn queue_grant(&mut self, grant: Grant) {
-        match self.messages.back_mut() {
-            Some(LinkMessage::Grants(grants)) if grants.len() < GRANTS_PER_MESSAGE_MAX => {
-                grants.push(grant);
-            }
-            _ => self.messages.push_back(LinkMessage::Grants(vec![grant])),
-        }
-    }
-
     fn abort(&mut self, run: RunId, cause: &str) -> bool {
         for frames in &mut self.frames {
             frames.retain(|departure| departure.run != run);
@@ -356,12 +352,11 @@ impl Link for QuicLink {
     }
 
     fn post_recv(&self, post: PostRecv) -> Completion<Received> {
-        let (run, tag) = (post.run, post.tag);
         let mut core = self.core();
-        let awaited = Awaited::Receive { peer: self.peer, run, tag };
-        let (completer, waiting) = driven(awaited, self.driver(&core));
+        let (completer, waiting) = core.table.receiving((post.run, post.tag), self.driver(&core));
         if let Some(grant) = core.table.post(post, completer) {
-            core.queue_grant(grant);
+            // Those that wait to be written travel together.
+            core.grants.push(grant);
             // After the lock: whoever is woken wants it.
             drop(core);
             self.messages_waiting.notify_one();
@@ -370,10 +365,8 @@ impl Link for QuicLink {
     }
 
     fn send(&self, frame: SendFrame) -> Completion<()> {
-        let (run, tag) = (frame.run, frame.tag);
         let mut core = self.core();
-        let awaited = Awaited::Send { peer: self.peer, run, tag };
-        let (completer, waiting) = driven(awaited, self.driver(&core));
+        let (completer, waiting) = core.table.sending((frame.run, frame.tag), self.driver(&core));
         let step = core.table.send(frame, completer);
         core.queue(step);
         self.wake(core);

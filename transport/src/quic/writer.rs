@@ -3,6 +3,7 @@
 //! Own the sending streams. Invariants: a frame is written whole or the link is closed; payload
 //! bytes are handed to quinn by reference, never copied here.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use quinn::{Connection, SendStream};
 
 use super::link::QuicLink;
 use crate::error::TransportError;
-use crate::frame::{FrameHeader, HEADER_BYTES, LinkMessage, Priority};
+use crate::frame::message::GRANTS_PER_MESSAGE_MAX;
+use crate::frame::{FrameHeader, Grant, HEADER_BYTES, LinkMessage, Priority};
 use crate::link::table::Departure;
 use crate::region::Slice;
 
@@ -19,19 +21,39 @@ use crate::region::Slice;
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) async fn write_messages(link: Arc<QuicLink>, mut stream: SendStream) {
-    while let Some(messages) = link.take_messages() {
-        if messages.is_empty() {
+    let mut grants = Vec::new();
+    while let Some(messages) = link.take_messages(&mut grants) {
+        if messages.is_empty() && grants.is_empty() {
             link.messages_waiting.notified().await;
             continue;
         }
-        for message in messages {
-            match write_message(&mut stream, &message).await {
-                Ok(()) => {}
-                Err(WriteFailure::Lost) => return,
-                Err(WriteFailure::Protocol(error)) => return link.fail(&error),
-            }
+        match write_all(&mut stream, &mut grants, messages).await {
+            Ok(()) => {}
+            Err(WriteFailure::Lost) => return,
+            Err(WriteFailure::Protocol(error)) => return link.fail(&error),
         }
     }
+}
+
+/// Leaves `grants` empty; its memory is used again and again.
+async fn write_all(
+    stream: &mut SendStream,
+    grants: &mut Vec<Grant>,
+    messages: VecDeque<LinkMessage>,
+) -> Result<(), WriteFailure> {
+    while !grants.is_empty() {
+        let later = grants.split_off(grants.len().min(GRANTS_PER_MESSAGE_MAX));
+        let message = LinkMessage::Grants(std::mem::replace(grants, later));
+        write_message(stream, &message).await?;
+        if let (true, LinkMessage::Grants(mut written)) = (grants.is_empty(), message) {
+            written.clear();
+            *grants = written;
+        }
+    }
+    for message in &messages {
+        write_message(stream, message).await?;
+    }
+    Ok(())
 }
 
 /// Where a writer's frames go.

@@ -1,7 +1,8 @@
 //! Regions that are used again.
 //!
-//! Owns the free blocks by size class. Invariants: at most `retained_bytes_max` bytes lie idle; a
-//! block that does not fit the bound is freed; a region outlives its pool safely.
+//! Owns the free blocks by size class, and the counters of views that have ended. Invariants: at
+//! most `retained_bytes_max` bytes and [`COUNTERS_MAX`] counters lie idle; a block that does not fit
+//! the bound is freed; a region outlives its pool safely.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,6 +15,9 @@ const CLASS_BYTES_MIN: usize = 4096;
 /// How many size classes lie between two powers of two (waste is at most a fifth).
 const CLASSES_PER_DOUBLING: usize = 4;
 
+/// The most counters that are kept.
+const COUNTERS_MAX: usize = 1024;
+
 /// A bounded pool of host regions; clones share it.
 #[derive(Clone)]
 pub struct RegionPool {
@@ -23,7 +27,7 @@ pub struct RegionPool {
 impl RegionPool {
     /// A pool that keeps at most `retained_bytes_max` idle bytes.
     pub fn new(retained_bytes_max: usize) -> Self {
-        let idle = Mutex::new(Idle { blocks: HashMap::new(), bytes: 0 });
+        let idle = Mutex::new(Idle { blocks: HashMap::new(), bytes: 0, counters: Vec::new() });
         Self { shared: Arc::new(Shared { retained_bytes_max, idle }) }
     }
 
@@ -56,6 +60,20 @@ impl Home {
             idle.blocks.entry(self.class).or_default().push(block);
         }
     }
+
+    /// A counter for views, hollow.
+    pub(super) fn counter(&self) -> Option<Arc<Region>> {
+        self.pool.upgrade()?.lock().counters.pop()
+    }
+
+    /// Keeps a counter whose views have ended; it is hollow and nobody else has it.
+    pub(super) fn keep(&self, counter: Arc<Region>) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        let mut idle = pool.lock();
+        if idle.counters.len() < COUNTERS_MAX {
+            idle.counters.push(counter);
+        }
+    }
 }
 
 struct Shared {
@@ -72,6 +90,7 @@ impl Shared {
 struct Idle {
     blocks: HashMap<usize, Vec<Vec<u8>>>,
     bytes: usize,
+    counters: Vec<Arc<Region>>,
 }
 
 impl Idle {

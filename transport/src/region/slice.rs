@@ -1,11 +1,12 @@
 //! A shared, read-only view of a frozen region.
 //!
 //! Owns counting (through `Arc`) and the view's bounds. Invariants: the view lies inside the
-//! region, and the region goes back to its pool when the last view is dropped.
+//! region, and the region goes back to its pool when the last view is dropped, together with the
+//! counter.
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 
@@ -23,7 +24,7 @@ pub struct Slice {
 impl Slice {
     pub(super) fn of(region: Region, len: usize) -> Self {
         let len = len.min(region.len());
-        Self { region: Arc::new(region), offset: 0, len, ready: None }
+        Self { region: counted(region), offset: 0, len, ready: None }
     }
 
     /// A view of no bytes.
@@ -93,10 +94,43 @@ impl Slice {
     ///
     /// # Errors
     /// The slice itself, while others share it.
-    pub fn into_region(self) -> Result<Region, Self> {
-        let Self { region, offset, len, ready } = self;
-        Arc::try_unwrap(region).map_err(|region| Self { region, offset, len, ready })
+    pub fn into_region(mut self) -> Result<Region, Self> {
+        Arc::try_unwrap(std::mem::replace(&mut self.region, nothing())).map_err(|region| {
+            self.region = region;
+            self
+        })
     }
+}
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        // Two last views that go at the same time both find the other: then the counter is freed.
+        if Arc::get_mut(&mut self.region).is_none() {
+            return;
+        }
+        let mut counter = std::mem::replace(&mut self.region, nothing());
+        let Some(place) = Arc::get_mut(&mut counter) else { return };
+        let region = std::mem::replace(place, Region::hollow());
+        region.go_home(counter);
+    }
+}
+
+/// The region behind a counter, one that was used before where its pool has one.
+fn counted(region: Region) -> Arc<Region> {
+    let Some(mut counter) = region.counter() else { return Arc::new(region) };
+    match Arc::get_mut(&mut counter) {
+        Some(place) => {
+            *place = region;
+            counter
+        }
+        None => Arc::new(region),
+    }
+}
+
+/// What a view has after its end.
+fn nothing() -> Arc<Region> {
+    static NOTHING: LazyLock<Arc<Region>> = LazyLock::new(|| Arc::new(Region::hollow()));
+    Arc::clone(&NOTHING)
 }
 
 impl AsRef<[u8]> for Slice {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::lock;
 use super::network::{End, Network};
-use crate::completion::{Awaited, Completion, completion};
+use crate::completion::Completion;
 use crate::error::TransportError;
 use crate::frame::{FRAME_BYTES_MAX, LinkMessage};
 use crate::ids::{PeerId, RunId};
@@ -92,9 +92,8 @@ impl Link for SimLink {
     }
 
     fn post_recv(&self, post: PostRecv) -> Completion<Received> {
-        let (run, tag, peer) = (post.run, post.tag, self.end.towards);
-        let (completer, waiting) = completion(Awaited::Receive { peer, run, tag });
         let mut network = lock(&self.network);
+        let (completer, waiting) = network.table(self.end).receiving((post.run, post.tag), None);
         if let Some(grant) = network.table(self.end).post(post, completer) {
             network.say(self.end, LinkMessage::Grants(vec![grant]));
         }
@@ -102,9 +101,8 @@ impl Link for SimLink {
     }
 
     fn send(&self, frame: SendFrame) -> Completion<()> {
-        let (run, tag, peer) = (frame.run, frame.tag, self.end.towards);
-        let (completer, waiting) = completion(Awaited::Send { peer, run, tag });
         let mut network = lock(&self.network);
+        let (completer, waiting) = network.table(self.end).sending((frame.run, frame.tag), None);
         let step = network.table(self.end).send(frame, completer);
         network.carry(self.end, step);
         waiting

@@ -17,13 +17,15 @@ pub(super) fn write(
     mut header: FrameHeader,
     meta: &FrameMeta,
 ) -> Result<(), TransportError> {
-    let archive = meta.encode()?;
-    // `encode` bounds the archive far below u32::MAX.
-    header.meta_len = u32::try_from(archive.len()).unwrap_or(u32::MAX);
     out.clear();
     out.extend_from_slice(nonce);
-    out.extend_from_slice(&header.encode());
-    out.extend_from_slice(&archive);
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    let meta_len = meta.encode_onto(out)?;
+    // `encode_onto` bounds the archive far below u32::MAX.
+    header.meta_len = u32::try_from(meta_len).unwrap_or(u32::MAX);
+    if let Some(place) = out.get_mut(NONCE_BYTES..NONCE_BYTES + HEADER_BYTES) {
+        place.copy_from_slice(&header.encode());
+    }
     Ok(())
 }
 

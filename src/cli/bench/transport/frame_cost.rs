@@ -15,7 +15,7 @@ const FRAMES: u32 = 20_000;
 pub(super) fn measure() -> Result<f64, String> {
     let meta = FrameMeta {
         dtype: Dtype::F32.code(),
-        shape: vec![2, 4096, 16, 72],
+        shape: [2, 4096, 16, 72].into(),
         step: 7,
         patch: 3,
         epoch: Epoch(1),
