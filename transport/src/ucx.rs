@@ -20,6 +20,7 @@ mod inbox;
 mod lane;
 mod log;
 mod memory;
+mod seats;
 mod upgrade;
 mod worker;
 

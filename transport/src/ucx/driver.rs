@@ -1,15 +1,18 @@
 //! Who runs the engine, and when.
 //!
 //! Owns the engine's lock, its thread, and helping: whoever sends carries its command out itself,
-//! and whoever waits drives the engine meanwhile, so that a small message costs no switch between
-//! threads. The engine's own thread is for what happens while nobody waits: it spins for [`SPIN`]
-//! after the last event and then sleeps on the workers' event descriptors. Invariants: a command is
-//! carried out by whoever holds the lock, at the latest on letting go; operations that are under
-//! way are never left to a thread that sleeps without having been told of them.
+//! and whoever waits drives the engine meanwhile, first by looking again and again and then asleep
+//! on the workers' event descriptors, so that a message costs no switch between threads. The
+//! engine's own thread is for what happens while nobody waits: it looks for [`SPIN`] after the last
+//! event and then sleeps on the same descriptors; see [`super::seats`] for who has which turn.
+//! Invariants: a command is carried out by whoever holds the lock, at the latest on letting go;
+//! operations that are under way are never left to a thread that sleeps without having been told of
+//! them; at most one thread sleeps on the descriptors.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
-use std::thread::{Builder, JoinHandle, Thread};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::task::{Context, Wake, Waker};
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
@@ -17,14 +20,12 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use super::UcxConfig;
 use super::commands::Commands;
 use super::engine::{Engine, readable};
+use super::seats::Seats;
 use crate::completion::{Drive, Pending, SPIN_DRIVING};
 use crate::error::TransportError;
 
 /// How long the thread looks again and again before it sleeps (a wake-up costs about 40 us).
 const SPIN: Duration = Duration::from_micros(30);
-
-/// How long the thread leaves the engine to those who wait and drive it.
-const NAP: Duration = Duration::from_micros(200);
 
 /// The longest sleep without an event, in milliseconds.
 const SLEEP_MS: u16 = 500;
@@ -34,11 +35,23 @@ pub(super) struct Driver {
     engine: Mutex<Option<Engine>>,
     commands: Arc<Commands>,
     epoll: Arc<Epoll>,
-    /// How often waiting threads have driven.
-    drives: AtomicU64,
     under_way: AtomicUsize,
-    napping: AtomicBool,
-    thread: OnceLock<Thread>,
+    seats: Seats,
+    /// Ends the sleep of a thread whose wait is over.
+    alarm: Waker,
+}
+
+/// Wakes whoever sleeps on the descriptors.
+struct Alarm(Arc<Commands>);
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.wake();
+    }
 }
 
 impl Driver {
@@ -52,18 +65,16 @@ impl Driver {
         let engine = Engine::new(config, Arc::clone(&commands), Arc::clone(&epoll));
         let driver = Arc::new(Self {
             engine: Mutex::new(Some(engine)),
+            alarm: Waker::from(Arc::new(Alarm(Arc::clone(&commands)))),
             commands,
             epoll,
-            drives: AtomicU64::new(0),
             under_way: AtomicUsize::new(0),
-            napping: AtomicBool::new(false),
-            thread: OnceLock::new(),
+            seats: Seats::new(),
         });
         let own = Arc::clone(&driver);
         let thread = Builder::new().name("ditmesh-ucx".to_owned()).spawn(move || own.run());
         let thread =
             thread.map_err(|error| TransportError::system("start the UCX thread", error))?;
-        let _ = driver.thread.set(thread.thread().clone());
         Ok((driver, thread))
     }
 
@@ -71,25 +82,36 @@ impl Driver {
         &self.commands
     }
 
+    /// No command is taken any more; the engine ends.
+    pub(super) fn stop(&self) {
+        self.commands.stop();
+        self.seats.end();
+    }
+
     /// Carries out what was commanded, unless somebody else does.
     pub(super) fn help(&self) {
+        self.obey();
+        // Somebody must be awake while operations are under way.
+        if self.is_busy() {
+            self.commands.wake();
+            self.seats.call();
+        }
+    }
+
+    fn obey(&self) {
         while !self.commands.is_empty() {
-            if !self.try_engine(|engine| engine.obey()) {
+            if !self.try_engine(|engine| _ = engine.obey()) {
                 return;
             }
         }
-        self.see_to_it();
     }
 
-    /// Somebody must be awake while operations are under way.
-    fn see_to_it(&self) {
-        if self.under_way.load(Ordering::SeqCst) > 0 {
-            self.commands.wake();
-        }
+    fn is_busy(&self) -> bool {
+        self.under_way.load(Ordering::SeqCst) > 0
     }
 
     /// False when somebody else is at it, who will look at the commands once more.
-    fn try_engine(&self, act: impl FnOnce(&mut Engine) -> bool) -> bool {
+    fn try_engine(&self, act: impl FnOnce(&mut Engine)) -> bool {
         let mut engine = match self.engine.try_lock() {
             Ok(engine) => engine,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -111,23 +133,19 @@ impl Driver {
     }
 
     fn run(&self) {
-        let (mut last_event, mut drives) = (Instant::now(), 0);
+        let mut last_event = Instant::now();
         while let Some(busy) = self.turn() {
             if self.commands.stopped() {
                 break;
             }
-            let seen = self.drives.load(Ordering::Relaxed);
             let now = Instant::now();
-            if seen != std::mem::replace(&mut drives, seen) {
-                self.nap();
+            if self.seats.stay_out(|| self.is_busy()) || busy {
                 last_event = Instant::now();
-            } else if busy {
-                last_event = now;
             } else if now.duration_since(last_event) < SPIN {
                 // Whoever shares this core may be the one that is waited for.
                 std::thread::yield_now();
             } else {
-                self.sleep();
+                self.sleep(Duration::from_millis(SLEEP_MS.into()), || false);
                 last_event = Instant::now();
             }
         }
@@ -137,14 +155,8 @@ impl Driver {
         }
     }
 
-    /// Somebody drives: leave it to them for a while.
-    fn nap(&self) {
-        self.napping.store(true, Ordering::SeqCst);
-        std::thread::park_timeout(NAP);
-        self.napping.store(false, Ordering::SeqCst);
-    }
-
-    fn sleep(&self) {
+    /// Sleeps until something happens, is commanded, or `is_over`.
+    fn sleep(&self, at_most: Duration, is_over: impl Fn() -> bool) {
         if !self.commands.fall_asleep() {
             return;
         }
@@ -152,41 +164,51 @@ impl Driver {
             let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
             engine.as_ref().is_some_and(Engine::arm)
         };
-        if armed {
+        if armed && !is_over() {
+            // Rounded up, so that the last of a wait is not spent looking again and again.
+            let at_most = u16::try_from(at_most.as_millis() + 1).unwrap_or(SLEEP_MS).min(SLEEP_MS);
             let mut events = [EpollEvent::empty()];
             // An interrupted sleep is a short one.
-            let _ = self.epoll.wait(&mut events, EpollTimeout::from(SLEEP_MS));
+            let _ = self.epoll.wait(&mut events, EpollTimeout::from(at_most));
         }
         self.commands.awake();
     }
-}
 
-impl Driver {
-    /// Whoever drove stops: satisfied, or else about to sleep.
-    fn let_go(&self, satisfied: bool) {
-        if satisfied && self.under_way.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        if self.napping.swap(false, Ordering::SeqCst)
-            && let Some(thread) = self.thread.get()
-        {
-            thread.unpark();
-        }
-        self.commands.wake();
+    /// One turn of a thread that waits; whether anything happened in it.
+    fn guest_turn(&self) -> bool {
+        let mut busy = false;
+        self.try_engine(|engine| busy = engine.turn());
+        self.obey();
+        busy
     }
 }
 
 impl Drive for Driver {
     fn drive(&self, pending: &dyn Pending, deadline: Instant) {
-        let drive_until = deadline.min(Instant::now() + SPIN_DRIVING);
+        let _seat = self.seats.sit_down(|| self.is_busy());
+        let mut bed = None;
+        let mut look_until = Instant::now() + SPIN_DRIVING;
         while !pending.is_done() {
-            if Instant::now() >= drive_until {
-                return self.let_go(false);
+            let busy = self.guest_turn();
+            let now = Instant::now();
+            if now >= deadline {
+                return;
             }
-            self.drives.fetch_add(1, Ordering::Relaxed);
-            self.try_engine(Engine::turn);
-            self.help();
+            if busy {
+                look_until = look_until.max(now + SPIN);
+            } else if now >= look_until {
+                if self.commands.stopped() {
+                    return;
+                }
+                if bed.is_none() {
+                    bed = self.seats.lie_down(|| self.commands.wake());
+                }
+                // Another thread sleeps here and delivers: whoever waits parks meanwhile.
+                if bed.is_none() || pending.poll_done(&mut Context::from_waker(&self.alarm)) {
+                    return;
+                }
+                self.sleep(deadline.saturating_duration_since(now), || pending.is_done());
+            }
         }
-        self.let_go(true);
     }
 }

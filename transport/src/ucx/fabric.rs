@@ -53,7 +53,7 @@ impl UcxLanes {
     }
 
     pub(super) fn stop_thread(&self) {
-        self.driver.commands().stop();
+        self.driver.stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
