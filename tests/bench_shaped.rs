@@ -62,6 +62,26 @@ fn heartbeats_come_through_while_bulk_fills_the_link() {
     assert!(beats["bulk_gb_per_s"].as_f64().unwrap() > 0.5 * 0.025, "{beats}");
 }
 
+/// Loss and delay are as asked for, and both controllers get something over such a link.
+#[test]
+fn a_link_that_loses_and_holds_packets_does_what_was_asked() {
+    if !is_possible() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let line = "bench transport --shaped 200 --loss-ppm 1000 --delay-ms 8 --rounds 1 \
+                --heartbeats 20 --only quic,quic-bbr --json";
+    let ended = ditmesh(folder.path(), &line.split_whitespace().collect::<Vec<_>>());
+    let report: Value = serde_json::from_str(ended.done()).unwrap();
+    // A round trip of a heartbeat is held once.
+    assert!(report["heartbeats"]["p50_ms"].as_f64().unwrap() >= 8.0, "{report:#}");
+    let lost = report["lost"]["lost"].as_f64().unwrap() / report["lost"]["of"].as_f64().unwrap();
+    assert!((0.0002..0.005).contains(&lost), "{report:#}");
+    for way in report["ways"].as_array().unwrap() {
+        assert!(way["gb_per_s"]["median"].as_f64().unwrap() > 0.002, "{report:#}");
+    }
+}
+
 #[test]
 fn the_price_of_a_slow_link_is_told_method_by_method() {
     if !is_possible() {

@@ -340,6 +340,8 @@ pub enum CongestionKind {
     NewReno,
     /// Where packets are lost at random.
     Bbr,
+    /// Cubic, and BBR on a path that turns out to lose packets at random.
+    Auto,
 }
 
 /// `[health]`: failure detection. Milliseconds.

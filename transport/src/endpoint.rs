@@ -6,6 +6,7 @@
 //! moved there; closing tells the peers, and waits at most [`FLUSH_TIMEOUT`] for that.
 
 mod cause;
+mod congestion;
 mod gate;
 mod socket;
 mod thread;

@@ -135,6 +135,7 @@ fn congestion(kind: CongestionKind) -> Congestion {
         CongestionKind::Cubic => Congestion::Cubic,
         CongestionKind::NewReno => Congestion::NewReno,
         CongestionKind::Bbr => Congestion::Bbr,
+        CongestionKind::Auto => Congestion::Auto,
     }
 }
 

@@ -270,7 +270,12 @@ pub(crate) struct TransportBenchArgs {
     #[arg(help_heading = "Shaped link")]
     pub(crate) queue_ms: u32,
 
-    /// Heartbeats sent under bulk load, one every 20 ms
+    /// What it adds to every round trip, on the way of acknowledgements
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    #[arg(help_heading = "Shaped link")]
+    pub(crate) delay_ms: u32,
+
+    /// Heartbeats sent under the first way's bulk load, one every 20 ms; 0 for none
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = counted(1_000_000))]
     #[arg(help_heading = "Shaped link")]
     pub(crate) heartbeats: u32,

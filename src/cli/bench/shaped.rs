@@ -39,8 +39,13 @@ const CLUSTER: &str = "shaped";
 pub(super) fn run(args: &ShapedBenchArgs, terminal: &Terminal) -> Result<(), Failure> {
     let mut interrupt = Interrupt::new()?;
     let cores = cores::two(args.cores.as_deref())?;
-    let shape =
-        Shape { mbit_per_s: args.mbits, mtu: args.link_mtu, loss_ppm: 0, queue_ms: args.queue_ms };
+    let shape = Shape {
+        mbit_per_s: args.mbits,
+        mtu: args.link_mtu,
+        loss_ppm: 0,
+        queue_ms: args.queue_ms,
+        delay_ms: 0,
+    };
     let model = RandomModel::write(&args.size)?;
     let link = ShapedLink::set_up(shape)?;
     // Agents are started, and the coordinator is dialled, from the first end.

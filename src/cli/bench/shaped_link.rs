@@ -1,17 +1,23 @@
-//! A link of a given rate, frame size, queue and loss between two network namespaces.
+//! A link of a given rate, frame size, queue, loss and delay between two network namespaces.
 //!
 //! Owns the namespaces, which go when it is dropped. Needs root, `ip`, `tc`, and `iptables` where
-//! packets are to be lost. Loss is of single packets (segmentation is off) and is counted.
+//! packets are to be lost or held. Loss is of single packets (segmentation is off) and is counted.
+//! Delay is all on the way to the first end, which is the one that sends in measurements: what is
+//! held is few and small packets.
+
+mod delay;
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
 
 use crate::cli::failure::Failure;
+use delay::{Delay, QUEUE};
 
 /// How the link is.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -23,6 +29,8 @@ pub(crate) struct Shape {
     pub(crate) loss_ppm: u32,
     /// How long the queue gets before packets are dropped.
     pub(crate) queue_ms: u32,
+    /// What is added to every round trip.
+    pub(crate) delay_ms: u32,
 }
 
 /// What the link lost by intention.
@@ -37,6 +45,7 @@ pub(crate) struct Lost {
 pub(crate) struct ShapedLink {
     namespaces: [String; 2],
     shape: Shape,
+    delay: Option<Delay>,
 }
 
 impl ShapedLink {
@@ -47,8 +56,9 @@ impl ShapedLink {
         }
         let id = std::process::id();
         let namespaces = [format!("ditmesh-{id}-0"), format!("ditmesh-{id}-1")];
-        let link = Self { namespaces, shape };
+        let mut link = Self { namespaces, shape, delay: None };
         link.build().map_err(Failure::failed)?;
+        link.delay = link.delayed().map_err(Failure::failed)?;
         Ok(link)
     }
 
@@ -65,11 +75,21 @@ impl ShapedLink {
 
     /// Moves the calling thread, and threads and processes that it starts, into an end's namespace.
     pub(crate) fn enter(&self, end: usize) -> Result<(), String> {
-        let path = Path::new("/run/netns").join(self.namespace(end));
-        let namespace =
-            File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        setns(namespace, CloneFlags::CLONE_NEWNET)
-            .map_err(|error| format!("cannot enter {}: {error}", path.display()))
+        enter(self.namespace(end))
+    }
+
+    /// Holds what comes to the first end, where it is to be held.
+    fn delayed(&self) -> Result<Option<Delay>, String> {
+        if self.shape.delay_ms == 0 {
+            return Ok(None);
+        }
+        let first = self.namespace(0).to_owned();
+        within(
+            &first,
+            &format!("iptables -A INPUT -i dm0 -j NFQUEUE --queue-num {QUEUE} --queue-bypass"),
+        )?;
+        let delay = Duration::from_millis(self.shape.delay_ms.into());
+        Delay::start(delay, move || enter(&first)).map(Some)
     }
 
     /// Takes the limit of the rate away, or puts it back.
@@ -121,9 +141,8 @@ impl ShapedLink {
             ip(&format!("-n {namespace} link set lo up"))?;
             ip(&format!("-n {namespace} link set {device} up"))?;
             if self.shape.loss_ppm > 0 {
-                let off =
-                    format!("ethtool -K {device} tso off gso off gro off tx-udp-segmentation off");
-                within(namespace, &off)?;
+                // What a sender hands over as one is lost packet by packet.
+                ip(&format!("-n {namespace} link set dev {device} gso_max_segs 1"))?;
                 let share = f64::from(self.shape.loss_ppm) / 1e6;
                 within(namespace, &format!("iptables -A INPUT -i {device}"))?;
                 within(
@@ -154,6 +173,13 @@ impl Drop for ShapedLink {
             let _ = ip(&format!("netns del {namespace}"));
         }
     }
+}
+
+fn enter(namespace: &str) -> Result<(), String> {
+    let path = Path::new("/run/netns").join(namespace);
+    let file = File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    setns(file, CloneFlags::CLONE_NEWNET)
+        .map_err(|error| format!("cannot enter {}: {error}", path.display()))
 }
 
 fn ip(arguments: &str) -> Result<(), String> {

@@ -13,6 +13,7 @@ use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::EndpointSettings;
+use super::congestion::AdaptiveConfig;
 use crate::error::TransportError;
 
 /// The smallest flow-control window, in bytes.
@@ -35,6 +36,8 @@ pub enum Congestion {
     /// Measures rate and round trip; faster where packets are lost at random. quinn calls its
     /// implementation experimental.
     Bbr,
+    /// Cubic, and BBR on a path that turns out to lose packets at random.
+    Auto,
 }
 
 impl FromStr for Congestion {
@@ -45,8 +48,9 @@ impl FromStr for Congestion {
             "cubic" => Ok(Self::Cubic),
             "new-reno" => Ok(Self::NewReno),
             "bbr" => Ok(Self::Bbr),
+            "auto" => Ok(Self::Auto),
             other => Err(TransportError::malformed(format!(
-                "congestion controller {other:?}: expected cubic, new-reno or bbr"
+                "congestion controller {other:?}: expected cubic, new-reno, bbr or auto"
             ))),
         }
     }
@@ -97,6 +101,7 @@ pub(super) fn transport_config(
             config.congestion_controller_factory(Arc::new(NewRenoConfig::default()))
         }
         Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
+        Congestion::Auto => config.congestion_controller_factory(Arc::new(AdaptiveConfig)),
     };
     Ok(config)
 }

@@ -179,7 +179,7 @@ words! {
     TextEncoderPolicy: "release" => TextEncoderPolicy::Release,
         "resident" => TextEncoderPolicy::Resident;
     CongestionKind: "cubic" => CongestionKind::Cubic, "new-reno" => CongestionKind::NewReno,
-        "bbr" => CongestionKind::Bbr;
+        "bbr" => CongestionKind::Bbr, "auto" => CongestionKind::Auto;
     WireDtype: "f32" => WireDtype::F32, "bf16" => WireDtype::Bf16, "f16" => WireDtype::F16,
         "int8" => WireDtype::Int8;
     TransportKind: "quic" => TransportKind::Quic, "ucx" => TransportKind::Ucx,

@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_loss_is_told_from_what_the_bytes_take() {
-        let link = Shape { mbit_per_s: 8, mtu: 1500, loss_ppm: 0, queue_ms: 10 };
+        let link = Shape { mbit_per_s: 8, mtu: 1500, loss_ppm: 0, queue_ms: 10, delay_ms: 0 };
         // A megabyte a second; three steps of 0.5 MB each.
         let runs = [
             run(false, false, 1.0, 1_500_000),

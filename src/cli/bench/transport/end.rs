@@ -55,6 +55,7 @@ impl Settings {
             CongestionKind::Cubic => Congestion::Cubic,
             CongestionKind::NewReno => Congestion::NewReno,
             CongestionKind::Bbr => Congestion::Bbr,
+            CongestionKind::Auto => Congestion::Auto,
         };
     }
 }

@@ -30,6 +30,7 @@ struct Shaped {
     mtu: u32,
     loss_ppm: u32,
     queue_ms: u32,
+    delay_ms: u32,
     rounds: u32,
     ways: Vec<Way>,
     /// Goodput over that of TCP (Cubic), within rounds.
@@ -59,6 +60,7 @@ pub(super) fn run(args: &TransportBenchArgs, terminal: &Terminal) -> Result<(), 
         mtu: args.link_mtu,
         loss_ppm: args.loss_ppm,
         queue_ms: args.queue_ms,
+        delay_ms: args.delay_ms,
     };
     let link = ShapedLink::set_up(shape)?;
     let identities = super::identities()?;
@@ -81,7 +83,14 @@ fn measure(
     let settings = Settings { mtu_bytes: payload_bytes(args.link_mtu), ..Settings::default() };
     let mut pair = Pair::start(&places(link), Some(settings), identities)?;
     let mut not_measured = Vec::new();
-    let wanted = [Subject::Quic, Subject::QuicOne, Subject::QuicBbr, Subject::Tcp];
+    let wanted = [
+        Subject::Quic,
+        Subject::QuicOne,
+        Subject::QuicCubic,
+        Subject::QuicBbr,
+        Subject::QuicAuto,
+        Subject::Tcp,
+    ];
     let mut subjects = Vec::new();
     let named = |subject: &Subject| args.only.iter().any(|name| name == subject.name());
     for subject in wanted.into_iter().filter(|one| args.only.is_empty() || named(one)) {
@@ -113,8 +122,14 @@ fn measure(
         }
         rounds.push(figures);
     }
-    terminal.note("heartbeats under bulk load");
-    let heartbeats = heartbeats(&mut pair, args.heartbeats, rate)?;
+    let bulk = subjects.iter().find(|subject| **subject != Subject::Tcp);
+    let heartbeats = match bulk.filter(|_| args.heartbeats > 0) {
+        Some(bulk) => {
+            terminal.note("heartbeats under bulk load");
+            Some(heartbeats(&mut pair, *bulk, args.heartbeats, rate)?)
+        }
+        None => None,
+    };
     let over_tcp = subjects.iter().filter(|subject| **subject != Subject::Tcp);
     let over_tcp = over_tcp.map(|subject| {
         let each = rounds.iter().filter_map(|round| {
@@ -127,27 +142,26 @@ fn measure(
         mtu: args.link_mtu,
         loss_ppm: args.loss_ppm,
         queue_ms: args.queue_ms,
+        delay_ms: args.delay_ms,
         rounds: args.rounds,
         over_tcp: over_tcp.collect(),
         ways: report::ways(&rounds),
-        heartbeats: Some(heartbeats),
+        heartbeats,
         lost: link.lost()?,
         not_measured,
     })
 }
 
-fn heartbeats(pair: &mut Pair, count: u32, rate: u32) -> Result<Heartbeats, String> {
+fn heartbeats(
+    pair: &mut Pair,
+    subject: Subject,
+    count: u32,
+    rate: u32,
+) -> Result<Heartbeats, String> {
     let seconds = f64::from(count) * HEARTBEAT_EVERY_MS as f64 / 1e3;
     let bytes = 4 << 20;
     let messages = (f64::from(rate) * 1e6 / 8.0 * seconds / bytes as f64).ceil() as u64;
-    let bulk = Run {
-        subject: Subject::Quic,
-        act: Act::Stream,
-        first: true,
-        bytes,
-        count: messages,
-        every_ms: 0,
-    };
+    let bulk = Run { subject, act: Act::Stream, first: true, bytes, count: messages, every_ms: 0 };
     let beat = Run {
         subject: Subject::Control,
         act: Act::Ping,
@@ -189,8 +203,9 @@ fn payload_bytes(mtu: u32) -> u16 {
 impl Shaped {
     fn text(&self) -> String {
         let mut lines = vec![format!(
-            "{} Mbit/s, frames of {} bytes, {} packets of a million lost, a queue of {} ms; {} rounds",
-            self.mbit_per_s, self.mtu, self.loss_ppm, self.queue_ms, self.rounds
+            "{} Mbit/s, frames of {} bytes, {} packets of a million lost, a queue of {} ms, {} ms \
+             added to a round trip; {} rounds",
+            self.mbit_per_s, self.mtu, self.loss_ppm, self.queue_ms, self.delay_ms, self.rounds
         )];
         for way in &self.ways {
             let shown = |spread: Option<Spread>| spread.map_or("-".to_owned(), |s| s.to_string());

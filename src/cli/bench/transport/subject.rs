@@ -27,8 +27,12 @@ pub(super) enum Subject {
     Quic1500,
     /// With one bulk connection and such packets.
     QuicOne1500,
+    /// With Cubic, whatever the settings say.
+    QuicCubic,
     /// With BBR.
     QuicBbr,
+    /// With Cubic, and BBR where packets are lost at random.
+    QuicAuto,
     /// quinn as it comes, one connection and one stream.
     QuinnDefault,
     /// The same in a runtime that the measuring thread drives itself: the floor for QUIC.
@@ -55,7 +59,9 @@ impl Subject {
             Self::QuicOne => "quic-one",
             Self::Quic1500 => "quic-1500",
             Self::QuicOne1500 => "quic-one-1500",
+            Self::QuicCubic => "quic-cubic",
             Self::QuicBbr => "quic-bbr",
+            Self::QuicAuto => "quic-auto",
             Self::QuinnDefault => "quinn-default",
             Self::QuinnOneThread => "quinn-1-thread",
             Self::Control => "control",
@@ -101,7 +107,9 @@ impl Subject {
                 quic.bulk_lanes = 1;
                 quic.mtu_bytes = quic.mtu_bytes.min(PLAIN_MTU_BYTES);
             }
+            Self::QuicCubic => quic.congestion = Congestion::Cubic,
             Self::QuicBbr => quic.congestion = Congestion::Bbr,
+            Self::QuicAuto => quic.congestion = Congestion::Auto,
             Self::UcxShm | Self::UcxTcp => {
                 let ucx = UcxConfig {
                     same_host: LaneChoice::Ucx,
