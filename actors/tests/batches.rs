@@ -4,7 +4,7 @@ use ditmesh_actors::engine::Engine;
 use ditmesh_actors::generation::{GenerateError, GenerationHandle};
 use ditmesh_actors::manifest::{DegreesSetting, GroupSection, Manifest};
 use ditmesh_actors::request::{
-    Degrees, Event, GenerateRequest, Generation, Output, OutputKind, StepCache, Wire,
+    Degrees, Event, GenerateRequest, Generation, Output, OutputKind, StepCache, Wire, WireDtype,
 };
 
 use crate::engine::{draw, latents, manifest, request};
@@ -59,6 +59,28 @@ fn pictures_of_a_batch_are_those_drawn_alone() {
             let error = relative(latents(together), latents(&alone));
             assert!(error <= 1e-5, "{mesh}: {error:e}");
         }
+    }
+}
+
+/// Both ends of an edge hold the rows of every picture apart. A product of a larger matrix may be
+/// rounded otherwise, and a number at the border of two codes fall on the other side; what one code
+/// is worth is not what a mix-up of pictures is.
+#[test]
+fn pictures_of_a_batch_that_travels_as_changes_are_those_drawn_alone() {
+    let engine = Engine::start(batching(2, degrees(1, 2, 1))).unwrap();
+    let wire = Wire { pipefusion: WireDtype::Int8, residual: true, ..Wire::default() };
+    let wire = Some(Wire { refresh_every: 3, ..wire });
+    let requests =
+        requests(4.5).map(|request| GenerateRequest { num_inference_steps: 8, wire, ..request });
+    let handles = ask(&engine, &requests).into_iter();
+    let together: Vec<_> = handles.map(|handle| handle.blocking_finish().unwrap()).collect();
+    let alone = requests.map(|request| draw(&engine, request));
+    for (index, (together, own)) in together.iter().zip(&alone).enumerate() {
+        assert_eq!((together.report.batch, own.report.batch), (4, 1));
+        let error = relative(latents(together), latents(own));
+        assert!(error <= 3e-4, "picture {index}: {error:e}");
+        let next = &alone[(index + 1) % PROMPTS.len()];
+        assert!(relative(latents(together), latents(next)) > 0.1);
     }
 }
 

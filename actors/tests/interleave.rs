@@ -8,7 +8,7 @@ use ditmesh_actors::plan::check::check_order;
 use ditmesh_actors::plan::interleave::{Entry, interleave};
 use ditmesh_actors::plan::program::Op;
 use ditmesh_actors::plan::{Plan, resolve};
-use ditmesh_actors::request::{Degrees, Event, GenerateRequest, Generation};
+use ditmesh_actors::request::{Degrees, Event, GenerateRequest, Generation, Wire, WireDtype};
 use ditmesh_model::spec::ModelSpec;
 use proptest::prelude::*;
 
@@ -128,14 +128,30 @@ fn piped(prompt: &str, seed: u64) -> GenerateRequest {
     }
 }
 
+/// Its hidden states travel as changes, refreshed every eight steps.
+fn as_changes(request: GenerateRequest) -> GenerateRequest {
+    let wire = Wire { pipefusion: WireDtype::Int8, residual: true, ..Wire::default() };
+    GenerateRequest { wire: Some(wire), ..request }
+}
+
 fn shared(generation: &Generation) -> bool {
     generation.report.ranks.iter().all(|rank| rank.foreign_units > 0)
 }
 
 #[test]
 fn two_requests_share_a_pipeline_and_each_is_as_alone() {
+    each_is_as_alone([piped("a red apple", 1), piped("a green frog", 2)]);
+}
+
+/// Each run has its own of what both ends of an edge hold.
+#[test]
+fn runs_whose_hidden_states_travel_as_changes_share_a_pipeline() {
+    each_is_as_alone([piped("a red apple", 1), piped("a green frog", 2)].map(as_changes));
+    each_is_as_alone([piped("a red apple", 1), as_changes(piped("a red apple", 1))]);
+}
+
+fn each_is_as_alone(requests: [GenerateRequest; 2]) {
     let engine = Engine::start(manifest(2)).unwrap();
-    let requests = [piped("a red apple", 1), piped("a green frog", 2)];
     let alone = requests.clone().map(|request| draw(&engine, request));
     assert!(alone.iter().all(|generation| !shared(generation)));
     let handles = requests.map(|request| engine.generate(request));
@@ -148,6 +164,16 @@ fn two_requests_share_a_pipeline_and_each_is_as_alone() {
 
 #[test]
 fn a_run_that_is_stopped_leaves_the_other_as_it_is() {
+    stopped_beside(piped);
+}
+
+/// And where both ends of an edge hold what travelled, those of the next run begin anew.
+#[test]
+fn a_stopped_run_leaves_nothing_that_changes_could_start_from() {
+    stopped_beside(|prompt, seed| as_changes(piped(prompt, seed)));
+}
+
+fn stopped_beside(piped: fn(&str, u64) -> GenerateRequest) {
     let engine = Engine::start(manifest(2)).unwrap();
     let alone = draw(&engine, piped("a green frog", 2));
     for stopped in [0, 1] {
@@ -167,6 +193,8 @@ fn a_run_that_is_stopped_leaves_the_other_as_it_is() {
         let kept = kept.blocking_finish().unwrap();
         assert_eq!(latents(&kept), latents(&alone));
         assert!(shared(&kept));
+        let after = draw(&engine, piped("a green frog", 2));
+        assert_eq!(latents(&after), latents(&alone));
     }
     assert_eq!(engine.blocking_status().unwrap().running, 0);
 }

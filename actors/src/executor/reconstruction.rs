@@ -8,6 +8,9 @@
 //! Invariants: a rank has at most one edge of each direction; every row crosses it once in each
 //! step, with its strip or with all of them, and in order.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use ditmesh_transport::codec;
