@@ -23,6 +23,7 @@ mod members;
 mod memory;
 mod mesh_plan;
 pub mod model;
+mod progress;
 mod recovery;
 mod replicas;
 mod requests;
@@ -153,6 +154,8 @@ pub(crate) struct State {
     started: Instant,
     ticking: JoinHandle<()>,
     model: Option<Result<Arc<Model>, GenerateError>>,
+    /// When it last looked whether runs go on.
+    looked: Now,
     /// When devices of the manifest that have not come are waited for no longer.
     settles: Option<Now>,
     membership: Membership,
@@ -216,6 +219,7 @@ impl Actor for Coordinator {
             fabric,
             address,
             started: Instant::now(),
+            looked: Now::ZERO,
             model: None,
             settles: None,
             sessions: Sessions::default(),
@@ -286,6 +290,7 @@ impl Actor for Coordinator {
             CoordinatorMsg::Checkpointed(key) => state.checkpointed(&myself, key).await,
             CoordinatorMsg::Tick => {
                 state.member(&myself, MembershipEvent::Tick).await;
+                state.watch_progress();
                 state.stop_awaiting(&myself).await;
                 state.let_go(&myself).await;
                 state.joins.tick();

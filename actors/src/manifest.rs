@@ -357,6 +357,11 @@ pub struct HealthSection {
     /// Longest wait of one operation of a run, the peers' computing included: a backstop, for the
     /// dead are found by their silence.
     pub op_deadline_ms: u32,
+    /// A step that takes longer than this, and than `step_deadline_factor` times what it is planned to
+    /// take, is that of a device that hangs.
+    pub step_deadline_ms: u32,
+    /// See `step_deadline_ms`; the slowest step that a run has made counts as planned.
+    pub step_deadline_factor: u32,
     /// Longest time to form a mesh (weights are loaded in it).
     pub form_deadline_ms: u32,
 }
@@ -368,6 +373,8 @@ impl Default for HealthSection {
             suspect_ms: 800,
             dead_ms: 1500,
             op_deadline_ms: 1_800_000,
+            step_deadline_ms: 10_000,
+            step_deadline_factor: 5,
             form_deadline_ms: 120_000,
         }
     }

@@ -121,6 +121,9 @@ impl Membership {
             MembershipEvent::WorkerExited { device, incarnation, status } => {
                 self.worker_exited(now, device, incarnation, status)
             }
+            MembershipEvent::Hung { device, milliseconds } => {
+                self.lose(now, &Member::Worker(device), Loss::Hung { milliseconds })
+            }
             MembershipEvent::Admitted { node, devices } => self.admit(&node, devices),
             MembershipEvent::Leave { node, drain } => self.leave(&node, now + drain),
             MembershipEvent::Vacated { node } => self.release(&node),

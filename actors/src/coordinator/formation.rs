@@ -15,6 +15,8 @@ mod seats;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use super::mesh_plan::{MeshPlan, MeshPlans, NoMesh};
 use crate::dispatcher::{MeshNeed, OpenMeshes, ReplicaId};
 use crate::groups::Retry;
@@ -81,6 +83,8 @@ pub(super) struct FormOrder {
     /// Of the whole mesh.
     pub(super) degrees: Degrees,
     pub(super) num_pipeline_patch: Option<u32>,
+    /// What a step is planned to take, where somebody knows.
+    pub(super) step: Option<Duration>,
     pub(super) devices: Vec<DeviceId>,
     pub(super) beside: bool,
 }
@@ -219,7 +223,7 @@ impl Formation {
             return Err(NoMesh::TooFew { degrees, needed, live, missing });
         }
         let devices = live.iter().take(needed).cloned().collect();
-        Ok(MeshPlan { degrees, num_pipeline_patch: None, devices })
+        Ok(MeshPlan { degrees, num_pipeline_patch: None, step: None, devices })
     }
 
     fn is_exact(&self) -> bool {
@@ -314,6 +318,7 @@ impl Formation {
                 data,
                 degrees,
                 num_pipeline_patch: target.num_pipeline_patch,
+                step: target.step,
                 devices,
                 beside: outdated,
             }));

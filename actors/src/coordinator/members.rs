@@ -233,7 +233,7 @@ impl State {
     }
 
     /// Hands a worker's report to its place in the mesh that the report is about.
-    fn worker_says(&self, device: DeviceId, message: ToCoordinator) {
+    fn worker_says(&mut self, device: DeviceId, message: ToCoordinator) {
         let epoch = match &message {
             ToCoordinator::Formed { epoch, .. } | ToCoordinator::FormFailed { epoch, .. } => {
                 Some(*epoch)
@@ -243,6 +243,11 @@ impl State {
             | ToCoordinator::RunEnded { run, .. } => self.runs.get(run).map(|run| run.replica),
             _ => None,
         };
+        if let ToCoordinator::RunEnded { run, rank, .. } = &message
+            && let Some(run) = self.runs.get_mut(run)
+        {
+            run.rank_ended(*rank);
+        }
         if let Some(proxy) = epoch.and_then(|epoch| self.proxies.get(&(device, epoch))) {
             // A proxy that has failed hears nothing more.
             let _ = proxy.cast(RankMsg::Worker(message));
@@ -330,10 +335,10 @@ impl State {
         }
     }
 
-    /// A worker that is silent while its agent is not will not come back by itself.
+    /// A worker that is silent while its agent is not, or hangs, will not come back by itself.
     fn recycle(&self, device: &DeviceId, loss: &Loss) {
         let agent = self.sessions.get(&Member::Agent(device.node.clone()));
-        if let (Loss::Silent { .. }, Some(agent)) = (loss, agent) {
+        if let (Loss::Silent { .. } | Loss::Hung { .. }, Some(agent)) = (loss, agent) {
             let life = self.membership.incarnation(&Member::Worker(device.clone()));
             let (device, incarnation) = (device.clone(), life.0);
             agent.handle.send(FromCoordinator::Recycle { device, incarnation });

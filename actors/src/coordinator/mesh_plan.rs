@@ -4,6 +4,8 @@
 //! Owns how degrees that a manifest fixes give way when devices are missing. Which degrees are best
 //! is the model's ([`Model::degrees_on`]). Pure, but may take a while: not called on an actor.
 
+use std::time::Duration;
+
 use super::model::Model;
 use crate::dispatcher::OpenMeshes;
 use crate::membership::cuts::{Pair, pair};
@@ -18,6 +20,8 @@ pub(crate) struct MeshPlan {
     pub(crate) degrees: Degrees,
     /// Number of patches of requests that leave it open, where the plan has an opinion.
     pub(crate) num_pipeline_patch: Option<u32>,
+    /// What a step takes by the cost model at the model's own size, where all devices were measured.
+    pub(crate) step: Option<Duration>,
     /// In rank order, replica after replica.
     pub(crate) devices: Vec<DeviceId>,
 }
@@ -68,25 +72,25 @@ fn plan(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshPlan, NoMe
     if live.is_empty() {
         return Err(NoMesh::NoDevice);
     }
-    let of = |degrees: Degrees, num_pipeline_patch| MeshPlan {
+    let of = |degrees: Degrees, num_pipeline_patch, step| MeshPlan {
         degrees,
         num_pipeline_patch,
+        step,
         devices: live.iter().take(degrees.world_size()).cloned().collect(),
     };
     if let Some(fixed) = model.fixed(guided) {
         let reduced = reduced(fixed, live.len());
-        let plan = of(reduced, None);
+        let plan = of(reduced, None, None);
         if model.shortage(reduced, &plan.devices, guided).is_none() {
-            return Ok(plan);
+            let step = model.step_on(reduced, &plan.devices, guided);
+            return Ok(MeshPlan { step, ..plan });
         }
         // Better another mesh than the manifest's than none.
     }
-    let (degrees, patches) = model.degrees_on(live, guided).map_err(|why| NoMesh::TooLarge {
-        live: live.len(),
-        model: model.name.clone(),
-        why,
-    })?;
-    Ok(of(degrees, patches))
+    let (degrees, patches, step) = model
+        .degrees_on(live, guided)
+        .map_err(|why| NoMesh::TooLarge { live: live.len(), model: model.name.clone(), why })?;
+    Ok(of(degrees, patches, step))
 }
 
 /// The pairs of ranks of one replica that some run links.
@@ -186,7 +190,8 @@ mod tests {
             return Err(NoMesh::NoDevice);
         }
         let devices = live.iter().take((data * size) as usize).cloned().collect();
-        Ok(MeshPlan { degrees: mesh(1, size, 1, data), num_pipeline_patch: None, devices })
+        let degrees = mesh(1, size, 1, data);
+        Ok(MeshPlan { degrees, num_pipeline_patch: None, step: None, devices })
     }
 
     #[test]

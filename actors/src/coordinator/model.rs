@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use candle_core::DType;
 use ditmesh_model::pipeline::describe;
@@ -24,8 +25,11 @@ use crate::parallel::vae::worth::Pace;
 use crate::plan::layout::Layout;
 use crate::plan::resolve::check_degrees;
 use crate::planner::{self, Candidate, Wish};
-use crate::protocol::DeviceId;
+use crate::protocol::{DeviceId, RunSpec};
 use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
+
+/// How many times longer than at its own size a step of a model may be planned.
+const PIXELS_FACTOR_MAX: f64 = 1e4;
 
 /// A model and who serves it.
 pub(crate) struct Model {
@@ -118,8 +122,9 @@ impl Model {
         self.fixed.map(|fixed| if guided { fixed } else { Degrees { cfg_degree: 1, ..fixed } })
     }
 
-    /// The fastest mesh of one replica on the first of these devices, and its number of patches: the
-    /// planner's choice for the model's own size and the command line's number of steps.
+    /// The fastest mesh of one replica on the first of these devices, its number of patches, and what
+    /// its slowest kind of step takes: the planner's choice for the model's own size and the command
+    /// line's number of steps.
     ///
     /// # Errors
     /// When the devices cannot hold the model, in words.
@@ -127,13 +132,43 @@ impl Model {
         &self,
         live: &[DeviceId],
         guided: bool,
-    ) -> Result<(Degrees, Option<u32>), String> {
+    ) -> Result<(Degrees, Option<u32>, Option<Duration>), String> {
         let (cluster, wish) = (self.cluster_of(live), self.wish(guided));
         let decision = planner::choose(&self.description, &cluster, &wish)
             .map_err(|error| error.to_string())?;
-        let best = decision.best().map(|trial| trial.candidate).ok_or("no mesh fits")?;
-        tracing::info!(mesh = %best, guided, considered = decision.considered, "mesh planned");
-        Ok((best.degrees, Some(best.num_pipeline_patch)))
+        let trial = decision.best().ok_or("no mesh fits")?;
+        let (best, considered) = (trial.candidate, decision.considered);
+        tracing::info!(mesh = %best, guided, considered, "mesh planned");
+        let step = slowest_step(&cluster, best.degrees, trial.step_seconds);
+        Ok((best.degrees, Some(best.num_pipeline_patch), step))
+    }
+
+    /// What the slowest kind of step takes on a mesh that nobody chose, where the devices were measured.
+    pub(crate) fn step_on(
+        &self,
+        degrees: Degrees,
+        devices: &[DeviceId],
+        guided: bool,
+    ) -> Option<Duration> {
+        let degrees = degrees.alone();
+        let used = devices.get(..degrees.world_size())?;
+        let (cluster, wish) = (self.cluster_of(used), self.wish(guided));
+        if cluster.unmeasured() > 0 {
+            return None;
+        }
+        let candidate = Candidate { degrees, num_pipeline_patch: degrees.pipefusion_degree };
+        let (.., simulation) =
+            planner::predict(&self.description, &cluster, &wish, &candidate).ok()?;
+        slowest_step(&cluster, degrees, simulation.last_step_seconds())
+    }
+
+    /// What a step of this run is planned to take, given what one of the model's own size does: more
+    /// pixels cost up to their square (attention), each picture its own.
+    pub(crate) fn planned_step(&self, step: Duration, run: &RunSpec) -> Duration {
+        let (height, width) = self.description.size;
+        let pixels = |height: u32, width: u32| f64::from(height) * f64::from(width);
+        let ratio = (pixels(run.height, run.width) / pixels(height, width).max(1.0)).max(1.0);
+        step.mul_f64((ratio * ratio).min(PIXELS_FACTOR_MAX)).saturating_mul(run.images.len() as u32)
     }
 
     /// Why these devices cannot hold their parts of a mesh; `None` when they can, or say not what
@@ -189,6 +224,15 @@ impl Model {
         let (cluster, wish) = (self.cluster_of(devices), Wish::new(&self.description, self.dtype));
         planner::layout(&self.description, &cluster, &wish, degrees)
     }
+}
+
+/// From the seconds of a step in the steady state: a synchronous one goes through the stages one
+/// after the other. `None` where a device's speed is a guess.
+fn slowest_step(cluster: &Cluster, degrees: Degrees, steady_s: f64) -> Option<Duration> {
+    let seconds = steady_s * f64::from(degrees.pipefusion_degree);
+    let known = cluster.devices.get(..degrees.alone().world_size())?;
+    let measured = known.iter().all(|device| device.profile_name.is_some());
+    Duration::try_from_secs_f64(seconds).ok().filter(|_| measured)
 }
 
 /// The folder of a model, unpacking the built-in one when needed.

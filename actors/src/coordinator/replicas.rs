@@ -14,13 +14,14 @@ use tokio::task::JoinHandle;
 use super::formation::{FormOrder, Formation, FormationEvent};
 use super::mesh_plan::MeshPlans;
 use super::model::Model;
+use super::run::Run;
 use super::{CoordinatorMsg, State};
 use crate::dispatcher::{DispatcherEvent, MeshNeed};
 use crate::generation::GenerateError;
 use crate::groups::{
     DataReplica, MeshLoss, RankFormed, RankMsg, ReplicaArgs, ReplicaMsg, ReplicaReport, Retry, Seat,
 };
-use crate::membership::{Loss, Member};
+use crate::membership::{Loss, Member, MembershipEvent};
 use crate::plan::Plan;
 use crate::plan::layout::Layout;
 use crate::plan::mesh::DeviceMesh;
@@ -44,6 +45,8 @@ pub(super) struct Replica {
     pub(super) layout: Layout,
     /// Of requests that leave it open, where the plan has an opinion.
     pub(super) num_pipeline_patch: Option<u32>,
+    /// What a step is planned to take, where the devices were measured.
+    pub(super) step: Option<Duration>,
     /// By rank.
     pub(super) devices: Vec<DeviceId>,
     pub(super) actor: ActorRef<ReplicaMsg>,
@@ -146,7 +149,8 @@ impl State {
         order: FormOrder,
     ) {
         let Some(Ok(model)) = &self.model else { return };
-        let FormOrder { replica: epoch, data, devices, num_pipeline_patch, beside, .. } = order;
+        let FormOrder { replica: epoch, data, devices, num_pipeline_patch, step, beside, .. } =
+            order;
         let (mesh, degrees) = (order.degrees, order.degrees.alone());
         tracing::info!(epoch, %degrees, beside, "forming a mesh");
         self.memory.reserve_epoch(epoch);
@@ -175,6 +179,7 @@ impl State {
                     degrees,
                     layout,
                     num_pipeline_patch,
+                    step,
                     devices,
                     actor,
                     ranks: None,
@@ -337,6 +342,12 @@ impl State {
     ) {
         let of_replica = |replica: &Replica| cause.about_links(&replica.devices);
         let about_links = self.replicas.get(&epoch).and_then(of_replica);
+        let stuck = match cause {
+            MeshLoss::Stuck { run, .. } => self.runs.get(run).map(Run::not_ended),
+            _ => None,
+        };
+        let stuck = stuck.unwrap_or_default();
+        let cause = &cause.naming(&stuck);
         self.forget_replica(epoch, &cause.to_string());
         let going_on = match cause.retry() {
             Retry::Never => Vec::new(),
@@ -347,6 +358,11 @@ impl State {
         self.runs.retain(|_, run| run.replica != epoch);
         if let Some(event) = about_links {
             self.member(myself, event).await;
+        }
+        if let MeshLoss::Stuck { milliseconds, .. } = *cause {
+            for device in stuck {
+                self.member(myself, MembershipEvent::Hung { device, milliseconds }).await;
+            }
         }
         let (retry, unfit) = (cause.retry(), cause.unfit());
         let cause = cause.to_string();

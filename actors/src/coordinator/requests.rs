@@ -4,7 +4,7 @@
 //! dispatcher's; the run itself is in `run`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::formation::Formation;
 use super::model::Model;
+use super::progress::{Progress, StepLimit};
 use super::recovery::{Journey, open_mesh};
 use super::replicas::Replica;
 use super::run::{self, ControllerFault, Picture, Run, Verdict};
@@ -133,6 +134,7 @@ impl State {
         // A replica that has ended is reported lost, and this run with it.
         let _ = replica.actor.cast(ReplicaMsg::Start(Arc::new(start)));
         let (devices, place) = (replica.devices.clone(), (replica.mesh, replica.data));
+        let planned = replica.step.map(|step| model.planned_step(step, &plan.run));
         let checkpoints = Arc::new(self.memory.store_for(requests, myself));
         // A request with tensors of its own is alone.
         let (mut images, mut pictures, mut inputs) = (Vec::new(), Vec::new(), Inputs::default());
@@ -166,7 +168,10 @@ impl State {
             coordinator: myself.clone(),
         };
         tokio::spawn(task.carry_out().instrument(span));
+        let limit = StepLimit::of(&self.manifest.health);
+        let progress = Progress::new(limit, planned, self.now());
         let run = Run::new(images, epoch, plan, devices, place, checkpoints, verdict);
+        let run = run.watched(progress);
         self.runs.insert(number, run);
         true
     }
@@ -269,17 +274,35 @@ impl State {
     }
 
     pub(super) fn progress(&mut self, run: u64, event: Event) {
+        let now = self.now();
         let Some(run) = self.runs.get_mut(&run) else { return };
         match event {
-            Event::Step { step, of } => {
-                run.step = (step, of);
-                run.step_done(step);
+            Event::Step { step, of } => run.step_done(now, step, of),
+            Event::Encoded => {
+                run.encoded(now);
+                if run.is_resumed() {
+                    // Once is enough.
+                    return;
+                }
             }
-            // Once is enough.
-            Event::Encoded if run.is_resumed() => return,
             _ => {}
         }
         run.images.iter().for_each(|(_, sink)| sink.event(event.clone()));
+    }
+
+    /// Looks which runs do not go on; their meshes are given up.
+    pub(super) fn watch_progress(&mut self) {
+        let (now, suspect) = (self.now(), u64::from(self.manifest.health.suspect_ms));
+        let before = std::mem::replace(&mut self.looked, now);
+        let slept = now.saturating_sub(before) > Duration::from_millis(suspect);
+        for (&number, run) in &mut self.runs {
+            let Some(cause) = run.stalls(now, slept) else { continue };
+            tracing::warn!(run = number, cause, "a run does not go on");
+            if let Some(replica) = self.replicas.get(&run.replica) {
+                // One that has ended has stopped its run.
+                let _ = replica.actor.cast(ReplicaMsg::Stalled { run: number, cause });
+            }
+        }
     }
 
     /// A rank failed; its replica is stopping the others. When it lost a peer, membership or the

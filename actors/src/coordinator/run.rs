@@ -1,6 +1,7 @@
 //! One run: the coordinator's record of it, and the task that takes the result from the data plane
 //! to the caller without passing through a mailbox.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,12 @@ use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use super::CoordinatorMsg;
+use super::progress::Progress;
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::controller::{self, Inputs};
 use crate::dispatcher::RequestId;
 use crate::generation::{GenerateError, UpdateSink};
+use crate::membership::Now;
 use crate::plan::Plan;
 use crate::protocol::{DeviceId, RankOutcome};
 use crate::request::wire::traffic_of;
@@ -71,6 +74,11 @@ pub(super) struct Run {
     plan: Arc<Plan>,
     verdict: Option<oneshot::Sender<Verdict>>,
     started: Instant,
+    progress: Option<Progress>,
+    /// Whether it does not go on, and its mesh is given up.
+    stalled: bool,
+    /// Ranks that have ended it.
+    ended: BTreeSet<u32>,
 }
 
 impl Run {
@@ -98,7 +106,49 @@ impl Run {
             plan,
             verdict: Some(verdict),
             started: Instant::now(),
+            progress: None,
+            stalled: false,
+            ended: BTreeSet::new(),
         }
+    }
+
+    /// The same, with somebody who looks whether it goes on.
+    pub(super) fn watched(self, progress: Progress) -> Self {
+        Self { progress: Some(progress), ..self }
+    }
+
+    /// The prompt is encoded.
+    pub(super) fn encoded(&mut self, now: Now) {
+        let steps = (self.plan.run.first_step as usize) < self.plan.steps();
+        if let Some(progress) = &mut self.progress {
+            progress.encoded(now, steps);
+        }
+    }
+
+    /// Looks whether it goes on, unless the coordinator `slept`; why not, once.
+    pub(super) fn stalls(&mut self, now: Now, slept: bool) -> Option<String> {
+        let ending =
+            self.verdict.is_none() || self.outcomes.is_some() || self.controller_failure.is_some();
+        let progress = self.progress.as_mut().filter(|_| !self.stalled && !ending)?;
+        if slept {
+            progress.excuse(now);
+        }
+        let limit = progress.overdue(now)?;
+        self.stalled = true;
+        let (step, seconds) = (self.step_under_way(), limit.as_secs_f64());
+        Some(format!("step {step} did not end within {seconds:.1} s"))
+    }
+
+    /// A rank has ended it.
+    pub(super) fn rank_ended(&mut self, rank: u32) {
+        self.ended.insert(rank);
+    }
+
+    /// Devices whose ranks have not.
+    pub(super) fn not_ended(&self) -> Vec<DeviceId> {
+        let ranks = self.devices.iter().enumerate();
+        let at_it = ranks.filter(|(rank, _)| !self.ended.contains(&(*rank as u32)));
+        at_it.map(|(_, device)| device.clone()).collect()
     }
 
     /// A request has ended without the run; how many are left. The last one stays in it, for the
@@ -130,8 +180,12 @@ impl Run {
     }
 
     /// Notes progress.
-    pub(super) fn step_done(&mut self, step: u32) {
+    pub(super) fn step_done(&mut self, now: Now, step: u32, of: u32) {
+        self.step = (step, of);
         self.steps_done = self.steps_done.max(step);
+        if let Some(progress) = &mut self.progress {
+            progress.step_done(now, step >= of);
+        }
     }
 
     /// From 1; one past the last while it decodes.
@@ -172,8 +226,12 @@ impl Run {
         self.controller_done && self.outcomes.is_some()
     }
 
-    /// Whether links failed and nothing else: its mesh is lost, or will be.
+    /// Whether links failed and nothing else, or it does not go on: its mesh is lost, or will be.
     pub(super) fn is_lost(&self) -> bool {
+        let done = |(_, outcome): &(u32, RankOutcome)| matches!(outcome, RankOutcome::Done(_));
+        if self.stalled && !self.outcomes.as_ref().is_some_and(|all| all.iter().all(done)) {
+            return true;
+        }
         let mut failures =
             self.outcomes.iter().flatten().filter_map(|(_, outcome)| match outcome {
                 RankOutcome::Failed { peer, .. } => Some(peer.is_some()),
@@ -187,6 +245,9 @@ impl Run {
 
     /// Why the mesh is of no more use, when only the controller knows.
     pub(super) fn controller_loss(&self) -> Option<String> {
+        if self.stalled {
+            return None;
+        }
         let fault = self.controller_failure.as_ref().filter(|fault| fault.is_loss)?;
         let known = self.failure().is_some();
         (!known).then(|| fault.cause.clone())

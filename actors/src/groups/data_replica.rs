@@ -16,6 +16,9 @@ use crate::protocol::{Form, FromCoordinator, RankOutcome, Start};
 /// Longest time for all ranks to end an aborted run.
 pub(crate) const ABORT_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The same of a run that does not go on: who waits stops at once, and whoever computes was given time.
+pub(crate) const STALLED_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Supervises the [`CfgGroup`] of one mesh.
 pub(crate) struct DataReplica;
 
@@ -39,6 +42,11 @@ pub(crate) enum ReplicaMsg {
         run: u64,
         cause: String,
     },
+    /// A run does not go on: stop it, and end the mesh.
+    Stalled {
+        run: u64,
+        cause: String,
+    },
     /// End the mesh; nothing is reported.
     Dissolve {
         cause: String,
@@ -51,6 +59,7 @@ pub(crate) enum ReplicaMsg {
     FormDeadline,
     AbortDeadline {
         run: u64,
+        milliseconds: u64,
     },
 }
 
@@ -78,8 +87,10 @@ pub(crate) struct State {
     group: DerivedActorRef<Order>,
     coordinator: DerivedActorRef<ReplicaReport>,
     formed: bool,
-    /// The runs and whether each was told to stop.
+    /// The runs, and whether each was told to stop.
     runs: BTreeMap<u64, bool>,
+    /// Runs that do not go on, and why that is thought.
+    stalled: BTreeMap<u64, String>,
 }
 
 impl Actor for DataReplica {
@@ -108,6 +119,7 @@ impl Actor for DataReplica {
             coordinator: args.coordinator,
             formed: false,
             runs: BTreeMap::new(),
+            stalled: BTreeMap::new(),
         })
     }
 
@@ -135,7 +147,13 @@ impl Actor for DataReplica {
                 state.runs.insert(start.run, false);
                 state.order(Order::Start(Arc::new(Start { propose, ..(*start).clone() })));
             }
-            ReplicaMsg::Abort { run, cause } => state.abort(&myself, run, cause),
+            ReplicaMsg::Abort { run, cause } => state.abort(&myself, run, cause, ABORT_DEADLINE),
+            ReplicaMsg::Stalled { run, cause } if state.runs.contains_key(&run) => {
+                state.stalled.insert(run, cause.clone());
+                state.abort(&myself, run, cause, STALLED_DEADLINE);
+            }
+            // It has ended this very moment; that the mesh is lost is expected all the same.
+            ReplicaMsg::Stalled { cause, .. } => state.lose(&myself, MeshLoss::Stalled { cause }),
             ReplicaMsg::Dissolve { cause } => {
                 state.tell_to_dissolve(&cause);
                 myself.stop(Some(cause));
@@ -149,8 +167,9 @@ impl Actor for DataReplica {
                 let devices = state.devices();
                 state.lose(&myself, MeshLoss::FormTimedOut { devices, milliseconds });
             }
-            ReplicaMsg::AbortDeadline { run } if state.runs.get(&run) == Some(&true) => {
-                let milliseconds = ABORT_DEADLINE.as_millis() as u64;
+            ReplicaMsg::AbortDeadline { run, milliseconds }
+                if state.runs.get(&run) == Some(&true) =>
+            {
                 let devices = state.devices();
                 state.lose(&myself, MeshLoss::Stuck { devices, run, milliseconds });
             }
@@ -191,14 +210,15 @@ impl State {
                 if self.runs.get(&run) == Some(&false) {
                     let why = format!("rank {rank} failed: {cause}");
                     self.tell(ReplicaReport::Failing { run, rank, cause, peer });
-                    self.abort(myself, run, why);
+                    self.abort(myself, run, why, ABORT_DEADLINE);
                 }
             }
             // The end of a run of an older mesh on the same device says nothing of this one.
             Report::Ended { run, .. } if !self.runs.contains_key(&run) => {}
             Report::Ended { run, outcomes } => {
                 self.runs.remove(&run);
-                let broken = self.broken_link(&outcomes);
+                let stalled = self.stalled.remove(&run).map(|cause| MeshLoss::Stalled { cause });
+                let broken = self.broken_link(&outcomes).or(stalled);
                 self.tell(ReplicaReport::Ended { run, outcomes });
                 if let Some(loss) = broken {
                     self.lose(myself, loss);
@@ -207,13 +227,14 @@ impl State {
         }
     }
 
-    fn abort(&mut self, myself: &ActorRef<ReplicaMsg>, run: u64, cause: String) {
+    fn abort(&mut self, myself: &ActorRef<ReplicaMsg>, run: u64, cause: String, within: Duration) {
         match self.runs.get_mut(&run) {
             Some(stopping) if !*stopping => *stopping = true,
             _ => return,
         }
         self.order(Order::Abort { run, cause });
-        myself.send_after(ABORT_DEADLINE, move || ReplicaMsg::AbortDeadline { run });
+        let milliseconds = within.as_millis() as u64;
+        myself.send_after(within, move || ReplicaMsg::AbortDeadline { run, milliseconds });
     }
 
     /// The first link that a rank says is broken: such a mesh is of no more use.

@@ -29,6 +29,9 @@ pub(crate) enum MeshLoss {
     /// Ranks that did not end an aborted run in time.
     #[error("{devices} did not stop run {run} within {milliseconds} ms")]
     Stuck { devices: String, run: u64, milliseconds: u64 },
+    /// A run that did not go on although all its ranks are heard and stopped when they were told to.
+    #[error("a run did not go on: {cause}")]
+    Stalled { cause: String },
     /// A rank could not load its partition or reach its peers.
     #[error("device {device} (rank {rank}) could not join the mesh: {cause}")]
     FormFailed { rank: u32, device: DeviceId, fault: FormFault, cause: String },
@@ -50,7 +53,9 @@ impl MeshLoss {
     /// Whether forming the same mesh again can help.
     pub(crate) fn retry(&self) -> Retry {
         match self {
-            Self::Device { .. } | Self::Link { .. } | Self::Stuck { .. } => Retry::WhenReady,
+            Self::Device { .. } | Self::Link { .. } | Self::Stuck { .. } | Self::Stalled { .. } => {
+                Retry::WhenReady
+            }
             Self::FormFailed { fault: FormFault::Links { .. }, .. } | Self::Controller { .. } => {
                 Retry::AFewTimes
             }
@@ -76,7 +81,22 @@ impl MeshLoss {
             Self::Link { device, peer, .. } => format!("the link of device {device} to {peer}"),
             Self::Stuck { devices, .. } | Self::FormTimedOut { devices, .. } => devices.clone(),
             Self::Controller { .. } => "a link of the coordinator".into(),
-            Self::Disagreement { .. } | Self::Actor { .. } => "the mesh".into(),
+            Self::Stalled { .. } | Self::Disagreement { .. } | Self::Actor { .. } => {
+                "the mesh".into()
+            }
+        }
+    }
+
+    /// The same, where it is known which devices did not stop.
+    pub(crate) fn naming(&self, stuck: &[DeviceId]) -> Self {
+        match self {
+            &Self::Stuck { run, milliseconds, .. } if !stuck.is_empty() => {
+                let names: Vec<String> = stuck.iter().map(ToString::to_string).collect();
+                let several = if names.len() > 1 { "s" } else { "" };
+                let devices = format!("device{several} {}", names.join(", "));
+                Self::Stuck { devices, run, milliseconds }
+            }
+            loss => loss.clone(),
         }
     }
 

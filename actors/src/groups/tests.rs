@@ -301,3 +301,38 @@ async fn a_broken_link_ends_the_mesh_once_all_ranks_have_stopped() {
     assert!(text.contains("a/1") && text.contains("a/7"), "{text}");
     fixture.expect_dissolved(0..8, "lost its link").await;
 }
+
+/// A run that does not go on: whoever does not stop is known by that, and nobody waits long for it.
+#[tokio::test]
+async fn a_stalled_run_ends_the_mesh_whether_its_ranks_stop_or_not() {
+    for stuck in [None, Some(3)] {
+        let mut fixture = replica(10_000).await;
+        fixture.form().await;
+        fixture.start(5).await;
+        let cause = "step 4 took longer than 10 s".to_string();
+        fixture.replica.cast(ReplicaMsg::Stalled { run: 5, cause }).expect("a replica");
+        for rank in 0..8 {
+            assert!(matches!(fixture.order(rank).await, FromCoordinator::Abort { run: 5, .. }));
+            if stuck != Some(rank) {
+                fixture.end(rank as u32, 5, RankOutcome::Aborted);
+            }
+        }
+        let mut report = fixture.report().await;
+        if stuck.is_none() {
+            assert!(matches!(report, ReplicaReport::Ended { run: 5, .. }));
+            report = fixture.report().await;
+        }
+        let ReplicaReport::Lost { cause, .. } = report else { panic!("lost") };
+        assert_eq!(cause.retry(), Retry::WhenReady);
+        match stuck {
+            None => {
+                assert!(matches!(&cause, MeshLoss::Stalled { cause } if cause.contains("10 s")))
+            }
+            Some(rank) => {
+                let named = cause.naming(&[device(rank as u32)]);
+                assert_eq!(named.who(), "device a/3");
+                assert_eq!(named.to_string(), "device a/3 did not stop run 5 within 2000 ms");
+            }
+        }
+    }
+}

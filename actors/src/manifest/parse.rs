@@ -280,6 +280,8 @@ fn health(section: &Section<'_, '_>) -> Result<HealthSection, Fault> {
         "suspect_ms",
         "dead_ms",
         "op_deadline_ms",
+        "step_deadline_ms",
+        "step_deadline_factor",
         "form_deadline_ms",
     ])?;
     let default = HealthSection::default();
@@ -288,6 +290,8 @@ fn health(section: &Section<'_, '_>) -> Result<HealthSection, Fault> {
         suspect_ms: section.or("suspect_ms", default.suspect_ms)?,
         dead_ms: section.or("dead_ms", default.dead_ms)?,
         op_deadline_ms: section.or("op_deadline_ms", default.op_deadline_ms)?,
+        step_deadline_ms: section.or("step_deadline_ms", default.step_deadline_ms)?,
+        step_deadline_factor: section.or("step_deadline_factor", default.step_deadline_factor)?,
         form_deadline_ms: section.or("form_deadline_ms", default.form_deadline_ms)?,
     })
 }

@@ -23,6 +23,9 @@ const MTU_BYTES: std::ops::RangeInclusive<u16> = 1200..=65_507;
 /// Longest deadline: a day.
 const DEADLINE_MS_MAX: u32 = 24 * 60 * 60 * 1000;
 
+/// Most times that a step may take what it is planned to.
+const STEP_DEADLINE_FACTOR_MAX: u32 = 1000;
+
 /// Checks a manifest that a program built; [`super::parse`] has done it for one from a file.
 ///
 /// # Errors
@@ -156,6 +159,13 @@ fn health(health: &HealthSection) -> Result<(), Violation> {
     }
     deadline("health.dead_ms", dead_ms)?;
     deadline("health.op_deadline_ms", health.op_deadline_ms)?;
+    deadline("health.step_deadline_ms", health.step_deadline_ms)?;
+    let factor = health.step_deadline_factor;
+    if !(1..=STEP_DEADLINE_FACTOR_MAX).contains(&factor) {
+        let message =
+            format!("step_deadline_factor is {factor}, expected 1 to {STEP_DEADLINE_FACTOR_MAX}");
+        return Err(Violation::new("health.step_deadline_factor", message));
+    }
     deadline("health.form_deadline_ms", health.form_deadline_ms)
 }
 

@@ -42,6 +42,13 @@ pub enum MembershipEvent {
         /// `exit status: 1`, `signal: 9 (SIGKILL)`.
         status: String,
     },
+    /// A device is heard, but does not end what it computes.
+    Hung {
+        /// Which.
+        device: DeviceId,
+        /// What it was given to stop.
+        milliseconds: u64,
+    },
     /// A node joins the cluster that may not have been in it before, with so many devices.
     Admitted {
         /// Its name.

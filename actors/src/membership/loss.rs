@@ -20,6 +20,12 @@ pub enum Loss {
         /// Length of the silence.
         milliseconds: u64,
     },
+    /// It is heard, but does not end what it computes.
+    #[error("it hangs: it did not stop within {milliseconds} ms")]
+    Hung {
+        /// What it was given to stop.
+        milliseconds: u64,
+    },
     /// Its session ended.
     #[error("its session ended ({reason})")]
     Closed {

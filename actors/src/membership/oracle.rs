@@ -81,6 +81,7 @@ impl Oracle {
                     self.lives.get_mut(&member).expect("a member").incarnation = incarnation.0;
                 }
             }
+            E::Hung { device, .. } => self.die(now, &Member::Worker(device.clone()), true),
             E::Leave { node, drain } => {
                 let here = self.lives[&Member::Agent(node.clone())].alive;
                 if here && !self.draining.contains_key(node) && !self.released.contains(node) {
@@ -210,7 +211,7 @@ fn membership() -> Membership {
 /// An event, and milliseconds before it.
 fn any_event() -> impl Strategy<Value = (u64, E)> {
     let who = (0..6usize, 1..12u64, 0..3u64);
-    (0..14u8, who, 0..400u64).prop_map(|(kind, (member, process, session), pause)| {
+    (0..15u8, who, 0..400u64).prop_map(|(kind, (member, process, session), pause)| {
         let member = members()[member].clone();
         let incarnation = Incarnation(Incarnation::at(process).0 + session);
         let node = node_of(&member).to_owned();
@@ -227,6 +228,7 @@ fn any_event() -> impl Strategy<Value = (u64, E)> {
             9 => E::Vacated { node },
             10 if process == 1 => E::ForceLeave { node },
             10 => E::Admitted { node, devices: 2 },
+            11 => E::Hung { device: device(&node, process as u32 % 2), milliseconds: 9 },
             _ => E::Tick,
         };
         (pause, event)

@@ -35,6 +35,7 @@ fn one_pipeline(devices: &[DeviceId]) -> MeshPlans {
     let plan = MeshPlan {
         degrees: stages(devices.len() as u32, 1),
         num_pipeline_patch: None,
+        step: None,
         devices: devices.to_vec(),
     };
     let plan = if devices.is_empty() { Err(NoMesh::NoDevice) } else { Ok(plan) };
@@ -49,6 +50,7 @@ fn pairs(devices: &[DeviceId]) -> MeshPlans {
         _ => Ok(MeshPlan {
             degrees: stages(2, replicas as u32),
             num_pipeline_patch: None,
+            step: None,
             devices: devices.iter().take(2 * replicas).cloned().collect(),
         }),
     };
@@ -109,7 +111,8 @@ impl Planned {
 fn form(replica: u64, data: u32, degrees: Degrees, indices: &[u32]) -> C {
     let (num_pipeline_patch, beside) = (None, false);
     let devices = devices(indices);
-    C::Form(FormOrder { replica, data, degrees, num_pipeline_patch, devices, beside })
+    let step = None;
+    C::Form(FormOrder { replica, data, degrees, num_pipeline_patch, step, devices, beside })
 }
 
 fn form_beside(replica: u64, data: u32, degrees: Degrees, indices: &[u32]) -> C {

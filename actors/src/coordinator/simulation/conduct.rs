@@ -3,22 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Sabotage;
-use super::desk::{ABORT_WITHIN, Run, Step, model, spec};
+use super::desk::{ABORT_WITHIN, Run, STALLED_WITHIN, STEP_LIMIT, STEPS, Step, model, spec};
 use super::processes::RETRANSMIT;
 use super::runs::{Fault, Frame, Start};
 use super::walker::{Inbox, Next, Walker};
 use super::world::{Order, Wake, World};
+use super::{Sabotage, ms};
+use crate::coordinator::progress::Progress;
 use crate::dispatcher::DispatcherEvent;
 use crate::groups::Retry;
 use crate::journal::Entry;
-use crate::membership::MembershipEvent;
+use crate::membership::{Member, MembershipEvent, Now};
 use crate::plan::message::MessageKind;
 use crate::plan::{Action, Plan};
 use crate::protocol::DeviceId;
 
 impl World {
     pub(super) fn start_run(&mut self, run: u64, requests: Vec<u64>, epoch: u64) {
+        let now = self.now;
         let Some(desk) = &mut self.desk else { return };
         let Some(mesh) = desk.meshes.get(&epoch) else { return };
         let steps = requests.iter().filter_map(|id| Some(desk.requests.get(id)?.steps)).min();
@@ -59,8 +61,11 @@ impl World {
             inbox: Inbox::new(),
             missing,
             kept: first_step,
+            progress: Progress::new(STEP_LIMIT, Some(ms(20)), now),
+            stalled: None,
         };
-        desk.runs.insert(run, of_run);
+        let of_run = desk.runs.entry(run).insert_entry(of_run).into_mut();
+        of_run.progress.encoded(now, first_step < STEPS);
         if first_step > 0 {
             self.resumed += 1;
         }
@@ -96,6 +101,7 @@ impl World {
             *left = left.saturating_sub(1);
             if *left == 0 && u32::from(step) + 1 > run.kept {
                 run.kept = u32::from(step) + 1;
+                run.progress.step_done(self.now, run.kept == STEPS);
                 kept = Some((run.requests.clone(), run.kept, run.plan.mesh));
             }
         }
@@ -178,6 +184,10 @@ impl World {
 
     /// Tells the ranks of a run to end it.
     pub(super) fn stop_run(&mut self, run: u64, epoch: u64) {
+        self.stop_within(run, epoch, ABORT_WITHIN);
+    }
+
+    fn stop_within(&mut self, run: u64, epoch: u64, within: Now) {
         let Some(desk) = &mut self.desk else { return };
         if let Some(run) = desk.runs.get_mut(&run) {
             run.fault.get_or_insert(Fault { cause: "aborted".into(), peer: None });
@@ -188,16 +198,51 @@ impl World {
         for (device, number) in members.iter() {
             self.order(device, *number, Order::Abort(run));
         }
-        self.at(ABORT_WITHIN, Wake::AbortDeadline { epoch, run, desk: desk_number });
+        self.at(within, Wake::AbortDeadline { epoch, run, desk: desk_number });
+    }
+
+    /// Looks which runs do not go on, and has their ranks stopped.
+    pub(super) fn watch_progress(&mut self) {
+        let now = self.now;
+        if self.is(Sabotage::IgnoreStalls) {
+            return;
+        }
+        let Some(desk) = &mut self.desk else { return };
+        let mut stalled = Vec::new();
+        for (&number, run) in &mut desk.runs {
+            let ending = run.fault.is_some() || run.controller_done || run.stalled.is_some();
+            if let (false, Some(limit)) = (ending, run.progress.overdue(now)) {
+                run.stalled = Some(format!("no step within {limit:?}"));
+                stalled.push((number, run.epoch));
+            }
+        }
+        for (run, epoch) in stalled {
+            self.note(|| format!("run {run} does not go on"));
+            self.stop_within(run, epoch, STALLED_WITHIN);
+        }
+    }
+
+    /// A device that hangs is ended by its agent, which starts it again.
+    pub(super) fn recycle(&mut self, device: DeviceId) {
+        if !self.network.away.contains(&device.node) {
+            self.stalls += 1;
+            self.kill(&Member::Worker(device));
+        }
     }
 
     pub(super) fn abort_deadline(&mut self, epoch: u64, run: u64, desk: u64) {
         let Some(current) = self.desk.as_ref().filter(|current| current.number == desk) else {
             return;
         };
-        if current.runs.get(&run).is_some_and(|run| run.epoch == epoch) {
-            self.lose_mesh(epoch, "a rank did not stop", Retry::WhenReady);
+        let Some(run) = current.runs.get(&run).filter(|run| run.epoch == epoch) else { return };
+        let members = current.meshes.get(&epoch).map(|mesh| Arc::clone(&mesh.members));
+        let ranks = members.iter().flat_map(|members| members.iter().enumerate());
+        let stuck = ranks.filter(|(rank, _)| !run.ended.contains(rank));
+        let stuck: Vec<DeviceId> = stuck.map(|(_, (device, _))| device.clone()).collect();
+        for device in stuck {
+            self.member(MembershipEvent::Hung { device, milliseconds: 0 });
         }
+        self.lose_mesh(epoch, "a rank did not stop", Retry::WhenReady);
     }
 
     /// Ends a run whose parts have all ended.
@@ -209,6 +254,9 @@ impl World {
             return;
         }
         let (epoch, fault) = (run.epoch, run.fault.clone());
+        if let Some(cause) = run.stalled.clone() {
+            return self.lose_mesh(epoch, &cause, Retry::WhenReady);
+        }
         if let Some(Fault { cause, peer: Some(_) }) = fault {
             return self.lose_mesh(epoch, &cause, Retry::WhenReady);
         }

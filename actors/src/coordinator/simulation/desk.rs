@@ -17,13 +17,16 @@ use super::{Sabotage, ms};
 use crate::coordinator::copies::Copies;
 use crate::coordinator::formation::{Formation, FormationCommand, FormationEvent};
 use crate::coordinator::mesh_plan::{MeshPlan, MeshPlans, NoMesh};
+use crate::coordinator::progress::{Progress, StepLimit};
 use crate::dispatcher::{Dispatcher, DispatcherCommand, DispatcherEvent, MeshNeed, Need, Room};
 use crate::generation::GenerateError;
 use crate::groups::Retry;
 use crate::journal::Remembered;
 use crate::manifest::Manifest;
 use crate::membership::cuts::{Pair, pair};
-use crate::membership::{Incarnation, Member, Membership, MembershipCommand, MembershipEvent, Now};
+use crate::membership::{
+    Incarnation, Loss, Member, Membership, MembershipCommand, MembershipEvent, Now,
+};
 use crate::plan::Plan;
 use crate::protocol::{DeviceId, ImageSpec, RunSpec};
 use crate::request::{Degrees, ModelSource};
@@ -37,7 +40,12 @@ pub(super) const ABORT_WITHIN: Now = ms(10_000);
 pub(super) const ASK_AGAIN: Now = ms(500);
 /// Longest time that requests wait for a mesh.
 const MESH_WITHIN: Now = ms(60_000);
-const STEPS: u32 = 5;
+pub(super) const STEPS: u32 = 5;
+/// When a step counts as one of a device that hangs.
+pub(super) const STEP_LIMIT: StepLimit =
+    StepLimit { floor: ms(3_000), factor: 5, longest: ms(60_000) };
+/// Longest time for the ranks of a stalled run to end it.
+pub(super) const STALLED_WITHIN: Now = ms(2_000);
 
 /// A mesh that was ordered.
 pub(super) struct Mesh {
@@ -60,6 +68,9 @@ pub(super) struct Run {
     pub(super) missing: BTreeMap<u16, usize>,
     /// Steps that are kept whole.
     pub(super) kept: u32,
+    pub(super) progress: Progress,
+    /// Why it is given up.
+    pub(super) stalled: Option<String>,
 }
 
 /// A request without a result.
@@ -141,7 +152,8 @@ fn plans(devices: &[DeviceId], cuts: &[Pair]) -> MeshPlans {
     let plan = match devices.is_empty() {
         true => Err(NoMesh::NoDevice),
         false => {
-            Ok(MeshPlan { degrees, num_pipeline_patch: Some(2 * pipefusion_degree), devices: used })
+            let num_pipeline_patch = Some(2 * pipefusion_degree);
+            Ok(MeshPlan { degrees, num_pipeline_patch, step: None, devices: used })
         }
     };
     MeshPlans { guided: plan.clone(), unguided: plan }
@@ -215,6 +227,7 @@ impl World {
         let settles = !desk.settled && self.now.saturating_sub(desk.began) >= SETTLE;
         desk.settled |= settles;
         self.member(MembershipEvent::Tick);
+        self.watch_progress();
         self.let_go();
         self.tend_copies(None);
         self.advance(Step::Dispatcher(DispatcherEvent::Tick));
@@ -286,6 +299,9 @@ impl World {
                     self.note(|| format!("{device} lost: {loss}"));
                     self.advance(Step::Formation(FormationEvent::DeviceLost(device.clone())));
                     self.lose_meshes_of(&device, &loss.to_string());
+                    if let Loss::Hung { .. } = loss {
+                        self.recycle(device);
+                    }
                 }
                 MembershipCommand::CutsChanged => {
                     self.note(|| "links count as cut, or no more".to_owned());

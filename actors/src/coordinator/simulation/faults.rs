@@ -15,6 +15,8 @@ pub(super) enum Fault {
     KillAgent(String),
     /// A process stops for a while: its socket is alive, it is not.
     Freeze(Member, u64),
+    /// What a worker computes next does not end; it is heard all the same.
+    Hang(DeviceId),
     /// A node and the coordinator cannot reach each other.
     Partition(String),
     /// Two nodes cannot reach each other; the coordinator reaches both.
@@ -40,7 +42,7 @@ impl World {
         let nodes = self.processes.nodes();
         let device = devices[self.dice.roll(devices.len() as u64) as usize].clone();
         let node = nodes[self.dice.roll(nodes.len() as u64) as usize].clone();
-        match self.dice.roll(13) {
+        match self.dice.roll(14) {
             0..=3 => Fault::KillWorker(device),
             4 => Fault::KillAgent(node),
             5..=6 => Fault::Freeze(Member::Worker(device), 0),
@@ -51,6 +53,7 @@ impl World {
                 Fault::Cut(node.clone(), other.unwrap_or(node))
             }
             11 => Fault::Leave(node),
+            12 => Fault::Hang(device),
             _ => Fault::KillCoordinator,
         }
     }
@@ -92,6 +95,12 @@ impl World {
                 (Fault::Cut(a, b), self.dice.between(300, 4_000))
             }
             Fault::Leave(node) => return self.leave(node),
+            Fault::Hang(device) => {
+                if let Some(process) = self.processes.get_mut(&Member::Worker(device)) {
+                    process.hang = process.life == Life::Up;
+                }
+                return;
+            }
             Fault::KillCoordinator => {
                 self.desk = None;
                 if self.dice.roll(2) == 0 {
@@ -109,7 +118,7 @@ impl World {
     pub(super) fn mend(&mut self, fault: Fault) {
         self.note(|| format!("MENDED {fault:?}"));
         match fault {
-            Fault::Leave(_) => {}
+            Fault::Leave(_) | Fault::Hang(_) => {}
             Fault::KillWorker(device) => self.boot(&Member::Worker(device)),
             Fault::KillAgent(node) => {
                 self.boot(&Member::Agent(node.clone()));

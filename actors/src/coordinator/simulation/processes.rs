@@ -41,6 +41,8 @@ pub(super) struct Process {
     late: Vec<Wake>,
     /// When the last message to the coordinator, and from it, arrives.
     last: [Now; 2],
+    /// The next thing that it computes does not end.
+    pub(super) hang: bool,
     /// Its ranks, where it is a worker.
     pub(super) worker: Worker,
     /// Where it is an agent.
@@ -57,6 +59,7 @@ impl Process {
             session: None,
             late: Vec::new(),
             last: [Now::ZERO; 2],
+            hang: false,
             worker: Worker::default(),
             copies: HeldCopies::default(),
         }

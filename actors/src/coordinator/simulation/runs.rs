@@ -318,6 +318,10 @@ impl World {
         let seat = process.worker.seats.iter_mut().find(|(_, seat)| seat.runs.contains_key(&run));
         let Some((&epoch, seat)) = seat else { return };
         if let Some(walker) = seat.runs.get_mut(&run) {
+            walker.hangs = std::mem::take(&mut process.hang);
+            if walker.hangs {
+                return;
+            }
             walker.computes = false;
         }
         self.walk(device, life, epoch, run);
@@ -329,6 +333,9 @@ impl World {
         let seats = process.worker.seats.iter_mut();
         let mut hit = None;
         for (&epoch, seat) in seats {
+            if seat.runs.get(&run).is_some_and(|walker| walker.hangs) {
+                continue;
+            }
             if seat.runs.remove(&run).is_some() {
                 seat.inbox.retain(|(of, ..)| *of != run);
                 hit = Some(epoch);

@@ -11,6 +11,8 @@ pub(super) struct Walker {
     actions: Box<dyn Iterator<Item = Action>>,
     pub(super) waits: Option<((usize, u64), Now)>,
     pub(super) computes: bool,
+    /// What it computes does not end.
+    pub(super) hangs: bool,
     /// Members it exchanges frames with.
     pub(super) peers: Vec<usize>,
 }
@@ -26,7 +28,7 @@ pub(super) enum Next {
 impl Walker {
     pub(super) fn new(plan: &Plan, member: usize) -> Self {
         let (actions, peers) = (Box::new(plan.actions(member)), plan.peers(member));
-        Self { actions, waits: None, computes: false, peers }
+        Self { actions, waits: None, computes: false, hangs: false, peers }
     }
 
     pub(super) fn next(&mut self, run: u64, inbox: &mut Inbox, now: Now) -> Next {

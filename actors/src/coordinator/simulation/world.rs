@@ -98,6 +98,7 @@ pub(super) struct Ending {
     pub(super) resumed: u64,
     pub(super) restarts: u64,
     pub(super) recalls: u64,
+    pub(super) stalls: u64,
 }
 
 /// SplitMix64.
@@ -140,6 +141,8 @@ pub(super) struct World {
     pub(super) resumed: u64,
     /// Copies of checkpoints that came back.
     pub(super) recalls: u64,
+    /// Devices that hung and were started again.
+    pub(super) stalls: u64,
 }
 
 impl World {
@@ -161,6 +164,7 @@ impl World {
             faults: 0,
             resumed: 0,
             recalls: 0,
+            stalls: 0,
             dice,
         };
         world.start_desk();
@@ -218,6 +222,7 @@ impl World {
             resumed: self.resumed,
             restarts: self.desks - 1,
             recalls: self.recalls,
+            stalls: self.stalls,
         }
     }
 

@@ -160,6 +160,8 @@ fn transport_and_health() {
     assert!(violation(|m| m.health.heartbeat_ms = 900).contains("must exceed heartbeat_ms (900)"));
     assert!(violation(|m| m.health.dead_ms = 800).contains("must exceed suspect_ms (800)"));
     assert!(violation(|m| m.health.op_deadline_ms = u32::MAX).contains("op_deadline_ms"));
+    assert!(violation(|m| m.health.step_deadline_ms = 0).contains("step_deadline_ms"));
+    assert!(violation(|m| m.health.step_deadline_factor = 0).contains("step_deadline_factor"));
     assert!(violation(|m| m.launcher.ready_deadline_ms = 0).contains("ready_deadline_ms is 0"));
 }
 
