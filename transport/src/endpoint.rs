@@ -1,6 +1,6 @@
 //! One UDP port: where QUIC connections of this crate live.
 //!
-//! Owns the socket, the tuning of quinn, and the gate for strangers; the one-thread runtime that it
+//! Owns the socket, the tuning of QUIC, and the gate for strangers; the one-thread runtime that it
 //! lives in may be shared with other endpoints. Does not know what is said on a connection.
 //! Invariants: nothing of one endpoint runs in another runtime unless it is
 //! moved there; closing tells the peers, and waits at most [`FLUSH_TIMEOUT`] for that.
@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TokioRuntime, VarInt};
+use quinn_proto::crypto::rustls::QuicServerConfig;
+use quinn_proto::{ClientConfig, ConnectionError, ServerConfig, VarInt};
 
 pub(crate) use cause::{close_cause, close_code, connect_error};
 pub(crate) use gate::{Gate, GatePass};
@@ -31,6 +31,7 @@ use tuning::{endpoint_config, transport_config};
 
 use crate::error::TransportError;
 use crate::identity::{Identity, client_crypto, server_crypto};
+use crate::stack::{Connection, Endpoint};
 
 /// The most callers that wait to be looked at.
 const INCOMING_MAX: usize = 1024;
@@ -104,17 +105,11 @@ impl QuicEndpoint {
             .migration(false);
         let endpoint = {
             let _in_runtime = thread.handle().enter();
-            let socket = socket::capped(udp.socket, settings.mtu_bytes)?;
-            Endpoint::new_with_abstract_socket(
-                endpoint_config(settings)?,
-                Some(server.clone()),
-                socket,
-                Arc::new(TokioRuntime),
-            )
+            Endpoint::new(endpoint_config(settings)?, Some(server.clone()), udp.socket)
         };
-        let failed = |error| TransportError::system("start an endpoint", error);
-        let endpoint = endpoint.map_err(failed)?;
-        let local = endpoint.local_addr().map_err(failed)?;
+        let endpoint =
+            endpoint.map_err(|error| TransportError::system("start an endpoint", error))?;
+        let local = endpoint.local_addr();
         thread.enter();
         let (thread, closed) = (Arc::clone(thread), AtomicBool::new(false));
         Ok(Self { endpoint, client, server, tls_name, local, receive_window_bytes, thread, closed })
@@ -126,7 +121,7 @@ impl QuicEndpoint {
         if let Some(crypto) = crypto {
             server.crypto = crypto;
         }
-        self.endpoint.set_server_config(Some(server));
+        self.endpoint.set_server_config(server);
     }
 
     pub(crate) fn local(&self) -> SocketAddr {
@@ -146,7 +141,7 @@ impl QuicEndpoint {
         self.thread.handle().spawn(future)
     }
 
-    pub(crate) fn quinn(&self) -> &Endpoint {
+    pub(crate) fn port(&self) -> &Endpoint {
         &self.endpoint
     }
 
@@ -202,11 +197,11 @@ impl Dialer {
         loop {
             let connecting = self
                 .endpoint
-                .connect_with(self.client.clone(), address, &self.tls_name)
+                .connect(self.client.clone(), address, &self.tls_name)
                 .map_err(|error| unreachable(error.to_string()))?;
             match tokio::time::timeout_at(deadline.into(), connecting).await {
                 Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(quinn::ConnectionError::TimedOut)) if Instant::now() < deadline => {}
+                Ok(Err(ConnectionError::TimedOut)) if Instant::now() < deadline => {}
                 Ok(Err(error)) => return Err(connect_error(peer, address, &error)),
                 Err(_) => return Err(unreachable("nobody answered before the deadline".into())),
             }

@@ -29,6 +29,7 @@ mod mesh;
 pub mod quic;
 pub mod region;
 pub mod sim;
+mod stack;
 #[allow(unsafe_code)]
 pub mod ucx;
 

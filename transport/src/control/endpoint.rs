@@ -7,8 +7,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, Incoming};
+use quinn_proto::ConnectionError;
+use quinn_proto::crypto::rustls::HandshakeData;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
@@ -21,6 +21,7 @@ use crate::endpoint::{
 use crate::error::TransportError;
 use crate::identity::{Identity, PeerIdentity, open_server_crypto, verified_identity};
 use crate::join::{self, JOIN_DEADLINE, JOINS_WAITING_MAX, Joining};
+use crate::stack::{Connection, Endpoint, Incoming};
 
 /// Channels that are accepted and not yet taken.
 const ACCEPTED_MAX: usize = 64;
@@ -66,7 +67,7 @@ impl ControlEndpoint {
         let (joining, joins) = mpsc::channel(JOINS_WAITING_MAX);
         let queues = Queues { accepting, joining };
         let gate = Gate::default();
-        endpoint.spawn(accept_all(endpoint.quinn().clone(), cluster.clone(), queues, gate.clone()));
+        endpoint.spawn(accept_all(endpoint.port().clone(), cluster.clone(), queues, gate.clone()));
         Ok(Self {
             endpoint,
             cluster,
@@ -157,8 +158,8 @@ impl ControlEndpoint {
     /// Waits until every channel has ended and said its last words: drop or close the channels
     /// first, then this, then [`ControlEndpoint::close`]. False when the deadline passed first.
     pub async fn flushed(&self, deadline: Instant) -> bool {
-        let quinn = self.endpoint.quinn().clone();
-        let idle = async move { timeout_until(deadline, quinn.wait_idle()).await.is_some() };
+        let port = self.endpoint.port().clone();
+        let idle = async move { timeout_until(deadline, port.wait_idle()).await.is_some() };
         self.endpoint.spawn(idle).await.unwrap_or(false)
     }
 
@@ -183,7 +184,7 @@ enum Caller {
     Joiner,
 }
 
-async fn accept_all(endpoint: quinn::Endpoint, cluster: String, queues: Queues, gate: Gate) {
+async fn accept_all(endpoint: Endpoint, cluster: String, queues: Queues, gate: Gate) {
     while let Some((incoming, pass)) = gate.next(&endpoint).await {
         let (cluster, queues, gate) = (cluster.clone(), queues.clone(), gate.clone());
         tokio::spawn(async move {
@@ -238,7 +239,7 @@ async fn greet_second(
     joining: mpsc::Sender<Joining>,
 ) -> Result<Caller, TransportError> {
     let from = incoming.remote_address();
-    let lost = |error: &quinn::ConnectionError| connect_error("the caller", from, error);
+    let lost = |error: &ConnectionError| connect_error("the caller", from, error);
     let shaken = timeout(HANDSHAKE_TIMEOUT, incoming).await;
     let connection = shaken
         .map_err(|_| TransportError::deadline("a caller's handshake"))?
@@ -265,7 +266,7 @@ async fn greet_member(
     cluster: &str,
 ) -> Result<ControlChannel, TransportError> {
     let from = connection.remote_address();
-    let lost = |error: &quinn::ConnectionError| connect_error("the caller", from, error);
+    let lost = |error: &ConnectionError| connect_error("the caller", from, error);
     let peer = verified_identity(&connection).map_err(TransportError::malformed)?;
     if peer.cluster != cluster {
         connection.close(close_code::REFUSED, b"wrong cluster");

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn_proto::ConnectionError;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -18,6 +18,7 @@ use super::state::State;
 use super::wire::{Item, ReadFailure, read_item, write_item};
 use crate::endpoint::{close_cause, close_code};
 use crate::identity::PeerIdentity;
+use crate::stack::{Connection, RecvStream, SendStream, WriteError};
 
 /// How long the last messages of a closed channel may take.
 const LINGER: Duration = Duration::from_secs(2);
@@ -114,7 +115,7 @@ async fn write_all(
 async fn last_words(
     stream: &mut SendStream,
     mut queued: mpsc::Receiver<Item>,
-) -> Result<(), quinn::WriteError> {
+) -> Result<(), WriteError> {
     queued.close();
     while let Some(item) = queued.recv().await {
         write_item(stream, item).await?;
@@ -126,10 +127,10 @@ async fn last_words(
     Ok(())
 }
 
-fn is_orderly(error: &quinn::ConnectionError) -> bool {
+fn is_orderly(error: &ConnectionError) -> bool {
     match error {
-        quinn::ConnectionError::ApplicationClosed(close) => close.error_code == close_code::DONE,
-        quinn::ConnectionError::LocallyClosed => true,
+        ConnectionError::ApplicationClosed(close) => close.error_code == close_code::DONE,
+        ConnectionError::LocallyClosed => true,
         _ => false,
     }
 }

@@ -5,9 +5,9 @@
 //! bound before a byte is allocated for it.
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream};
 
 use crate::error::TransportError;
+use crate::stack::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
 
 /// The largest control message, in bytes.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -38,10 +38,7 @@ pub(super) enum Item {
     BlobChunk(Vec<u8>),
 }
 
-pub(super) async fn write_item(
-    stream: &mut SendStream,
-    item: Item,
-) -> Result<(), quinn::WriteError> {
+pub(super) async fn write_item(stream: &mut SendStream, item: Item) -> Result<(), WriteError> {
     match item {
         Item::Message(message) => write_part(stream, MESSAGE, message.into()).await,
         Item::Blob(blob) => {
@@ -87,7 +84,7 @@ pub(super) async fn read_item(stream: &mut RecvStream) -> Result<Option<Item>, R
 }
 
 /// The first bytes of either side, so that both know the other has accepted it.
-pub(super) async fn greet(stream: &mut SendStream) -> Result<(), quinn::WriteError> {
+pub(super) async fn greet(stream: &mut SendStream) -> Result<(), WriteError> {
     let mut greeting = [0; GREETING_BYTES];
     greeting[..4].copy_from_slice(GREETING_MAGIC);
     greeting[4..6].copy_from_slice(&PROTOCOL_MIN.to_le_bytes());
@@ -121,22 +118,20 @@ pub(super) enum ReadFailure {
     Protocol(TransportError),
 }
 
-impl From<quinn::ReadError> for ReadFailure {
-    fn from(error: quinn::ReadError) -> Self {
+impl From<ReadError> for ReadFailure {
+    fn from(error: ReadError) -> Self {
         match error {
-            quinn::ReadError::ConnectionLost(error) => {
-                Self::Lost(crate::endpoint::close_cause(&error))
-            }
+            ReadError::Lost(error) => Self::Lost(crate::endpoint::close_cause(&error)),
             other => Self::Lost(other.to_string()),
         }
     }
 }
 
-impl From<quinn::ReadExactError> for ReadFailure {
-    fn from(error: quinn::ReadExactError) -> Self {
+impl From<ReadExactError> for ReadFailure {
+    fn from(error: ReadExactError) -> Self {
         match error {
-            quinn::ReadExactError::ReadError(error) => error.into(),
-            quinn::ReadExactError::FinishedEarly(_) => malformed("end in the middle of a message"),
+            ReadExactError::ReadError(error) => error.into(),
+            ReadExactError::FinishedEarly(_) => malformed("end in the middle of a message"),
         }
     }
 }
@@ -153,11 +148,7 @@ pub(super) fn check_len(
     Ok(())
 }
 
-async fn write_part(
-    stream: &mut SendStream,
-    kind: u8,
-    body: Bytes,
-) -> Result<(), quinn::WriteError> {
+async fn write_part(stream: &mut SendStream, kind: u8, body: Bytes) -> Result<(), WriteError> {
     let head = Bytes::copy_from_slice(&head(kind, body.len()));
     stream.write_all_chunks(&mut [head, body]).await
 }

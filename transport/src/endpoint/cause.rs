@@ -1,11 +1,11 @@
 //! Why connections end, in words and as typed errors.
 //!
-//! Owns the reading of quinn's errors. Invariant: a certificate that is refused, by either side,
+//! Owns the reading of the protocol's errors. Invariant: a certificate that is refused, by either side,
 //! is [`TransportError::Untrusted`] and never "cannot connect".
 
 use std::net::SocketAddr;
 
-use quinn::{ConnectionError, TransportErrorCode, VarInt};
+use quinn_proto::{ConnectionError, TransportErrorCode, VarInt};
 
 use crate::error::TransportError;
 

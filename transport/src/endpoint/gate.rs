@@ -13,9 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::{Endpoint, Incoming};
-
 use crate::error::TransportError;
+use crate::stack::{Endpoint, Incoming};
 
 /// The most handshakes that one endpoint has under way.
 pub const HANDSHAKES_MAX: usize = 512;
@@ -72,8 +71,7 @@ impl Gate {
                 Decision::Admit => {
                     return Some((incoming, GatePass { gate: self.clone(), host }));
                 }
-                // `may_retry` was asked; a failed attempt drops the caller, which is as good.
-                Decision::Prove => drop(incoming.retry()),
+                Decision::Prove => incoming.retry(),
                 Decision::Ignore => incoming.ignore(),
             }
         }

@@ -1,4 +1,4 @@
-//! The settings of quinn, and why.
+//! The settings of the QUIC protocol, and why.
 //!
 //! Owns packet size, windows, congestion control and stream limits. Figures and the command that
 //! gives them are in `docs/transport.md`. Invariants: a flow-control window never exceeds what the
@@ -9,8 +9,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn_proto::congestion::{BbrConfig, CubicConfig, NewRenoConfig};
+use quinn_proto::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::EndpointSettings;
 use super::congestion::AdaptiveConfig;

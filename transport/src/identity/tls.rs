@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -169,7 +169,9 @@ fn tls_of_server(identity: &Identity, strangers: bool) -> Result<ServerConfig, I
 }
 
 /// Who is at the other end of an established connection.
-pub(crate) fn verified_identity(connection: &quinn::Connection) -> Result<PeerIdentity, String> {
+pub(crate) fn verified_identity(
+    connection: &crate::stack::Connection,
+) -> Result<PeerIdentity, String> {
     let chain = connection
         .peer_identity()
         .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())

@@ -1,11 +1,11 @@
 //! The joiner's side: dial, make sure that this is the cluster of the token, ask.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, ConnectionError, Endpoint, TransportErrorCode, VarInt};
+use quinn_proto::crypto::rustls::QuicClientConfig;
+use quinn_proto::{ClientConfig, ConnectionError, EndpointConfig, TransportErrorCode, VarInt};
 use rustls::AlertDescription;
 use tokio::time::{timeout, timeout_at};
 
@@ -13,6 +13,7 @@ use super::{ALPN, JOIN_BYTES_MAX, JoinToken};
 use crate::endpoint::connect_error;
 use crate::error::TransportError;
 use crate::identity::{PeerIdentity, Role, joiner_tls, verified_identity};
+use crate::stack::Endpoint;
 
 /// Longest wait for the end of the connection to be heard.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -42,13 +43,13 @@ pub async fn ask(
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let endpoint = Endpoint::client(SocketAddr::new(any, 0))
+    let endpoint = UdpSocket::bind(SocketAddr::new(any, 0))
+        .and_then(|socket| Endpoint::new(EndpointConfig::default(), None, socket))
         .map_err(|error| TransportError::system("open a socket", error))?;
     let exchange = async {
         let config = ClientConfig::new(Arc::new(crypto));
-        let connecting = endpoint
-            .connect_with(config, address, &name)
-            .map_err(|error| failed(error.to_string()))?;
+        let connecting =
+            endpoint.connect(config, address, &name).map_err(|error| failed(error.to_string()))?;
         let connection = connecting.await.map_err(|error| match error {
             ConnectionError::ConnectionClosed(close) if close.error_code == no_protocol() => {
                 failed("no token is out: this one was used or has expired".into())

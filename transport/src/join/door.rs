@@ -4,13 +4,13 @@
 
 use std::net::SocketAddr;
 
-use quinn::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::{JOIN_BYTES_MAX, JOIN_DEADLINE};
 use crate::endpoint::close_code;
 use crate::error::TransportError;
+use crate::stack::Connection;
 
 /// Questions that wait to be looked at.
 pub(crate) const JOINS_WAITING_MAX: usize = 8;

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quinn::{Connection, Incoming};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -21,6 +20,7 @@ use crate::fabric::epochs::Epochs;
 use crate::frame::hello::{Answer, Hello, Lane};
 use crate::identity::{PeerIdentity, Role, verified_identity};
 use crate::ids::{Epoch, PeerId};
+use crate::stack::{Connection, Endpoint, Incoming};
 
 /// How many hellos for meshes not formed here yet may wait.
 pub const HELLOS_WAITING_MAX: usize = 1024;
@@ -111,7 +111,7 @@ impl Admission {
     }
 
     /// Serves one endpoint until it closes; runs on that endpoint's thread.
-    pub(super) async fn serve(self: Arc<Self>, endpoint: quinn::Endpoint, port: Port) {
+    pub(super) async fn serve(self: Arc<Self>, endpoint: Endpoint, port: Port) {
         let gate = Gate::default();
         while let Some((incoming, pass)) = gate.next(&endpoint).await {
             let (admission, gate) = (Arc::clone(&self), gate.clone());

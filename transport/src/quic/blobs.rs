@@ -11,7 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use quinn::VarInt;
+use quinn_proto::VarInt;
 use tokio::sync::Semaphore;
 use tokio::time::{timeout, timeout_at};
 
@@ -22,6 +22,7 @@ use crate::blobs::{
 };
 use crate::error::TransportError;
 use crate::mesh::Mesh;
+use crate::stack::{SendStream, WriteError};
 
 #[cfg(doc)]
 use crate::frame::hello::HELLO_BYTES_MAX;
@@ -196,9 +197,9 @@ impl Drop for BlobReader {
 }
 
 async fn answer(
-    sending: &mut quinn::SendStream,
+    sending: &mut SendStream,
     part: Result<BlobPart, String>,
-) -> Result<(), quinn::WriteError> {
+) -> Result<(), WriteError> {
     match part {
         Ok(part) => {
             let mut head = vec![FOUND];

@@ -14,6 +14,7 @@ use crate::endpoint::{Dialer, close_code, connect_error};
 use crate::error::TransportError;
 use crate::frame::hello::{Answer, Hello};
 use crate::identity::verified_identity;
+use crate::stack::Connection;
 
 /// The same to a member of a mesh, whose process is there: it may take until the deadline to join, but
 /// it answers within `patience`, or the way to it is cut.
@@ -53,7 +54,7 @@ pub(super) async fn dial(
 
 /// Makes sure of who is there and says hello.
 async fn join(
-    connection: quinn::Connection,
+    connection: Connection,
     address: SocketAddr,
     name: &str,
     hello: &Hello,
@@ -78,7 +79,7 @@ async fn join(
 }
 
 async fn greet(
-    connection: quinn::Connection,
+    connection: Connection,
     hello: &Hello,
     address: SocketAddr,
 ) -> Result<LaneStream, TransportError> {

@@ -76,7 +76,7 @@ impl QuicFabric {
         let admission = Admission::new(speaker, config.hello_wait, blobs);
         let ports = std::iter::once(Port::Control).chain((0..=u8::MAX).map(Port::Bulk));
         for (endpoint, port) in std::iter::once(&control).chain(&bulk).zip(ports) {
-            endpoint.spawn(Arc::clone(&admission).serve(endpoint.quinn().clone(), port));
+            endpoint.spawn(Arc::clone(&admission).serve(endpoint.port().clone(), port));
         }
         let lanes: Vec<_> = bulk.iter().map(|endpoint| endpoint.local()).collect();
         let (mut at, mut lanes) = (control.local(), LaneAddresses::new(&lanes)?);

@@ -4,17 +4,16 @@
 //! that need no knowledge of meshes: version and cluster. Invariant: a hello is at most
 //! [`HELLO_BYTES_MAX`] bytes, checked before it is read.
 
-use quinn::{RecvStream, SendStream};
-
 use crate::error::TransportError;
 use crate::frame::hello::{Answer, HELLO_BYTES_MAX, Hello, Lane};
 use crate::frame::{PROTOCOL_MAX, PROTOCOL_MIN, SCHEMA_HASH};
 use crate::identity::PeerIdentity;
 use crate::ids::{Epoch, Incarnation, PeerId};
+use crate::stack::{Connection, ReadExactError, RecvStream, SendStream, WriteError};
 
 /// One lane of a link: a connection whose hello was answered with a welcome.
 pub(super) struct LaneStream {
-    pub(super) connection: quinn::Connection,
+    pub(super) connection: Connection,
     pub(super) sending: SendStream,
     pub(super) receiving: RecvStream,
 }
@@ -107,7 +106,7 @@ pub(super) fn refusal(answer: Answer, hello: &Hello, address: &str) -> Transport
 /// its hello waited never says it.
 const CONFIRMED: [u8; 1] = [1];
 
-pub(super) async fn confirm(stream: &mut SendStream) -> Result<(), quinn::WriteError> {
+pub(super) async fn confirm(stream: &mut SendStream) -> Result<(), WriteError> {
     stream.write_all(&CONFIRMED).await
 }
 
@@ -121,10 +120,7 @@ pub(super) async fn read_confirmation(stream: &mut RecvStream) -> Result<(), Tra
     Ok(())
 }
 
-pub(super) async fn write_hello(
-    stream: &mut SendStream,
-    body: &[u8],
-) -> Result<(), quinn::WriteError> {
+pub(super) async fn write_hello(stream: &mut SendStream, body: &[u8]) -> Result<(), WriteError> {
     // `Hello` and `Answer` bound their texts far below u16::MAX.
     let len = u16::try_from(body.len()).unwrap_or(u16::MAX);
     stream.write_all(&len.to_le_bytes()).await?;
@@ -132,8 +128,7 @@ pub(super) async fn write_hello(
 }
 
 pub(super) async fn read_hello(stream: &mut RecvStream) -> Result<Vec<u8>, TransportError> {
-    let lost =
-        |error: quinn::ReadExactError| TransportError::closed(format!("connection: {error}"));
+    let lost = |error: ReadExactError| TransportError::closed(format!("connection: {error}"));
     let mut len = [0; 2];
     stream.read_exact(&mut len).await.map_err(lost)?;
     let len = usize::from(u16::from_le_bytes(len));

@@ -12,6 +12,7 @@ use super::reader;
 use super::writer::{self, ClassStream};
 use crate::endpoint::QuicEndpoint;
 use crate::frame::Priority;
+use crate::stack::Connection;
 
 /// Starts the lane's tasks on its endpoint's thread.
 pub(super) fn start(link: &Arc<QuicLink>, index: usize, lane: LaneStream, endpoint: &QuicEndpoint) {
@@ -31,7 +32,7 @@ pub(super) fn start(link: &Arc<QuicLink>, index: usize, lane: LaneStream, endpoi
 }
 
 /// Serves the streams that the peer opens, until the connection ends.
-async fn accept_classes(link: Arc<QuicLink>, connection: quinn::Connection) {
+async fn accept_classes(link: Arc<QuicLink>, connection: Connection) {
     while let Ok(stream) = connection.accept_uni().await {
         tokio::spawn(reader::read_frames(Arc::clone(&link), stream));
     }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use quinn::{Connection, VarInt};
+use quinn_proto::VarInt;
 use tokio::sync::{Notify, watch};
 
 use super::greeting::LaneStream;
@@ -25,6 +25,7 @@ use crate::link::lane::{FrameLane, FrameSink};
 use crate::link::table::{Arrival, Departure, LinkTable, Step};
 use crate::link::{Carrier, Link, LinkStats, PostRecv, Received, SendFrame};
 use crate::region::Region;
+use crate::stack::Connection;
 
 /// Streams that a welcomed peer may open on a bulk lane: one per class but the usual one.
 const CLASS_STREAMS: VarInt = VarInt::from_u32(Priority::ALL.len() as u32 - 1);

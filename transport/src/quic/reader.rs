@@ -7,14 +7,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use quinn::{ReadExactError, RecvStream};
-
 use super::link::QuicLink;
 use crate::error::TransportError;
 use crate::frame::{
     FRAME_BYTES_MAX, FrameHeader, FrameMeta, HEADER_BYTES, LinkMessage, MESSAGE_BYTES_MAX,
 };
 use crate::link::table::Arrival;
+use crate::stack::{ReadExactError, RecvStream};
 
 /// How much is skipped in one step, in bytes.
 const SKIP_BYTES: usize = 64 << 10;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use quinn::SendStream;
 
 use super::dial::dial;
 use super::greeting::{LaneStream, Speaker};
@@ -19,6 +18,7 @@ use crate::identity::{ClusterCa, Role};
 use crate::ids::{Epoch, Incarnation, PeerId, RunId, Tag};
 use crate::link::{PostRecv, Received, Transport};
 use crate::region::Region;
+use crate::stack::SendStream;
 
 const EPOCH: Epoch = Epoch(1);
 const RUN: RunId = RunId(1);

@@ -1,14 +1,13 @@
 //! The writers of a link: one of messages, one of frames per lane and class.
 //!
 //! Own the sending streams. Invariants: a frame is written whole or the link is closed; payload
-//! bytes are handed to quinn by reference, never copied here.
+//! bytes are handed to the QUIC stack by reference, never copied here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use quinn::{Connection, SendStream};
 
 use super::link::QuicLink;
 use crate::error::TransportError;
@@ -16,6 +15,7 @@ use crate::frame::message::GRANTS_PER_MESSAGE_MAX;
 use crate::frame::{FrameHeader, Grant, HEADER_BYTES, LinkMessage, Priority};
 use crate::link::table::Departure;
 use crate::region::Slice;
+use crate::stack::{Connection, SendStream, WriteError};
 
 /// How long a payload that is not ready yet is waited for.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -110,8 +110,8 @@ enum WriteFailure {
     Protocol(TransportError),
 }
 
-impl From<quinn::WriteError> for WriteFailure {
-    fn from(_: quinn::WriteError) -> Self {
+impl From<WriteError> for WriteFailure {
+    fn from(_: WriteError) -> Self {
         Self::Lost
     }
 }
