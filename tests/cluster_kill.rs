@@ -162,6 +162,12 @@ fn a_frozen_worker_is_lost_and_replaced() {
     wait_until("the next one is in the mesh", || {
         cluster.status().mesh.is_some_and(|mesh| mesh.ranks.len() == 2)
     });
+    // The same device, another life of it: it draws.
+    let after = cluster.status();
+    assert_ne!(after.nodes[1].devices[0].process, worker);
+    let generation = cluster.client().generate(short_request()).blocking_finish().unwrap();
+    let ranks: Vec<_> = generation.report.ranks.iter().map(|rank| rank.device.as_str()).collect();
+    assert_eq!(ranks, ["a/0", "b/0"]);
 }
 
 /// Before the first step there is nothing to go on from; after the last one only decoding is left.

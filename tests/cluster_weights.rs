@@ -28,13 +28,20 @@ struct Cluster {
     agents: Vec<Agent>,
 }
 
-/// Options of `unshare` that give a process mounts of its own here, if any do.
-fn own_mounts() -> Option<&'static str> {
-    ["-m", "-rm"].into_iter().find(|options| {
+/// Options of `unshare` that give a process mounts of its own here. `None`, which is said, if none do
+/// and nobody requires it.
+pub(crate) fn own_mounts() -> Option<&'static str> {
+    let found = ["-m", "-rm"].into_iter().find(|options| {
         let mut probe = Command::new("unshare");
         probe.args([options, "sh", "-c", "mount -t tmpfs none /mnt"]);
         probe.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-    })
+    });
+    if found.is_none() {
+        let required = std::env::var_os("DITMESH_TEST_NAMESPACES").is_some();
+        assert!(!required, "mount namespaces are required");
+        eprintln!("skipped: no mount namespaces here (unshare -m)");
+    }
+    found
 }
 
 impl Cluster {
@@ -93,12 +100,7 @@ impl Cluster {
 
 #[test]
 fn a_node_without_the_model_fetches_its_stage_and_draws_the_same() {
-    let Some(mounts) = own_mounts() else {
-        let required = std::env::var_os("DITMESH_TEST_NAMESPACES").is_some();
-        assert!(!required, "mount namespaces are required");
-        eprintln!("skipped: no mount namespaces here (unshare -m)");
-        return;
-    };
+    let Some(mounts) = own_mounts() else { return };
     let cluster = Cluster::start(mounts);
     let status = cluster.run(&["status", "--wait", "60", "--json"]);
     let status: serde_json::Value = serde_json::from_str(status.done()).unwrap();

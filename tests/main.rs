@@ -14,6 +14,7 @@ mod cli_plan;
 mod cli_process;
 mod cli_trace;
 mod cli_usage;
+mod cluster_disk;
 mod cluster_elastic;
 mod cluster_harness;
 mod cluster_hostile;

@@ -44,6 +44,11 @@ pub(crate) fn check(path: &Path) -> Result<(), Failure> {
         let message = format!("{} is a folder; write the name of a file in it", path.display());
         return Err(Failure::usage(message));
     }
+    // The file is renamed into place, which would take away what is there.
+    if path.exists() && !path.is_file() {
+        let message = format!("{} is not a file but a device or a pipe", path.display());
+        return Err(Failure::usage(message));
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     if !folder.is_dir() {
