@@ -5,6 +5,7 @@
 //! memory is whatever implements [`Memory`]. Invariants: a region has exactly one owner until it is
 //! frozen, a frozen one is never written again, and there is no `unsafe` here.
 
+mod block;
 mod pool;
 mod slice;
 
@@ -17,6 +18,7 @@ pub use pool::RegionPool;
 pub use slice::Slice;
 
 use crate::error::TransportError;
+use block::Block;
 use pool::Home;
 
 /// The alignment of every host region, in bytes.
@@ -91,7 +93,7 @@ pub struct Region {
 enum Storage {
     /// The block is over-allocated so that `offset` makes it aligned; it never grows or moves.
     Host {
-        block: Vec<u8>,
+        block: Block,
         offset: usize,
     },
     Foreign(Box<dyn Memory>),
@@ -137,7 +139,7 @@ impl Region {
     /// The bytes; empty when the host cannot address this kind of memory (use a [`Stager`]).
     pub fn bytes(&self) -> &[u8] {
         match &self.storage {
-            Storage::Host { block, offset } => block.get(*offset..*offset + self.len),
+            Storage::Host { block, offset } => block.bytes().get(*offset..*offset + self.len),
             Storage::Foreign(memory) => memory.host().and_then(|bytes| bytes.get(..self.len)),
         }
         .unwrap_or_default()
@@ -147,7 +149,7 @@ impl Region {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let len = self.len;
         match &mut self.storage {
-            Storage::Host { block, offset } => block.get_mut(*offset..*offset + len),
+            Storage::Host { block, offset } => block.bytes_mut().get_mut(*offset..*offset + len),
             Storage::Foreign(memory) => memory.host_mut().and_then(|bytes| bytes.get_mut(..len)),
         }
         .unwrap_or_default()
@@ -176,7 +178,7 @@ impl Region {
 
     /// No memory at all.
     fn hollow() -> Self {
-        Self { storage: Storage::Host { block: Vec::new(), offset: 0 }, len: 0, home: None }
+        Self { storage: Storage::Host { block: Block::none(), offset: 0 }, len: 0, home: None }
     }
 
     /// A counter for views of this region, which has held another one before.
@@ -192,7 +194,7 @@ impl Region {
     }
 
     /// Pooled memory: `len` bytes of a block of a size class.
-    fn pooled(block: Vec<u8>, len: usize, home: Home) -> Self {
+    fn pooled(block: Block, len: usize, home: Home) -> Self {
         let offset = alignment_offset(&block);
         Self { storage: Storage::Host { block, offset }, len, home: Some(home) }
     }
@@ -202,7 +204,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         let Some(home) = self.home.take() else { return };
         if let Storage::Host { block, .. } = &mut self.storage {
-            home.take_back(std::mem::take(block));
+            home.take_back(std::mem::replace(block, Block::none()));
         }
     }
 }
@@ -214,13 +216,13 @@ impl fmt::Debug for Region {
 }
 
 fn host_storage(len: usize) -> Storage {
-    let block = vec![0; len + REGION_ALIGN_BYTES - 1];
+    let block = Block::zeroed(len + REGION_ALIGN_BYTES - 1);
     let offset = alignment_offset(&block);
     Storage::Host { block, offset }
 }
 
-fn alignment_offset(block: &[u8]) -> usize {
-    let over = block.as_ptr().addr() % REGION_ALIGN_BYTES;
+fn alignment_offset(block: &Block) -> usize {
+    let over = block.bytes().as_ptr().addr() % REGION_ALIGN_BYTES;
     if over == 0 { 0 } else { REGION_ALIGN_BYTES - over }
 }
 
@@ -231,11 +233,13 @@ mod tests {
 
     #[test]
     fn host_regions_are_aligned_zeroed_and_of_their_length() {
-        for len in [0, 1, 63, 64, 65, 4096, 1 << 20] {
-            let region = Region::host(len);
+        for len in [0, 1, 63, 64, 65, 4096, 1 << 20, block::MAPPED_BYTES_MIN] {
+            let mut region = Region::host(len);
             assert_eq!(region.bytes().len(), len);
             assert!(region.bytes().as_ptr().addr().is_multiple_of(REGION_ALIGN_BYTES) || len == 0);
             assert!(region.bytes().iter().all(|byte| *byte == 0));
+            region.bytes_mut().fill(7);
+            assert!(region.freeze(len).bytes().iter().all(|byte| *byte == 7));
         }
     }
 

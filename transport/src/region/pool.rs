@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::block::Block;
 use super::{REGION_ALIGN_BYTES, Region};
 
 /// The smallest block a pool hands out, in bytes.
@@ -35,7 +36,7 @@ impl RegionPool {
     pub fn allocate(&self, len: usize) -> Region {
         let class = class_of(len);
         let block = self.shared.lock().take(class);
-        let block = block.unwrap_or_else(|| vec![0; class + REGION_ALIGN_BYTES - 1]);
+        let block = block.unwrap_or_else(|| Block::zeroed(class + REGION_ALIGN_BYTES - 1));
         Region::pooled(block, len, Home { class, pool: Arc::downgrade(&self.shared) })
     }
 
@@ -52,7 +53,7 @@ pub(super) struct Home {
 }
 
 impl Home {
-    pub(super) fn take_back(self, block: Vec<u8>) {
+    pub(super) fn take_back(self, block: Block) {
         let Some(pool) = self.pool.upgrade() else { return };
         let mut idle = pool.lock();
         if idle.bytes + self.class <= pool.retained_bytes_max {
@@ -88,13 +89,13 @@ impl Shared {
 }
 
 struct Idle {
-    blocks: HashMap<usize, Vec<Vec<u8>>>,
+    blocks: HashMap<usize, Vec<Block>>,
     bytes: usize,
     counters: Vec<Arc<Region>>,
 }
 
 impl Idle {
-    fn take(&mut self, class: usize) -> Option<Vec<u8>> {
+    fn take(&mut self, class: usize) -> Option<Block> {
         let block = self.blocks.get_mut(&class)?.pop()?;
         self.bytes -= class;
         Some(block)
