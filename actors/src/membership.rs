@@ -151,7 +151,11 @@ impl Membership {
 
     /// Links between workers that count as cut.
     pub fn cuts(&self) -> Vec<Pair> {
-        self.cuts.cut()
+        let devices = self.members.keys().filter_map(|member| match member {
+            Member::Worker(device) => Some(device.clone()),
+            Member::Agent(_) => None,
+        });
+        self.cuts.among(&devices.collect::<Vec<_>>())
     }
 
     /// Nodes that are draining.

@@ -4,7 +4,8 @@
 //! journal's [`Remembered`](crate::journal::Remembered), and the programs of real plans, which ranks walk
 //! through with invented durations. What carries their commands out is written once more here
 //! (`desk`), as are processes ([`processes`]), links and clients. Faults come first, then all are
-//! removed, and the cluster must heal and finish every request.
+//! removed (some cuts apart that only two nodes see), and the cluster must heal and finish every
+//! request.
 //!
 //! A seed is a run: the same seed gives the same log, line by line. `DITMESH_SIMULATION_SEED=n` runs
 //! one seed and prints its log. Every invariant is a file in [`invariants`], and for each there is a
@@ -52,6 +53,10 @@ pub(super) enum Sabotage {
     AwaitCopies,
     /// Ranks whose run has failed elsewhere are not told to stop.
     LeaveWaiting,
+    /// Nobody hears that a link between two workers is gone.
+    IgnoreCuts,
+    /// What has a result is not struck from the journal.
+    ForgetEnds,
 }
 
 fn simulate(seed: u64, sabotage: Option<Sabotage>) -> Ending {
@@ -120,6 +125,8 @@ fn every_guard_is_needed() {
         (Sabotage::IgnoreStalls, invariants::waits_end::NAME),
         (Sabotage::AwaitCopies, invariants::none_lost::NAME),
         (Sabotage::LeaveWaiting, invariants::waits_end::NAME),
+        (Sabotage::IgnoreCuts, invariants::none_lost::NAME),
+        (Sabotage::ForgetEnds, invariants::ends_once::NAME),
     ] {
         let caught = (0..SEEDS_SABOTAGED).find(|&seed| {
             let violations = simulate(seed, Some(sabotage)).violations;

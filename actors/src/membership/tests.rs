@@ -54,6 +54,26 @@ fn with_node_a() -> Membership {
     membership
 }
 
+#[test]
+fn a_link_that_both_ends_have_lost_counts_as_cut_and_one_to_the_dead_does_not() {
+    let mut membership = with_node_a();
+    let lost = |by: u32, to: u32| E::LinkLost { by: device("a", by), to: device("a", to) };
+    assert_eq!(membership.handle(ms(10), lost(0, 1)), []);
+    assert_eq!(membership.handle(ms(20), lost(1, 0)), [C::CutsChanged]);
+    assert_eq!(membership.cuts(), [pair(device("a", 0), device("a", 1))]);
+    let mut membership = with_node_a();
+    let closed = E::SessionClosed {
+        member: worker("a", 1),
+        incarnation: Incarnation::at(1),
+        reason: "killed".into(),
+    };
+    membership.handle(ms(5), closed);
+    for at in [10, 20] {
+        assert_eq!(membership.handle(ms(at), lost(0, 1)), []);
+    }
+    assert_eq!(membership.cuts(), []);
+}
+
 /// Ticks until `until`; `(time, command)` of everything that came out.
 fn tick(membership: &mut Membership, from: u64, until: u64) -> Vec<(u64, C)> {
     (from..=until)

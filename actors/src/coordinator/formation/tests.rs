@@ -135,6 +135,26 @@ fn the_mesh_forms_when_the_last_expected_device_is_ready() {
     assert!(planned.formation.is_seated(&device(0)));
 }
 
+/// The devices have changed since the planner was asked.
+#[test]
+fn an_answer_to_an_older_question_is_not_taken() {
+    let mut formation = Formation::new(devices(&[0, 1]), OPEN, 0);
+    let mut asked = |event: E| {
+        let commands = formation.handle(event);
+        commands.into_iter().find_map(|command| match command {
+            C::Plan { number, devices } => Some((number, one_pipeline(&devices))),
+            _ => None,
+        })
+    };
+    asked(ready(0));
+    let (first, both) = asked(ready(1)).expect("two devices are planned for");
+    let (second, one) = asked(E::DeviceLost(device(1))).expect("one is planned for");
+    let late = formation.handle(E::Planned { number: first, plans: both });
+    assert!(late.is_empty(), "{late:?}");
+    let answered = formation.handle(E::Planned { number: second, plans: one });
+    assert!(answered.contains(&form(1, 0, stages(1, 1), &[0])), "{answered:?}");
+}
+
 #[test]
 fn devices_that_never_came_are_not_waited_for_for_ever() {
     let formation = Formation::new(devices(&[0, 1]), OPEN, 0);

@@ -1,5 +1,6 @@
 //! Clients: they ask, ask again when they hear nothing, and may give up.
 
+use super::Sabotage;
 use super::copies::key_of;
 use super::desk::{ASK_AGAIN, Request, Step, need};
 use super::world::{Wake, World};
@@ -10,12 +11,14 @@ use crate::request::GenerateRequest;
 impl World {
     pub(super) fn end_request(&mut self, id: u64, outcome: Result<(), String>) {
         let Some(desk) = &mut self.desk else { return };
-        let Some(request) = desk.requests.remove(&id) else { return };
+        let Some(request) = desk.requests.remove(&id) else { return self.watch.ended_again(id) };
         let (client, desk_number) = (request.client, desk.number);
         desk.answered.insert(client);
         self.note(|| format!("request {id} of client {client} ends: {outcome:?}"));
         self.watch.ended(desk_number, id);
-        self.journal.push(Entry::Ended { request: id });
+        if !self.is(Sabotage::ForgetEnds) {
+            self.journal.push(Entry::Ended { request: id });
+        }
         if let Some(desk) = &mut self.desk {
             let told = desk.copies.ended(&key_of(client));
             self.carry_out_copies(told);

@@ -262,8 +262,12 @@ impl World {
                 self.member(MembershipEvent::WorkerExited { device, incarnation, status });
             }
             (Report::Formed(epoch), Member::Worker(device)) => self.rank_formed(device, epoch),
-            (Report::FormFailed(epoch, cause), Member::Worker(device)) => {
-                self.member(MembershipEvent::Unlinked { by: device.clone() });
+            (Report::FormFailed(epoch, cause, unanswered), Member::Worker(device)) => {
+                let by = device.clone();
+                self.member(match unanswered {
+                    Some(to) => MembershipEvent::LinkLost { by, to },
+                    None => MembershipEvent::Unlinked { by },
+                });
                 self.lose_mesh(epoch, &cause, Retry::AFewTimes);
             }
             (Report::RunEnded { epoch, run, outcome }, Member::Worker(device)) => {
@@ -276,6 +280,12 @@ impl World {
 
     pub(super) fn member(&mut self, event: MembershipEvent) {
         let now = self.now;
+        let of_links = |event: &MembershipEvent| {
+            matches!(event, MembershipEvent::LinkLost { .. } | MembershipEvent::Unlinked { .. })
+        };
+        if self.is(Sabotage::IgnoreCuts) && of_links(&event) {
+            return;
+        }
         let Some(desk) = &mut self.desk else { return };
         for command in desk.membership.handle(now, event) {
             let Some(desk) = &mut self.desk else { return };

@@ -6,6 +6,9 @@ use crate::journal::Entry;
 use crate::membership::Member;
 use crate::protocol::DeviceId;
 
+/// One of so many cuts is never mended.
+const CUTS_TO_STAY: u64 = 8;
+
 /// A fault.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
@@ -19,7 +22,7 @@ pub(super) enum Fault {
     Hang(DeviceId),
     /// A node and the coordinator cannot reach each other.
     Partition(String),
-    /// Two nodes cannot reach each other; the coordinator reaches both.
+    /// Two nodes cannot reach each other; the coordinator reaches both. Some stay so.
     Cut(String, String),
     /// A node is asked to leave; once it has gone it comes again.
     Leave(String),
@@ -88,6 +91,11 @@ impl World {
             Fault::Partition(node) => {
                 self.network.away.insert(node.clone());
                 (Fault::Partition(node), self.dice.between(300, 4_000))
+            }
+            Fault::Cut(a, b) if self.dice.roll(CUTS_TO_STAY) == 0 => {
+                self.break_links(&a, &b);
+                self.network.severed.insert((a, b));
+                return;
             }
             Fault::Cut(a, b) => {
                 self.network.cut.insert((a.clone(), b.clone()));

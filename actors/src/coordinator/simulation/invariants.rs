@@ -18,8 +18,8 @@ pub(super) struct Watch {
     /// Answers by client.
     answers: BTreeMap<u64, Vec<Result<(), String>>>,
     cancelled: Vec<u64>,
-    /// Results that one life of the coordinator gave, by its number and the request's.
-    results: BTreeMap<(u64, u64), u32>,
+    /// Which life of the coordinator gave a result, by the request's number.
+    results: BTreeMap<u64, u64>,
 }
 
 impl Watch {

@@ -142,12 +142,14 @@ pub(super) struct Network {
     pub(super) away: BTreeSet<String>,
     /// Pairs of nodes without a way to each other.
     pub(super) cut: BTreeSet<(String, String)>,
+    /// The same, for good.
+    pub(super) severed: BTreeSet<(String, String)>,
 }
 
 impl Network {
     pub(super) fn joins(&self, a: &str, b: &str) -> bool {
-        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        a == b || !(self.cut.contains(&pair(a, b)) || self.cut.contains(&pair(b, a)))
+        let pairs = [(a.to_owned(), b.to_owned()), (b.to_owned(), a.to_owned())];
+        a == b || !pairs.iter().any(|pair| self.cut.contains(pair) || self.severed.contains(pair))
     }
 }
 

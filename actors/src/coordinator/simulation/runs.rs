@@ -29,7 +29,8 @@ pub(super) enum Report {
     Closed,
     WorkerExited(DeviceId, Incarnation),
     Formed(u64),
-    FormFailed(u64, String),
+    /// Why, and whom the rank did not reach, where it was that.
+    FormFailed(u64, String, Option<DeviceId>),
     RunEnded {
         epoch: u64,
         run: u64,
@@ -140,7 +141,7 @@ impl World {
         match order {
             Order::Form(form) if form.epoch <= worker.newest_epoch => {
                 let cause = format!("epoch {} is not after {}", form.epoch, worker.newest_epoch);
-                self.report(device, Report::FormFailed(form.epoch, cause));
+                self.report(device, Report::FormFailed(form.epoch, cause, None));
             }
             Order::Form(form) => {
                 worker.newest_epoch = form.epoch;
@@ -199,7 +200,7 @@ impl World {
             });
             !there || !self.network.joins(&device.node, &mate.node)
         });
-        if let Some((mate, _)) = missing {
+        if let Some((mate, _)) = missing.cloned() {
             if self.now.saturating_sub(since) < LINKS_WITHIN {
                 return self.at(ms(100), Wake::Loaded(device.clone(), number, epoch));
             }
@@ -207,7 +208,7 @@ impl World {
             if let Some(process) = self.processes.acting(device, number) {
                 process.worker.forming.remove(&epoch);
             }
-            return self.report(device, Report::FormFailed(epoch, cause));
+            return self.report(device, Report::FormFailed(epoch, cause, Some(mate)));
         }
         let Some(process) = self.processes.acting(device, number) else { return };
         process.worker.forming.remove(&epoch);

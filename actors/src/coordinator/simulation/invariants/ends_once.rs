@@ -1,4 +1,5 @@
-//! Every request ends exactly once: a client gets one answer, and no life of the coordinator gives two.
+//! Every request ends exactly once, whichever lives of the coordinator it sees: what has a result is not
+//! drawn again by the next life, and no client that got an answer gets another.
 
 use super::Watch;
 
@@ -7,16 +8,23 @@ pub(in super::super) const NAME: &str = "ends once";
 impl Watch {
     /// A life of the coordinator ends a request.
     pub(in super::super) fn ended(&mut self, desk: u64, request: u64) {
-        let results = self.results.entry((desk, request)).or_default();
-        *results += 1;
-        if *results > 1 {
-            let count = *results;
-            self.broken(NAME, format!("request {request} has {count} results"));
+        if let Some(before) = self.results.insert(request, desk) {
+            let lives = format!("lives {before} and {desk} of the coordinator");
+            self.broken(NAME, format!("request {request} has results of {lives}"));
         }
     }
 
-    /// A client gets its answer.
+    /// Something ends a request that this life of the coordinator does not have (any more).
+    pub(in super::super) fn ended_again(&mut self, request: u64) {
+        self.broken(NAME, format!("request {request} is to end and has ended"));
+    }
+
+    /// A client gets its answer; one that has given up does not listen any more.
     pub(in super::super) fn answer(&mut self, client: u64, outcome: Result<(), String>) {
-        self.answers.entry(client).or_default().push(outcome);
+        let answers = self.answers.entry(client).or_default();
+        answers.push(outcome);
+        if answers.len() > 1 && !self.cancelled.contains(&client) {
+            self.broken(NAME, format!("client {client} is answered again"));
+        }
     }
 }
