@@ -9,9 +9,10 @@
 //! and a second one only where both fit its memory; requests become one run only when they follow
 //! each other in the queue, so nobody waits for company; a request that goes on after its
 //! replica was lost waits where it would be had it never run; a request that is withheld is not started
-//! until it is released, nor is anybody behind it; every request ends by exactly one last
+//! until it is released, nor is anybody behind it; nobody waits beyond a deadline of its own; every request ends by exactly one last
 //! `Start` (then its run's own result), `Fail` or, when it never came in, `Fail` at once.
 
+mod event;
 mod need;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub use event::{DispatcherCommand, DispatcherEvent};
 pub use need::{MeshNeed, Need, OpenMeshes, Room};
 
 use crate::generation::GenerateError;
@@ -28,6 +30,9 @@ use crate::request::Degrees;
 /// Requests that may wait; one more is refused. Those that go on after a loss were let in before.
 pub const QUEUE_REQUESTS_MAX: usize = 256;
 
+/// How long the first request waits for a mesh before its caller is told why.
+const TELL_AFTER: Duration = Duration::from_secs(3);
+
 /// Names a request inside one coordinator; later ones have higher numbers.
 pub type RequestId = u64;
 
@@ -36,125 +41,6 @@ pub type ReplicaId = u64;
 
 /// Numbers a run inside one coordinator.
 pub type RunNumber = u64;
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq)]
-pub enum DispatcherEvent {
-    /// A caller wants a picture.
-    Submitted {
-        /// Its request.
-        request: RequestId,
-        /// What it needs.
-        need: Need,
-    },
-    /// A request, submitted or about to be, is not to be started yet: what it goes on from is on its
-    /// way.
-    Withheld {
-        /// Which.
-        request: RequestId,
-    },
-    /// A request that was withheld can be started.
-    Released {
-        /// Which.
-        request: RequestId,
-        /// What it needs, if that is something else by now.
-        need: Option<Need>,
-    },
-    /// The caller does not want it any more.
-    Cancelled {
-        /// Its request.
-        request: RequestId,
-    },
-    /// A replica of a mesh with these degrees is formed and free.
-    ReplicaReady {
-        /// Which.
-        replica: ReplicaId,
-        /// Degrees of the whole mesh.
-        degrees: Degrees,
-        /// What it takes.
-        room: Room,
-    },
-    /// A run has ended on all its ranks.
-    RunEnded {
-        /// Which.
-        run: RunNumber,
-    },
-    /// A replica is gone; of the requests it ran those that can go on wait for another one.
-    ReplicaLost {
-        /// Which.
-        replica: ReplicaId,
-        /// Requests that go on elsewhere, and what they need there.
-        going_on: Vec<(RequestId, Need)>,
-        /// Result of the others.
-        error: GenerateError,
-    },
-    /// Requests with open degrees run on these meshes from now on.
-    Open(OpenMeshes),
-    /// A replica gives way to another mesh: it takes no new run.
-    Retired {
-        /// Which.
-        replica: ReplicaId,
-    },
-    /// A mesh for this need could not be formed.
-    FormFailed {
-        /// Which.
-        mesh: MeshNeed,
-        /// Result of the requests that want it.
-        error: GenerateError,
-    },
-    /// There is no mesh, and this is why.
-    MeshAbsent {
-        /// For people.
-        cause: String,
-    },
-    /// Time passed.
-    Tick,
-}
-
-/// What to do about it.
-#[derive(Clone, Debug, PartialEq)]
-pub enum DispatcherCommand {
-    /// Tell the caller that `ahead` requests come first.
-    Queued {
-        /// Its request.
-        request: RequestId,
-        /// Requests before it, running ones included.
-        ahead: u32,
-    },
-    /// Run requests, one or several of one shape.
-    Start {
-        /// The run's number.
-        run: RunNumber,
-        /// Which, in order.
-        requests: Vec<RequestId>,
-        /// Where.
-        replica: ReplicaId,
-    },
-    /// Stop a run whose requests were all cancelled.
-    Abort {
-        /// Which.
-        run: RunNumber,
-        /// Where.
-        replica: ReplicaId,
-    },
-    /// Form a mesh for this need; the present one is idle.
-    Want {
-        /// Which.
-        mesh: MeshNeed,
-    },
-    /// A retired replica has ended its last run.
-    Idle {
-        /// Which.
-        replica: ReplicaId,
-    },
-    /// End a request without a picture.
-    Fail {
-        /// Which.
-        request: RequestId,
-        /// Its result.
-        error: GenerateError,
-    },
-}
 
 #[derive(Debug)]
 struct Waiting {
@@ -213,6 +99,8 @@ pub struct Dispatcher {
     wait_max: Duration,
     queue: VecDeque<Waiting>,
     withheld: BTreeSet<RequestId>,
+    /// Of requests that wait or run.
+    deadlines: BTreeMap<RequestId, Duration>,
     replicas: BTreeMap<ReplicaId, Replica>,
     last_run: RunNumber,
     open: OpenMeshes,
@@ -221,6 +109,8 @@ pub struct Dispatcher {
     absent: String,
     /// Since when nothing runs and the first request has no mesh.
     starved_since: Option<Now>,
+    /// What was told last of that, and of which request.
+    told: Option<(RequestId, String)>,
 }
 
 impl Dispatcher {
@@ -230,19 +120,23 @@ impl Dispatcher {
             wait_max,
             queue: VecDeque::new(),
             withheld: BTreeSet::new(),
+            deadlines: BTreeMap::new(),
             replicas: BTreeMap::new(),
             last_run: 0,
             open: OpenMeshes::default(),
             asked: None,
             absent: "it is not formed yet".into(),
             starved_since: None,
+            told: None,
         }
     }
 
     /// Takes one event at time `now`.
     pub fn handle(&mut self, now: Now, event: DispatcherEvent) -> Vec<DispatcherCommand> {
         let mut commands = match event {
-            DispatcherEvent::Submitted { request, need } => self.submit(now, request, need),
+            DispatcherEvent::Submitted { request, need, deadline } => {
+                self.submit(now, request, need, deadline)
+            }
             DispatcherEvent::Withheld { request } => {
                 self.withheld.insert(request);
                 Vec::new()
@@ -263,8 +157,9 @@ impl Dispatcher {
                 Vec::new()
             }
             DispatcherEvent::RunEnded { run } => {
-                for replica in self.replicas.values_mut() {
-                    replica.runs.remove(&run);
+                let ended = self.replicas.values_mut().filter_map(|r| r.runs.remove(&run));
+                for request in ended.flat_map(|run| run.requests) {
+                    self.deadlines.remove(&request);
                 }
                 Vec::new()
             }
@@ -281,15 +176,16 @@ impl Dispatcher {
                 }
                 Vec::new()
             }
-            DispatcherEvent::FormFailed { mesh, error } => {
-                self.asked = None;
-                self.fail_waiting(error, |waiting| waiting.need.mesh == mesh)
-            }
+            DispatcherEvent::FormFailed { mesh, error } => self.form_failed(mesh, &error),
             DispatcherEvent::MeshAbsent { cause } => {
                 self.absent = cause;
                 Vec::new()
             }
-            DispatcherEvent::Tick => return self.expire(now),
+            DispatcherEvent::Tick => {
+                let mut commands = self.expire(now);
+                commands.extend(self.tell_starving(now));
+                return commands;
+            }
         };
         commands.extend(self.dispatch());
         commands.extend(self.tell_idle());
@@ -360,7 +256,13 @@ impl Dispatcher {
         self.starved_since = starved.then(|| self.starved_since.unwrap_or(now));
     }
 
-    fn submit(&mut self, now: Now, request: RequestId, need: Need) -> Vec<DispatcherCommand> {
+    fn submit(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        need: Need,
+        deadline: Option<Duration>,
+    ) -> Vec<DispatcherCommand> {
         if self.queue.len() >= QUEUE_REQUESTS_MAX {
             self.withheld.remove(&request);
             let error = GenerateError::Failed(format!(
@@ -368,12 +270,14 @@ impl Dispatcher {
             ));
             return vec![DispatcherCommand::Fail { request, error }];
         }
+        self.deadlines.extend(deadline.map(|deadline| (request, deadline)));
         self.queue.push_back(Waiting { request, need, since: now, ahead: None });
         Vec::new()
     }
 
     fn cancel(&mut self, request: RequestId) -> Vec<DispatcherCommand> {
         self.withheld.remove(&request);
+        self.deadlines.remove(&request);
         if let Some(position) = self.queue.iter().position(|waiting| waiting.request == request) {
             self.queue.remove(position);
             return vec![DispatcherCommand::Fail { request, error: GenerateError::Cancelled }];
@@ -414,48 +318,89 @@ impl Dispatcher {
                     let place = self.queue.partition_point(|waiting| waiting.request < request);
                     self.queue.insert(place, Waiting { request, need, since: now, ahead: None });
                 }
-                None => commands.push(DispatcherCommand::Fail { request, error: error.clone() }),
+                None => {
+                    self.deadlines.remove(&request);
+                    commands.push(DispatcherCommand::Fail { request, error: error.clone() });
+                }
             }
         }
         commands
     }
 
-    /// Fails the requests for whose mesh the first one has waited long enough, those behind it that
-    /// want the same included once they have waited as long.
-    fn expire(&mut self, now: Now) -> Vec<DispatcherCommand> {
-        let (Some(wanted), Some(starved_since)) = (self.wanted(), self.starved_since) else {
-            return Vec::new();
-        };
-        let wait_max = self.wait_max;
-        let (seconds, absent) = (wait_max.as_secs(), &self.absent);
-        let error = GenerateError::Lost(format!("no mesh for {seconds} s: {absent}"));
-        let mut commands = self.fail_waiting(error, |waiting| {
-            let since = waiting.since.max(starved_since);
-            waiting.need.mesh == wanted && now.saturating_sub(since) >= wait_max
+    /// A mesh will not form until the devices change: whoever has a deadline of its own waits for that.
+    fn form_failed(&mut self, mesh: MeshNeed, error: &GenerateError) -> Vec<DispatcherCommand> {
+        let wants = |waiting: &Waiting| waiting.need.mesh == mesh;
+        let commands = self.fail_waiting(|waiting, deadline| {
+            (wants(waiting) && deadline.is_none()).then(|| error.clone())
         });
-        if !commands.is_empty() {
-            self.starved_since = None;
-            commands.extend(self.dispatch());
-            commands.extend(self.tell_positions());
-            self.notice_starving(now);
+        let awaited = self.queue.iter().any(wants);
+        self.asked = awaited.then_some(mesh);
+        if awaited {
+            self.absent = error.to_string();
         }
         commands
     }
 
+    /// Tells the caller of the first request, once it has waited for a while, what keeps it from a mesh,
+    /// and again when that is something else.
+    fn tell_starving(&mut self, now: Now) -> Vec<DispatcherCommand> {
+        let waits = self.starved_since.is_some_and(|since| now.saturating_sub(since) >= TELL_AFTER);
+        let Some(first) = self.queue.front().filter(|_| waits) else { return Vec::new() };
+        let cause = format!("it waits for a mesh for {}: {}", first.need.mesh, self.absent);
+        let (request, telling) = (first.request, Some((first.request, cause.clone())));
+        if self.told == telling {
+            return Vec::new();
+        }
+        self.told = telling;
+        vec![DispatcherCommand::Waits { request, cause }]
+    }
+
+    /// Fails requests that have waited beyond their deadlines, and those without one for whose mesh the first one has waited long enough, those behind it that
+    /// want the same included once they have waited as long.
+    fn expire(&mut self, now: Now) -> Vec<DispatcherCommand> {
+        let (wanted, starved_since, wait_max) = (self.wanted(), self.starved_since, self.wait_max);
+        let late = |waiting: &Waiting, deadline: Option<Duration>| match (deadline, starved_since) {
+            (Some(deadline), _) => now.saturating_sub(waiting.since) >= deadline,
+            (None, Some(starved)) => {
+                let waited = now.saturating_sub(waiting.since.max(starved));
+                Some(waiting.need.mesh) == wanted && waited >= wait_max
+            }
+            (None, None) => false,
+        };
+        let deadline = |waiting: &Waiting| self.deadlines.get(&waiting.request).copied();
+        if !self.queue.iter().any(|waiting| late(waiting, deadline(waiting))) {
+            return Vec::new();
+        }
+        let whys: BTreeMap<RequestId, String> = self.queue().into_iter().collect();
+        let mut commands = self.fail_waiting(|waiting, deadline| {
+            late(waiting, deadline).then(|| {
+                let seconds = deadline.unwrap_or(wait_max).as_secs();
+                let why = whys.get(&waiting.request).map_or("its turn", String::as_str);
+                GenerateError::Expired(format!("it waited {seconds} s for {why}"))
+            })
+        });
+        self.starved_since = None;
+        commands.extend(self.dispatch());
+        commands.extend(self.tell_positions());
+        self.notice_starving(now);
+        commands
+    }
+
+    /// Ends the waiting requests that `doomed` has an error for, given their own deadlines.
     fn fail_waiting(
         &mut self,
-        error: GenerateError,
-        doomed: impl Fn(&Waiting) -> bool,
+        doomed: impl Fn(&Waiting, Option<Duration>) -> Option<GenerateError>,
     ) -> Vec<DispatcherCommand> {
         let mut commands = Vec::new();
         self.queue.retain(|waiting| {
-            let fails = doomed(waiting);
-            if fails {
-                let (request, error) = (waiting.request, error.clone());
-                self.withheld.remove(&request);
-                commands.push(DispatcherCommand::Fail { request, error });
-            }
-            !fails
+            let request = waiting.request;
+            let Some(error) = doomed(waiting, self.deadlines.get(&request).copied()) else {
+                return true;
+            };
+            self.withheld.remove(&request);
+            self.deadlines.remove(&request);
+            commands.push(DispatcherCommand::Fail { request, error });
+            false
         });
         commands
     }

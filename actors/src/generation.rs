@@ -24,6 +24,9 @@ pub enum GenerateError {
     /// A node, a device or the coordinator was lost; the message names it.
     #[error("{0}")]
     Lost(String),
+    /// It waited in the queue for as long as it may; the message says for what.
+    #[error("{0}")]
+    Expired(String),
     /// Cancelled by its caller.
     #[error("the request was cancelled")]
     Cancelled,

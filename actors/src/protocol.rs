@@ -547,6 +547,8 @@ pub enum FailureKind {
     Failed,
     /// Somebody was lost.
     Lost,
+    /// It waited too long.
+    Expired,
     /// It was cancelled.
     Cancelled,
 }

@@ -258,6 +258,11 @@ pub struct GenerateRequest {
     /// Steps between checkpoints, from which the request goes on when a device is lost; 0 keeps
     /// none, so that it begins again. `None` takes the group's setting.
     pub checkpoint_every: Option<u32>,
+    /// Seconds that it may wait in the queue, before it runs or after a loss; then it ends with what it
+    /// waited for. It waits that long for a mesh too, also for one that the devices of the moment cannot
+    /// hold. `None` waits for its turn as long as that takes, and for a mesh as long as the cluster's
+    /// deadlines for forming say.
+    pub deadline_s: Option<u32>,
     /// What to return.
     pub output: OutputKind,
     /// Whether all ranks decode, each a band of rows (xDiT: `use_parallel_vae`); `None` does so
@@ -293,6 +298,7 @@ impl Default for GenerateRequest {
             step_cache: None,
             wire: None,
             checkpoint_every: None,
+            deadline_s: None,
             output: OutputKind::Image,
             vae_parallel: None,
             latents: None,

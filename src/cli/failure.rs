@@ -135,7 +135,9 @@ impl From<GenerateError> for Failure {
             GenerateError::Refused(_) => Self::usage(error),
             GenerateError::Unreachable(_) => Self::unreachable(error),
             GenerateError::Cancelled => Self::interrupted(),
-            GenerateError::Failed(_) | GenerateError::Lost(_) => Self::failed(error),
+            GenerateError::Failed(_) | GenerateError::Lost(_) | GenerateError::Expired(_) => {
+                Self::failed(error)
+            }
         }
     }
 }

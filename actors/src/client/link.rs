@@ -256,6 +256,7 @@ impl State {
                     FailureKind::Refused => GenerateError::Refused(cause),
                     FailureKind::Failed => GenerateError::Failed(cause),
                     FailureKind::Lost => GenerateError::Lost(cause),
+                    FailureKind::Expired => GenerateError::Expired(cause),
                     FailureKind::Cancelled => GenerateError::Cancelled,
                 }),
             ),

@@ -111,6 +111,12 @@ impl State {
                     request.sink.event(Event::Queued { ahead });
                 }
             }
+            DispatcherCommand::Waits { request, cause } => {
+                tracing::warn!(request, cause, "a request waits for a mesh");
+                if let Some(request) = self.requests.get(&request) {
+                    request.sink.event(Event::Warning(cause));
+                }
+            }
             DispatcherCommand::Start { run, requests, replica } => {
                 if !self.start_run(myself, run, &requests, replica) {
                     steps.push_back(Step::Dispatcher(DispatcherEvent::RunEnded { run }));

@@ -88,10 +88,12 @@ impl State {
                 let first_step = journey.steps();
                 let shape = batch::shape(&RunSpec { first_step, ..spec.clone() });
                 let need = Need { mesh, bytes, shape };
+                let deadline =
+                    request.deadline_s.map(|seconds| Duration::from_secs(seconds.into()));
                 let (request, run) = (Box::new(request), None);
                 let request = Request { sink, spec, request, inputs, bytes, run, journey, span };
                 self.requests.insert(id, request);
-                let submitted = DispatcherEvent::Submitted { request: id, need };
+                let submitted = DispatcherEvent::Submitted { request: id, need, deadline };
                 self.dispatch(myself, submitted).await;
             }
         }

@@ -43,7 +43,7 @@ impl Dispatcher {
     }
 
     fn submit_now(&mut self, request: RequestId, stages: u32) -> Vec<C> {
-        self.at(0, E::Submitted { request, need: need(stages) })
+        self.at(0, E::Submitted { request, need: need(stages), deadline: None })
     }
 
     fn ready(&mut self, replica: ReplicaId, stages: u32) -> Vec<C> {
@@ -182,11 +182,12 @@ fn nobody_waits_for_a_mesh_forever() {
     let mut dispatcher = dispatcher();
     dispatcher.submit_now(1, 2);
     dispatcher.at(1, E::MeshAbsent { cause: "waiting for device b/1".into() });
-    assert_eq!(dispatcher.at(WAIT_S - 1, E::Tick), []);
+    let told = dispatcher.at(WAIT_S - 1, E::Tick);
+    assert!(matches!(told.as_slice(), [C::Waits { request: 1, .. }]), "{told:?}");
     let commands = dispatcher.at(WAIT_S, E::Tick);
     assert!(matches!(
         &commands[0],
-        C::Fail { request: 1, error: GenerateError::Lost(cause) } if cause.contains("b/1")
+        C::Fail { request: 1, error: GenerateError::Expired(cause) } if cause.contains("b/1")
     ));
 }
 
@@ -195,7 +196,8 @@ fn open_requests_run_on_the_mesh_of_the_moment() {
     const OPEN: MeshNeed = MeshNeed::Open { guided: true };
     let mut dispatcher = dispatcher();
     let submit = |dispatcher: &mut Dispatcher, request| {
-        dispatcher.at(0, E::Submitted { request, need: Need { mesh: OPEN, ..need(0) } })
+        dispatcher
+            .at(0, E::Submitted { request, need: Need { mesh: OPEN, ..need(0) }, deadline: None })
     };
     let meshes = |stages| {
         let guided = Some(Degrees { data_degree: 2, ..degrees(stages) });
@@ -233,7 +235,7 @@ fn a_request_whose_mesh_cannot_be_had_ends_and_the_others_go_on() {
     dispatcher.submit_now(2, 2);
     dispatcher.at(0, E::MeshAbsent { cause: "2 devices are live".into() });
     let commands = dispatcher.at(WAIT_S, E::Tick);
-    assert!(matches!(&commands[0], C::Fail { request: 1, error: GenerateError::Lost(_) }));
+    assert!(matches!(&commands[0], C::Fail { request: 1, error: GenerateError::Expired(_) }));
     assert_eq!(commands[1], start(1, &[2], 7), "the mesh that was there all the time");
 }
 
@@ -245,7 +247,8 @@ fn a_request_that_waits_for_a_long_run_is_not_starved() {
     dispatcher.submit_now(2, 4);
     assert_eq!(dispatcher.at(10 * WAIT_S, E::Tick), []);
     dispatcher.at(10 * WAIT_S, E::RunEnded { run: 1 });
-    assert_eq!(dispatcher.at(11 * WAIT_S - 1, E::Tick), []);
+    let told = dispatcher.at(11 * WAIT_S - 1, E::Tick);
+    assert!(matches!(told.as_slice(), [C::Waits { request: 2, .. }]), "{told:?}");
     assert!(matches!(dispatcher.at(11 * WAIT_S, E::Tick)[0], C::Fail { request: 2, .. }));
 }
 
@@ -271,7 +274,7 @@ fn a_second_run_that_does_not_fit_the_memory_waits_and_the_first_is_tried() {
     let mut dispatcher = dispatcher();
     dispatcher.ready_with(7, 2, Room { runs_max: 2, images_max: 4, bytes: Some(10) });
     let submit = |dispatcher: &mut Dispatcher, request, bytes| {
-        dispatcher.at(0, E::Submitted { request, need: Need { bytes, ..need(2) } })
+        dispatcher.at(0, E::Submitted { request, need: Need { bytes, ..need(2) }, deadline: None })
     };
     assert_eq!(submit(&mut dispatcher, 1, 11), [start(1, &[1], 7)]);
     assert_eq!(submit(&mut dispatcher, 2, 6), [C::Queued { request: 2, ahead: 1 }]);
@@ -290,7 +293,7 @@ fn equals_that_wait_become_one_run_dealt_to_idle_replicas() {
         dispatcher.submit_now(request, 2);
     }
     let other = Need { shape: Some(8), ..need(2) };
-    dispatcher.at(0, E::Submitted { request: 8, need: other });
+    dispatcher.at(0, E::Submitted { request: 8, need: other, deadline: None });
     dispatcher.submit_now(9, 2);
     let room = Room { images_max: 4, ..ROOM };
     let first = dispatcher.ready_with(7, 2, room);
@@ -326,11 +329,72 @@ fn a_request_that_is_withheld_starts_once_it_is_released_with_what_it_needs_then
     assert!(dispatcher.withheld.is_empty());
 }
 
+fn expired(commands: &[C], id: RequestId) -> Option<String> {
+    commands.iter().find_map(|command| match command {
+        C::Fail { request, error: GenerateError::Expired(cause) } if *request == id => {
+            Some(cause.clone())
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_request_waits_until_its_deadline_and_is_told_what_for() {
+    let mut dispatcher = dispatcher();
+    dispatcher.ready(7, 2);
+    dispatcher.submit_now(1, 2);
+    let deadline = Some(Duration::from_secs(5));
+    dispatcher.at(0, E::Submitted { request: 2, need: need(2), deadline });
+    dispatcher.submit_now(3, 2);
+    assert!(dispatcher.at(4, E::Tick).is_empty());
+    let commands = dispatcher.at(5, E::Tick);
+    assert_eq!(expired(&commands, 2).as_deref(), Some("it waited 5 s for request 1"));
+    assert!(commands.contains(&C::Queued { request: 3, ahead: 1 }), "{commands:?}");
+    // One that runs has waited; after a loss it waits anew.
+    dispatcher.at(6, E::RunEnded { run: 1 });
+    dispatcher.at(6, E::RunEnded { run: 2 });
+    dispatcher.at(6, E::Submitted { request: 4, need: need(2), deadline });
+    assert!(dispatcher.at(60, E::Tick).is_empty(), "it runs");
+    let going_on = vec![(4, need(2))];
+    dispatcher.at(60, E::ReplicaLost { replica: 7, going_on, error: lost() });
+    assert!(expired(&dispatcher.at(64, E::Tick), 4).is_none());
+    let commands = dispatcher.at(65, E::Tick);
+    let cause = expired(&commands, 4).expect("its deadline");
+    assert!(cause.starts_with("it waited 5 s for a mesh for "), "{cause}");
+    assert!(dispatcher.deadlines.is_empty(), "{:?}", dispatcher.deadlines);
+}
+
+/// What the devices cannot hold is told, and waited for as long as its caller says, also beyond what a
+/// mesh takes to form and when forming it has failed.
+#[test]
+fn a_deadline_of_its_own_waits_for_a_mesh_that_there_is_not() {
+    let mut dispatcher = dispatcher();
+    let deadline = Some(Duration::from_secs(3 * WAIT_S));
+    dispatcher.at(0, E::Submitted { request: 1, need: need(2), deadline });
+    dispatcher.submit_now(2, 2);
+    let cause = "the 1 live devices cannot hold m: rank 0 needs 9 bytes";
+    dispatcher.at(0, E::MeshAbsent { cause: cause.into() });
+    assert!(dispatcher.at(2, E::Tick).is_empty());
+    let told = dispatcher.at(3, E::Tick);
+    let [C::Waits { request: 1, cause: why }] = told.as_slice() else { panic!("{told:?}") };
+    assert!(why.contains(cause), "{why}");
+    assert!(dispatcher.at(4, E::Tick).is_empty(), "once");
+    let error = GenerateError::Failed("device a/0 could not join the mesh".into());
+    let failed = dispatcher.at(5, E::FormFailed { mesh: exactly(2), error: error.clone() });
+    assert_eq!(failed, [C::Fail { request: 2, error }], "nor is the mesh wanted again at once");
+    let told = dispatcher.at(6, E::Tick);
+    assert!(matches!(told.as_slice(), [C::Waits { request: 1, .. }]), "another cause: {told:?}");
+    assert!(dispatcher.at(2 * WAIT_S, E::Tick).is_empty());
+    let cause = expired(&dispatcher.at(3 * WAIT_S, E::Tick), 1).expect("its deadline");
+    assert!(cause.contains("could not join"), "{cause}");
+}
+
 fn any_event() -> impl Strategy<Value = E> {
     (0..9u8, 0..6u64, 1..3u32, 1..3usize).prop_map(|(kind, id, stages, runs_max)| match kind {
         0..=2 => {
             let shape = Some(id % 2).filter(|_| id > 1);
-            E::Submitted { request: id, need: Need { bytes: 1 + id, shape, ..need(stages) } }
+            let need = Need { bytes: 1 + id, shape, ..need(stages) };
+            E::Submitted { request: id, need, deadline: None }
         }
         3 => E::Cancelled { request: id },
         4 => {
@@ -357,10 +421,10 @@ proptest! {
         let (mut rooms, mut withheld) = (BTreeMap::new(), BTreeSet::new());
         for (second, event) in history.into_iter().enumerate() {
             let event = match event {
-                E::Submitted { need, .. } => {
+                E::Submitted { need, deadline, .. } => {
                     requests += 1;
                     open.insert(requests, need);
-                    E::Submitted { request: requests, need }
+                    E::Submitted { request: requests, need, deadline }
                 }
                 E::Cancelled { request } => {
                     E::Cancelled { request: requests.saturating_sub(request) }

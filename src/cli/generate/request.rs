@@ -35,6 +35,7 @@ pub(crate) fn requests(args: &GenerateArgs) -> Result<Vec<GenerateRequest>, Fail
         }),
         wire: args.wire.choice(),
         checkpoint_every: args.checkpoint_every,
+        deadline_s: args.deadline,
         output: args.output_type.into(),
         vae_parallel: args.use_parallel_vae.and_then(SwitchArg::forced),
         latents: args.latents.as_deref().map(tensor_file::read_latents).transpose()?,

@@ -56,7 +56,8 @@ impl World {
     pub(super) fn admit(&mut self, id: u64, client: u64, steps: u32) {
         let Some(desk) = &mut self.desk else { return };
         desk.requests.insert(id, Request { client, run: None, steps });
-        let submitted = DispatcherEvent::Submitted { request: id, need: need(steps) };
+        let (request, need, deadline) = (id, need(steps), None);
+        let submitted = DispatcherEvent::Submitted { request, need, deadline };
         self.advance(Step::Dispatcher(submitted));
     }
 

@@ -386,7 +386,7 @@ impl World {
 
     fn carry_out_dispatch(&mut self, command: DispatcherCommand, steps: &mut VecDeque<Step>) {
         match command {
-            DispatcherCommand::Queued { .. } => {}
+            DispatcherCommand::Queued { .. } | DispatcherCommand::Waits { .. } => {}
             DispatcherCommand::Start { run, requests, replica } => {
                 self.start_run(run, requests, replica);
             }
