@@ -207,12 +207,7 @@ impl Actor for Coordinator {
         });
         Ok(State {
             ticking: myself.send_interval(tick, || CoordinatorMsg::Tick),
-            membership: memory
-                .members
-                .iter()
-                .fold(Membership::new(&manifest), |membership, (member, incarnation)| {
-                    membership.knowing(member, *incarnation)
-                }),
+            membership: memory.membership(&manifest),
             dispatcher: Dispatcher::new(Duration::from_millis(wait_ms.into())),
             handle: CoordinatorHandle::new(myself, next_request),
             manifest,

@@ -1,5 +1,5 @@
-//! What a coordinator must not forget: epochs, members, requests that have no result, and the index
-//! of their checkpoints.
+//! What a coordinator must not forget: epochs, members, who was forced to leave, requests that have no
+//! result, and the index of their checkpoints.
 //!
 //! Owns the entries, what they add up to ([`Remembered`]) and their form in a file. The file itself and the
 //! thread that writes it are in [`file`] and [`keeper`]. Pure.
@@ -13,7 +13,7 @@ pub(crate) mod keeper;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rkyv::rancor;
 
@@ -36,6 +36,8 @@ pub(crate) enum Entry {
     Kept { request: u64, step: u32, digest: u64 },
     /// It has its result, or nobody wants one.
     Ended { request: u64 },
+    /// A node was declared gone for good, or has joined anew since.
+    Forced { node: String, gone: bool },
 }
 
 /// A checkpoint in a file.
@@ -60,6 +62,8 @@ pub(crate) struct Remembered {
     /// Newest lives, of nodes and of their devices.
     pub(crate) members: BTreeMap<(String, Option<u32>), u64>,
     pub(crate) requests: BTreeMap<u64, Pending>,
+    /// Nodes that were forced to leave and have not joined since.
+    pub(crate) forced: BTreeSet<String>,
 }
 
 impl Remembered {
@@ -80,6 +84,8 @@ impl Remembered {
                 }
             }
             Entry::Ended { request } => drop(self.requests.remove(&request)),
+            Entry::Forced { node, gone: true } => drop(self.forced.insert(node)),
+            Entry::Forced { node, gone: false } => drop(self.forced.remove(&node)),
         }
     }
 
@@ -91,6 +97,8 @@ impl Remembered {
             device: *device,
             incarnation,
         }));
+        let gone = true;
+        entries.extend(self.forced.iter().map(|node| Entry::Forced { node: node.clone(), gone }));
         for (&request, Pending { key, asked, kept }) in &self.requests {
             entries.push(Entry::Accepted { request, key: *key, asked: asked.clone() });
             if let &Some(Kept { step, digest }) = kept {

@@ -6,7 +6,8 @@
 //!
 //! Invariants: an incarnation that was seen is never accepted again; every `DeviceReady` is
 //! followed by at most one `DeviceLost` of the same incarnation; a device is ready only while both
-//! its worker and its node's agent are alive and neither is quarantined; a node that leaves is
+//! its worker and its node's agent are alive and neither is quarantined; nobody is quarantined who is
+//! there while no device is ready; a node that leaves is
 //! released exactly once, at its deadline at the latest; one that was forced out is refused until it
 //! is admitted anew.
 
@@ -97,8 +98,23 @@ impl Membership {
         self
     }
 
+    /// The same, with a node that was declared gone for good: it is refused until it is admitted anew.
+    pub fn without(mut self, node: &str) -> Self {
+        self.leaving.force(node);
+        if let Some(presence) = self.members.get_mut(&Member::Agent(node.into())) {
+            presence.state = State::Dead(Loss::Forced);
+        }
+        self
+    }
+
     /// Takes one event at time `now`.
     pub fn handle(&mut self, now: Now, event: MembershipEvent) -> Vec<MembershipCommand> {
+        let mut commands = self.take(now, event);
+        commands.extend(self.parole());
+        commands
+    }
+
+    fn take(&mut self, now: Now, event: MembershipEvent) -> Vec<MembershipCommand> {
         match event {
             MembershipEvent::Joined { member, incarnation, address } => {
                 self.joined(now, member, incarnation, address)
@@ -140,6 +156,25 @@ impl Membership {
             }
             MembershipEvent::Tick => self.tick(now),
         }
+    }
+
+    /// Where nobody else is there, members that flap are better than none: their quarantines end.
+    fn parole(&mut self) -> Vec<MembershipCommand> {
+        if !self.ready_devices().is_empty() {
+            return Vec::new();
+        }
+        for presence in self.members.values_mut().filter(|presence| presence.is_alive()) {
+            presence.flapping.parole();
+        }
+        self.ready_again(self.ready_devices())
+    }
+
+    /// Devices can be used; those that were told to leave before are told again.
+    fn ready_again(&self, devices: Vec<DeviceId>) -> Vec<MembershipCommand> {
+        let leaving = |device: &&DeviceId| self.leaving.is_leaving(&device.node);
+        let again: Vec<DeviceId> = devices.iter().filter(leaving).cloned().collect();
+        let ready = devices.into_iter().map(MembershipCommand::DeviceReady);
+        ready.chain(again.into_iter().map(MembershipCommand::DeviceLeaving)).collect()
     }
 
     /// Whether the device can be in a mesh: its worker and its node's agent are alive and sound.
@@ -436,8 +471,7 @@ impl Membership {
             return Vec::new();
         }
         let ready = self.ready_devices().into_iter();
-        let newly = ready.filter(|device| !before.contains(device));
-        newly.map(MembershipCommand::DeviceReady).collect()
+        self.ready_again(ready.filter(|device| !before.contains(device)).collect())
     }
 
     fn devices_of(&self, node: &str) -> Vec<DeviceId> {

@@ -154,6 +154,7 @@ impl State {
             Ok((admission, joined)) => {
                 let (name, devices) = (joined.node.name.clone(), joined.node.devices.len());
                 tracing::info!(node = name, %from, devices, "node admitted");
+                self.memory.note_forced(&name, false);
                 self.take_in(joined);
                 let admitted = MembershipEvent::Admitted { node: name, devices };
                 self.member(myself, admitted).await;

@@ -55,6 +55,7 @@ impl State {
             ));
         }
         tracing::warn!(node, "node is forced to leave");
+        self.memory.note_forced(&node, true);
         self.member(myself, MembershipEvent::ForceLeave { node: node.clone() }).await;
         self.forget_joined(&node);
         Ok(format!("node {node} is gone"))

@@ -7,7 +7,7 @@
 //! Invariant: a request of an earlier life runs whether its client is back or not, but one that
 //! nobody claims within [`ORPHAN_MAX`] is cancelled.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,8 @@ use crate::dispatcher::RequestId;
 use crate::generation::{self, GenerationHandle, UpdateSink};
 use crate::journal::Entry;
 use crate::journal::keeper::{Journal, Opened};
-use crate::membership::{Incarnation, Member, Now};
+use crate::manifest::Manifest;
+use crate::membership::{Incarnation, Member, Membership, Now};
 use crate::protocol::copies::HeldCopy;
 use crate::protocol::{DeviceId, RequestKey};
 use crate::request::GenerateRequest;
@@ -61,6 +62,8 @@ pub(super) struct Memory {
     pub(super) epochs: u64,
     /// Members as an earlier life knew them.
     pub(super) members: Vec<(Member, Incarnation)>,
+    /// Nodes that an earlier life was told are gone for good.
+    pub(super) forced: BTreeSet<String>,
 }
 
 impl Memory {
@@ -82,7 +85,8 @@ impl Memory {
         let Opened { remembered, mut checkpoints } = opened;
         let epochs = remembered.epochs;
         let members = remembered.members.into_iter().map(known).collect();
-        let mut memory = Self { journal, epochs, members, ..Self::default() };
+        let forced = remembered.forced;
+        let mut memory = Self { journal, epochs, members, forced, ..Self::default() };
         let mut early = Vec::new();
         for (id, pending) in remembered.requests {
             next_request.fetch_max(id + 1, Ordering::Relaxed);
@@ -106,6 +110,15 @@ impl Memory {
             early.push((id, *pending.asked, sink));
         }
         (memory, early)
+    }
+
+    /// The members of `manifest` as an earlier life knew them, absent.
+    pub(super) fn membership(&self, manifest: &Manifest) -> Membership {
+        let known = self.members.iter();
+        let membership = known.fold(Membership::new(manifest), |membership, (member, life)| {
+            membership.knowing(member, *life)
+        });
+        self.forced.iter().fold(membership, |membership, node| membership.without(node))
     }
 
     /// A client asks for a request: its handle, when an earlier life had accepted it.
@@ -223,6 +236,14 @@ impl Memory {
                 Member::Worker(device) => (device.node.clone(), Some(device.index)),
             };
             journal.note(Entry::Member { node, device, incarnation: incarnation.0 });
+        }
+    }
+
+    /// Remembers, before anybody is told so, that a node is gone for good, or has joined anew.
+    pub(super) fn note_forced(&self, node: &str, gone: bool) {
+        if let Some(journal) = &self.journal {
+            journal.note(Entry::Forced { node: node.into(), gone });
+            journal.sync();
         }
     }
 

@@ -79,7 +79,9 @@ impl State {
                 tracing::info!(model = model.name, blocks = model.spec.blocks, "model found");
                 let store = ModelStore::new(model.folder.clone(), model.spec.id.0);
                 self.fabric.offer_blobs(Arc::new(store));
-                let devices = model.devices.clone();
+                // Who was declared gone is not waited for.
+                let there = |device: &&DeviceId| !self.memory.forced.contains(&device.node);
+                let devices = model.devices.iter().filter(there).cloned().collect();
                 self.absent = "waiting for devices".into();
                 let first = MeshNeed::Open { guided: true };
                 self.formation = Some(Formation::new(devices, first, self.memory.epochs));

@@ -26,13 +26,14 @@ fn checkpoint(step: usize) -> Checkpoint {
 }
 
 fn any_entry() -> impl Strategy<Value = Entry> {
-    (0..5u8, 0..6u64, 0..100u64).prop_map(|(kind, request, value)| match kind {
+    (0..6u8, 0..6u64, 0..100u64).prop_map(|(kind, request, value)| match kind {
         0 => Entry::Epochs(value),
         1 => {
             let device = (value % 2 == 0).then_some(0);
             Entry::Member { node: format!("n{request}"), device, incarnation: value }
         }
         2 => accepted(request),
+        5 => Entry::Forced { node: format!("n{request}"), gone: value % 2 == 0 },
         3 => Entry::Kept { request, step: value as u32, digest: value },
         _ => Entry::Ended { request },
     })

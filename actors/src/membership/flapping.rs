@@ -55,6 +55,11 @@ impl Flapping {
         self.until.is_some()
     }
 
+    /// Ends a quarantine before its time; the next one is longer all the same.
+    pub(super) fn parole(&mut self) {
+        self.until = None;
+    }
+
     /// Ends a quarantine whose time has come; true when it does.
     pub(super) fn release(&mut self, now: Now) -> bool {
         let over = self.until.is_some_and(|until| until <= now);

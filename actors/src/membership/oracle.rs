@@ -108,6 +108,14 @@ impl Oracle {
             E::LinkLost { .. } | E::Unlinked { .. } => {}
             E::Tick => self.tick(now),
         }
+        let devices = self.lives.keys().filter_map(|member| match member {
+            Member::Worker(device) => Some(device),
+            Member::Agent(_) => None,
+        });
+        if !devices.into_iter().any(|device| self.is_ready(device)) {
+            let alive = self.lives.values_mut().filter(|life| life.alive);
+            alive.for_each(|life| life.quarantined_until = None);
+        }
     }
 
     fn join(&mut self, now: Now, member: &Member, incarnation: u64) {

@@ -236,6 +236,74 @@ fn a_node_that_comes_back_is_ready_again() {
     assert!(commands.contains(&C::DeviceReady(device("a", 0))));
 }
 
+/// A worker that dies again and again: what its last life is told when it joins.
+fn flap(membership: &mut Membership, device: &DeviceId) -> Vec<C> {
+    let mut last = Vec::new();
+    for life in 2..2 + flapping::FLAPS_MAX as u64 {
+        let (member, status) = (Member::Worker(device.clone()), "killed".to_owned());
+        let incarnation = membership.incarnation(&member);
+        let exited = E::WorkerExited { device: device.clone(), incarnation, status };
+        membership.handle(ms(life), exited);
+        last = membership.handle(ms(life), joined(member, life));
+    }
+    last
+}
+
+fn exited(membership: &Membership, index: u32) -> E {
+    let (device, status) = (device("a", index), "killed".to_owned());
+    E::WorkerExited { incarnation: membership.incarnation(&worker("a", index)), device, status }
+}
+
+#[test]
+fn a_device_that_flaps_is_not_counted_on_unless_it_is_the_last_one() {
+    let mut membership = with_node_a();
+    let flapping = device("a", 0);
+    let told = flap(&mut membership, &flapping);
+    assert!(!told.contains(&C::DeviceReady(flapping.clone())), "{told:?}");
+    assert!(!membership.is_ready(&flapping));
+    // The other one dies: the first is better than none.
+    let other = exited(&membership, 1);
+    let told = membership.handle(ms(20), other);
+    assert!(told.contains(&C::DeviceReady(flapping.clone())), "{told:?}");
+    assert!(membership.is_ready(&flapping));
+    // One that is alone is not quarantined however often it dies.
+    let mut alone = Membership::new(&manifest());
+    for member in [agent("a"), worker("a", 0)] {
+        alone.handle(ms(0), joined(member, 1));
+    }
+    let told = flap(&mut alone, &flapping);
+    assert!(told.contains(&C::DeviceReady(flapping)), "{told:?}");
+}
+
+/// A quarantine that ends does not keep a device whose node leaves.
+#[test]
+fn a_device_that_is_ready_again_on_a_node_that_leaves_is_told_to_leave_again() {
+    let mut membership = with_node_a();
+    let flapping = device("a", 0);
+    flap(&mut membership, &flapping);
+    let drain = Duration::from_secs(60);
+    membership.handle(ms(10), E::Leave { node: "a".into(), drain });
+    let other = exited(&membership, 1);
+    let told = membership.handle(ms(20), other);
+    let place = |command: &C| told.iter().position(|told| told == command);
+    let ready = place(&C::DeviceReady(flapping.clone()));
+    assert!(ready.is_some() && ready < place(&C::DeviceLeaving(flapping)), "{told:?}");
+}
+
+#[test]
+fn a_node_that_was_declared_gone_before_a_restart_stays_out_until_it_is_admitted() {
+    let mut membership = Membership::new(&manifest()).without("b");
+    assert!(membership.describe(&agent("b")).contains("forced"));
+    for member in [agent("b"), worker("b", 0)] {
+        let told = membership.handle(ms(0), joined(member, 5));
+        assert!(matches!(told.as_slice(), [C::Refuse(_, _, Refusal::Forced(_))]), "{told:?}");
+    }
+    membership.handle(ms(1), E::Admitted { node: "b".into(), devices: 2 });
+    membership.handle(ms(2), joined(agent("b"), 6));
+    let told = membership.handle(ms(2), joined(worker("b", 0), 6));
+    assert!(told.contains(&C::DeviceReady(device("b", 0))), "{told:?}");
+}
+
 fn any_event() -> impl Strategy<Value = E> {
     let member = prop_oneof![
         prop_oneof![Just("a"), Just("b")].prop_map(agent),
