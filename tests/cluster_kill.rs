@@ -144,7 +144,7 @@ fn a_frozen_agent_is_lost_with_its_node() {
     let cluster = exact();
     let before = cluster.status();
     let (_, resumption) = disturb(&cluster, |status| signal(status.nodes[1].process, "STOP"));
-    names(&resumption, &["node b"], "silent for");
+    names(&resumption, &["node b"], "silent");
     signal(before.nodes[1].process, "CONT");
     draws_again(&cluster, &before);
 }
@@ -156,7 +156,7 @@ fn a_frozen_worker_is_lost_and_replaced() {
     let before = cluster.status();
     let worker = before.nodes[1].devices[0].process;
     let (_, resumption) = disturb(&cluster, |_| signal(worker, "STOP"));
-    names(&resumption, &["device b/0"], "silent for");
+    names(&resumption, &["device b/0"], "silent");
     wait_until("it is ended by force", || !is_alive(worker));
     draws_again(&cluster, &before);
     wait_until("the next one is in the mesh", || {

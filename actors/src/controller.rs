@@ -90,7 +90,7 @@ async fn carry_out(
     inputs: &Inputs,
 ) -> Result<Vec<Output>, ControllerError> {
     let mut sends = Vec::new();
-    let mut output = None;
+    let mut expected = Vec::new();
     for op in plan.controller_program().ops {
         match op {
             Op::Send { peer, message } => {
@@ -105,26 +105,32 @@ async fn carry_out(
                 let sent = link.send(SendFrame { run, tag: message.tag(), meta, payload });
                 sends.push((peer, message, sent));
             }
-            Op::Recv { peer, message } => {
-                let fail = failure(peer, &message);
-                let link = transport.link(PeerId(peer as u32)).map_err(&fail)?;
-                let len = message.bytes();
-                let region = transport.allocate(len);
-                let post = PostRecv { run, tag: message.tag(), region, len };
-                let received = link.post_recv(post).await.map_err(&fail)?;
-                trace_context::link_current(received.meta.traceparent.as_deref());
-                wire_tensor::check(&received, &message, peer, epoch)?;
-                if message.kind == MessageKind::Checkpoint {
-                    if let Some(store) = &inputs.checkpoints {
-                        let bytes = received.region.bytes().get(..received.len);
-                        let rows = wire_tensor::floats(bytes.unwrap_or_default());
-                        store.put(plan, peer, &message, rows.map_err(ExecuteError::from)?);
-                    }
-                } else {
-                    output = Some(to_outputs(plan, &received)?);
-                }
-            }
+            Op::Recv { peer, message } => expected.push((peer, message)),
             _ => {}
+        }
+    }
+    let mut output = None;
+    // All frames of a checkpoint are posted at once, and those of the next one when it is complete:
+    // ranks wait for that, see `Op::StepDone` in the executor.
+    for frames in expected.chunk_by(|(_, a), (_, b)| (a.kind, a.step) == (b.kind, b.step)) {
+        let mut posted = Vec::with_capacity(frames.len());
+        for (peer, message) in frames {
+            let link = transport.link(PeerId(*peer as u32)).map_err(failure(*peer, message))?;
+            let len = message.bytes();
+            let region = transport.allocate(len);
+            posted.push(link.post_recv(PostRecv { run, tag: message.tag(), region, len }));
+        }
+        for ((peer, message), received) in frames.iter().zip(posted) {
+            let received = received.await.map_err(failure(*peer, message))?;
+            trace_context::link_current(received.meta.traceparent.as_deref());
+            wire_tensor::check(&received, message, *peer, epoch)?;
+            if message.kind != MessageKind::Checkpoint {
+                output = Some(to_outputs(plan, &received)?);
+            } else if let Some(store) = &inputs.checkpoints {
+                let bytes = received.region.bytes().get(..received.len).unwrap_or_default();
+                let rows = wire_tensor::floats(bytes).map_err(ExecuteError::from)?;
+                store.put(plan, *peer, message, rows);
+            }
         }
     }
     for (peer, message, sent) in sends {

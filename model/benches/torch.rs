@@ -20,7 +20,8 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use ditmesh_model::attention::attention;
-use ditmesh_model::kernels::{Epilogue, Isa, fused_linear};
+use ditmesh_model::kernels::Isa;
+use ditmesh_model::linear::{Linear, LinearWeight};
 
 use fixture::{Block, Size, TEXT, random};
 use torch_server::TorchServer;
@@ -157,7 +158,9 @@ fn ours(case: &str) -> Result<(Work, f64), Box<dyn Error>> {
         ("linear", &[rows, inputs, outputs]) => {
             let (x, weight) = (random(&[rows, inputs], 1.0)?, random(&[outputs, inputs], 0.05)?);
             let bias = Tensor::zeros(outputs, DType::F32, &Device::Cpu)?;
-            let work = move || fused_linear(&x, &weight, Some(&bias), Epilogue::None);
+            let weight = LinearWeight::new(weight).map_err(candle_core::Error::wrap)?;
+            let layer = Linear::new(weight, Some(bias));
+            let work = move || layer.forward(&x).map_err(candle_core::Error::wrap);
             Ok((Box::new(work), flops(&[rows, inputs, outputs])))
         }
         _ => {

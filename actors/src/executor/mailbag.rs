@@ -39,6 +39,9 @@ pub const POSTED_BYTES_MAX: usize = 256 << 20;
 /// Frames that may wait for their receivers; a sound plan stays far below.
 pub const SENDS_IN_FLIGHT_MAX: usize = 4096;
 
+/// A frame on its way: to whom, what, and when it was taken.
+type Sent = (usize, String, Completion<()>);
+
 type Expected = Box<dyn Iterator<Item = (usize, Message)> + Send>;
 
 /// What a rank's run needs of the network.
@@ -53,7 +56,7 @@ pub(super) struct Mailbag {
     expected: Peekable<Expected>,
     posted: HashMap<(usize, u64), (Completion<Received>, usize)>,
     posted_bytes: usize,
-    sends: Vec<(usize, String, Completion<()>)>,
+    sends: Vec<Sent>,
     traffic: Traffic,
     pub(super) clock: Stopwatch,
     /// W3C trace context of the span under way.
@@ -291,17 +294,34 @@ impl Mailbag {
         Ok(self.sends.is_empty())
     }
 
+    /// Waits until `peer` has taken every frame sent to it so far.
+    pub(super) fn wait_until_taken_by(&mut self, peer: usize) -> Result<(), ExecuteError> {
+        let before = self.clock.turn(Activity::Wait);
+        let deadline = self.deadline();
+        let sends = std::mem::take(&mut self.sends);
+        let (own, others) = sends.into_iter().partition(|&(to, ..)| to == peer);
+        self.sends = others;
+        let taken = self.wait_for_all(own, deadline);
+        self.clock.turn(before);
+        taken
+    }
+
+    fn wait_for_all(&self, sends: Vec<Sent>, deadline: Instant) -> Result<(), ExecuteError> {
+        for (peer, what, mut completion) in sends {
+            let sent = completion.wait_until(deadline);
+            self.check_abort()?;
+            sent.map_err(|source| to(peer, &what, source))?;
+        }
+        Ok(())
+    }
+
     /// Waits until every frame was taken, then lets the links forget the run. The stopwatch comes
     /// back with what it recorded.
     pub(super) fn finish(mut self) -> Result<(Traffic, Stopwatch), ExecuteError> {
         self.clock.begin_extra("finish");
         self.clock.turn(Activity::Wait);
-        let deadline = self.deadline();
-        for (peer, what, mut completion) in std::mem::take(&mut self.sends) {
-            let sent = completion.wait_until(deadline);
-            self.check_abort()?;
-            sent.map_err(|source| to(peer, &what, source))?;
-        }
+        let sends = std::mem::take(&mut self.sends);
+        self.wait_for_all(sends, self.deadline())?;
         self.links.values().for_each(|link| link.end_run(self.run));
         self.clock.end_extra();
         let traffic = Traffic { time: self.clock.summary(), ..self.traffic };

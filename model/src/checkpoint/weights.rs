@@ -172,6 +172,33 @@ impl Weights {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor, CheckpointError> {
+        self.read(name, shape, |bytes, stored| {
+            Tensor::from_raw_buffer(bytes, stored, shape, device)?.to_dtype(dtype)
+        })
+    }
+
+    /// Reads a tensor of `shape` as f32 elements in row-major order.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        self.read(name, shape, |bytes, stored| {
+            if stored == DType::F32 {
+                let (elements, _) = bytes.as_chunks();
+                return Ok(elements.iter().map(|&element| f32::from_le_bytes(element)).collect());
+            }
+            let tensor = Tensor::from_raw_buffer(bytes, stored, shape, &Device::Cpu)?;
+            tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+        })
+    }
+
+    /// Makes something of the bytes of a tensor of `shape` and the type they are stored in.
+    fn read<T>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        make: impl Fn(&[u8], DType) -> candle_core::Result<T>,
+    ) -> Result<T, CheckpointError> {
         let (file, entry) = self.expect(name, shape)?;
         let path = file.path();
         let Some(stored) = entry.dtype else {
@@ -181,29 +208,27 @@ impl Weights {
                 found: entry.stored.clone(),
             });
         };
-        let convert = |bytes: &[u8]| {
-            Tensor::from_raw_buffer(bytes, stored, shape, device)
-                .and_then(|tensor| tensor.to_dtype(dtype))
-                .map_err(|source| CheckpointError::Tensor {
-                    path: path.to_owned(),
-                    tensor: name.to_owned(),
-                    source: Box::new(source),
-                })
+        let make = |bytes: &[u8]| {
+            make(bytes, stored).map_err(|source| CheckpointError::Tensor {
+                path: path.to_owned(),
+                tensor: name.to_owned(),
+                source: Box::new(source),
+            })
         };
-        let tensor = match file {
+        let made = match file {
             Holding::Here(file) => {
                 let bytes = file.bytes().get(entry.range.clone()).unwrap_or_default();
-                let tensor = convert(bytes)?;
+                let made = make(bytes)?;
                 // It was copied; a partition of gigabytes is not to be in memory twice.
                 file.release(entry.range.clone());
-                tensor
+                made
             }
             Holding::Elsewhere { origin, .. } => {
-                convert(origin.bring(path, name, entry.range.clone())?.bytes())?
+                make(origin.bring(path, name, entry.range.clone())?.bytes())?
             }
         };
         self.bytes_read.fetch_add(entry.range.len() as u64, Ordering::Relaxed);
-        Ok(tensor)
+        Ok(made)
     }
 
     /// Finds `name` and checks its shape.

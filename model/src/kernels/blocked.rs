@@ -3,27 +3,36 @@
 //! Owns the loops over packed blocks and the split over threads. Does not own small products or
 //! processors without AVX2, which [`super::gemm`] gives to the `gemm` crate.
 //!
-//! The left side is packed [`LEFT_ELEMENTS`] or so at a time over its whole depth; of the right
-//! side one block of two registers' columns and [`DEPTH`] rows, which stays in the first-level
-//! cache while all packed rows pass over it.
+//! The left side is packed some rows and up to [`SPAN_MAX`] steps at a time, which stay in the
+//! second-level cache; of the right side one block of two registers' columns and [`DEPTH`] rows,
+//! which stays in the first-level cache while all packed rows pass over it. A weight comes packed
+//! already ([`super::packed`]); then the next block is fetched meanwhile.
 //!
 //! Invariant: an element is the sum, in order, of chains of at most [`DEPTH`] multiply-adds; it
 //! depends on its row and column alone, not on the size of the product, the threads, or whether
 //! AVX2 or AVX-512 computes it.
 #![allow(unsafe_code)]
 
+use std::ops::{Range, RangeInclusive};
+
 use super::gemm::{Destination, Matrix};
 use super::isa::Isa;
 use super::micro::{COLUMN_STEP, Left, block_width, pack, product_rows};
+use super::packed::{PackedBlock, PackedColumns};
 use super::parallel::for_each_with;
-use super::vector::Vector;
+use super::vector::{Octet, Vector};
 
 /// Steps of one chain of multiply-adds: a block of 32 columns is 24 KiB.
-const DEPTH: usize = 192;
-/// Packed elements of the left side that are aimed at (3 MiB).
-const LEFT_ELEMENTS: usize = 3 << 18;
-/// Bounds on the rows packed together: packing a block of the right side must pay.
-const ROWS_TOGETHER: std::ops::RangeInclusive<usize> = 340..=1020;
+pub(super) const DEPTH: usize = 192;
+/// Packed elements of the left side that are aimed at: 1 MiB, which stays in the second-level cache.
+const LEFT_ELEMENTS: usize = 1 << 18;
+/// Most steps of the left side packed at a time, so that there are rows enough to share a block of
+/// the right side.
+const SPAN_MAX: usize = 6 * DEPTH;
+/// Bounds on the rows packed together.
+const ROWS_TOGETHER: RangeInclusive<usize> = 96..=1020;
+/// Elements of a cache line.
+const LINE: usize = 16;
 /// Rows and columns of a thread's part are multiples of these, where there are as many.
 const ROW_GRAIN: usize = 12;
 const COLUMN_GRAIN: usize = 32;
@@ -38,36 +47,67 @@ pub(super) fn suits(isa: Isa, rows: usize, columns: usize) -> bool {
     isa != Isa::Portable && isa.supported() && rows >= ROWS_MIN && columns >= COLUMNS_MIN
 }
 
+/// Elements of the registers that columns are blocked for; not for [`Isa::Portable`].
+pub(super) fn register_lanes(isa: Isa) -> usize {
+    if isa == Isa::Avx512 { 16 } else { 8 }
+}
+
+/// The right side of a product.
+pub(super) enum Right<'a> {
+    /// Is packed block by block while it is read.
+    Plain(Matrix<'a>),
+    /// Was packed beforehand, for the same instruction set.
+    Packed(PackedColumns<'a>),
+}
+
+impl Right<'_> {
+    fn columns(&self) -> usize {
+        match self {
+            Self::Plain(b) => b.cols,
+            Self::Packed(columns) => columns.len(),
+        }
+    }
+
+    fn part(&self, first: usize, count: usize) -> Self {
+        match self {
+            Self::Plain(b) => Self::Plain(b.transposed().rows_from(first, count).transposed()),
+            Self::Packed(columns) => Self::Packed(columns.part(first, count)),
+        }
+    }
+}
+
 /// `out = scale * a b`, or `out += scale * a b` with `accumulate`, over `threads` threads of the
 /// current pool.
 ///
 /// # Safety
-/// As [`super::gemm::product`]; `isa` must be supported and not portable.
+/// As [`super::gemm::product`]; `isa` must be supported, not portable, and that of a packed `b`; the
+/// sides must be as deep and lie within their slices.
 pub(super) unsafe fn blocked_product(
     isa: Isa,
     out: Destination,
     a: Matrix<'_>,
-    b: Matrix<'_>,
+    b: Right<'_>,
     scale: f32,
     accumulate: bool,
     threads: usize,
 ) {
-    let [down, across] = split(a.rows, b.cols, threads);
+    let columns = b.columns();
+    let [down, across] = split(a.rows, columns, threads);
     let size = |all: usize, parts: usize, grain: usize| all.div_ceil(parts).next_multiple_of(grain);
-    let (tall, wide) = (size(a.rows, down, ROW_GRAIN), size(b.cols, across, COLUMN_GRAIN));
-    let (down, across) = (a.rows.div_ceil(tall), b.cols.div_ceil(wide));
+    let (tall, wide) = (size(a.rows, down, ROW_GRAIN), size(columns, across, COLUMN_GRAIN));
+    let (down, across) = (a.rows.div_ceil(tall), columns.div_ceil(wide));
     for_each_with(down * across, Memory::new, |memory, part| {
         let (row, column) = (part / across * tall, part % across * wide);
         let a = a.rows_from(row, tall.min(a.rows - row));
-        let b = b.transposed().rows_from(column, wide.min(b.cols - column)).transposed();
+        let b = b.part(column, wide.min(columns - column));
         // SAFETY: the parts do not overlap and lie within what the caller vouches for.
         unsafe {
             let out = out.at(row, column);
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => avx512(memory, out, a, b, scale, accumulate),
+                Isa::Avx512 => avx512(memory, out, a, &b, scale, accumulate),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => avx2(memory, out, a, b, scale, accumulate),
+                Isa::Avx2 => avx2(memory, out, a, &b, scale, accumulate),
                 _ => unreachable!("a blocked product needs AVX2"),
             }
         }
@@ -95,7 +135,7 @@ unsafe fn avx512(
     memory: &mut Memory,
     out: Destination,
     a: Matrix<'_>,
-    b: Matrix<'_>,
+    b: &Right<'_>,
     scale: f32,
     accumulate: bool,
 ) {
@@ -110,7 +150,7 @@ unsafe fn avx2(
     memory: &mut Memory,
     out: Destination,
     a: Matrix<'_>,
-    b: Matrix<'_>,
+    b: &Right<'_>,
     scale: f32,
     accumulate: bool,
 ) {
@@ -124,58 +164,92 @@ unsafe fn avx2(
 /// # Safety
 /// The processor has the sets of `W` and `H`; `out` as for [`blocked_product`].
 #[inline(always)]
-unsafe fn part<W: Vector, H: Vector, const ROWS: usize, const REST: usize>(
+unsafe fn part<W: Vector, H: Octet, const ROWS: usize, const REST: usize>(
     memory: &mut Memory,
     out: Destination,
     a: Matrix<'_>,
-    b: Matrix<'_>,
+    b: &Right<'_>,
     scale: f32,
     accumulate: bool,
 ) {
     const { assert!(H::LANES == COLUMN_STEP && ROWS.is_multiple_of(REST)) };
-    let most = (LEFT_ELEMENTS / a.cols.max(1)).clamp(*ROWS_TOGETHER.start(), *ROWS_TOGETHER.end());
+    let spans = a.cols.div_ceil(SPAN_MAX).max(1);
+    let span = a.cols.div_ceil(spans).next_multiple_of(DEPTH);
+    let most = LEFT_ELEMENTS / span.min(a.cols).max(1);
+    let most = most.clamp(*ROWS_TOGETHER.start(), *ROWS_TOGETHER.end());
     let passes = a.rows.div_ceil(most).max(1);
     let together = a.rows.div_ceil(passes).next_multiple_of(ROW_GRAIN);
-    let block = DEPTH * 2 * W::LANES;
+    let (columns, block_columns) = (b.columns(), 2 * W::LANES);
+    let block = DEPTH * block_columns;
     let edge = ROWS * 2 * W::LANES;
-    memory.resize(together.next_multiple_of(REST) * a.cols + block + edge, 0.0);
-    let (left, rest) = memory.split_at_mut(together.next_multiple_of(REST) * a.cols);
+    let panel = together.next_multiple_of(REST) * span.min(a.cols);
+    memory.resize(panel + block + edge, 0.0);
+    let (left, rest) = memory.split_at_mut(panel);
     let (right, edge) = rest.split_at_mut(block);
     let group = |left: usize| if left >= ROWS { ROWS } else { REST };
+    let pieces = |span: &Range<usize>| span.clone().step_by(DEPTH);
     for first in (0..a.rows).step_by(together) {
         let count = together.min(a.rows - first);
         let rows = count.next_multiple_of(REST);
-        for depth in (0..a.cols).step_by(DEPTH) {
-            let steps = DEPTH.min(a.cols - depth);
-            let from = a.rows_from(first, count).transposed().rows_from(depth, steps);
-            pack(from, rows, scale, &mut left[depth * rows..], group);
-        }
-        let mut column = 0;
-        while column < b.cols {
-            let inside = (2 * W::LANES).min(b.cols - column);
-            for depth in (0..a.cols).step_by(DEPTH) {
-                let steps = DEPTH.min(a.cols - depth);
-                let from = b.rows_from(depth, steps).transposed().rows_from(column, inside);
-                let columns = inside.next_multiple_of(COLUMN_STEP);
-                let blocks = |left| block_width(W::LANES, left);
-                pack(from.transposed(), columns, 1.0, right, blocks);
-                let sides = Sides {
-                    left: &left[depth * rows..][..rows * steps],
-                    right: &right[..columns * steps],
-                    steps,
-                    inside,
-                    count,
-                    add: accumulate || depth > 0,
-                };
-                // SAFETY: `out` has these rows and columns; the sets are there.
-                unsafe { sides.multiply::<W, H, ROWS, REST>(out.at(first, column), edge) };
+        for start in (0..a.cols).step_by(span) {
+            let span = start..a.cols.min(start + span);
+            let steps = |depth: usize| DEPTH.min(span.end - depth);
+            for depth in pieces(&span) {
+                let from = a.rows_from(first, count).transposed().rows_from(depth, steps(depth));
+                let to = &mut left[(depth - start) * rows..];
+                // SAFETY: the sets are there.
+                unsafe { pack::<H>(from, rows, scale, to, group) };
             }
-            column += inside;
+            let mut column = 0;
+            while column < columns {
+                let block = match b {
+                    Right::Plain(b) => Block::Plain(*b, block_columns.min(columns - column)),
+                    Right::Packed(all) => Block::Packed(all.block(column)),
+                };
+                let (skipped, inside) = match &block {
+                    Block::Plain(_, inside) => (0, *inside),
+                    Block::Packed(block) => (block.skipped, block.inside),
+                };
+                for depth in pieces(&span) {
+                    let steps = steps(depth);
+                    let (right, next): (_, &[f32]) = match &block {
+                        Block::Packed(block) => {
+                            let next = match depth + DEPTH < span.end {
+                                true => block.from(depth + DEPTH),
+                                false => block.after(start),
+                            };
+                            (block.piece(depth, steps), next)
+                        }
+                        Block::Plain(b, _) => {
+                            let from = b.rows_from(depth, steps).transposed();
+                            let from = from.rows_from(column, inside).transposed();
+                            let padded = inside.next_multiple_of(COLUMN_STEP);
+                            let blocks = |left| block_width(W::LANES, left);
+                            // SAFETY: the sets are there.
+                            unsafe { pack::<H>(from, padded, 1.0, right, blocks) };
+                            (&right[..padded * steps], &[])
+                        }
+                    };
+                    let sides = Sides {
+                        left: &left[(depth - start) * rows..][..rows * steps],
+                        right,
+                        next,
+                        steps,
+                        skipped,
+                        inside,
+                        count,
+                        add: accumulate || depth > 0,
+                    };
+                    // SAFETY: `out` has these rows and columns; the sets are there.
+                    unsafe { sides.multiply::<W, H, ROWS, REST>(out.at(first, column), edge) };
+                }
+                column += inside;
+            }
         }
     }
     if a.cols == 0 && !accumulate {
         for row in 0..a.rows {
-            for column in 0..b.cols {
+            for column in 0..columns {
                 // SAFETY: within what the caller vouches for.
                 unsafe { out.at(row, column).start.write(0.0) };
             }
@@ -183,11 +257,22 @@ unsafe fn part<W: Vector, H: Vector, const ROWS: usize, const REST: usize>(
     }
 }
 
+/// Columns that pass over the packed rows together.
+enum Block<'a> {
+    /// So many columns of a matrix, to be packed.
+    Plain(Matrix<'a>, usize),
+    Packed(PackedBlock<'a>),
+}
+
 /// Packed rows and one packed block of columns, over the same steps.
 struct Sides<'a> {
     left: &'a [f32],
     right: &'a [f32],
+    /// What is read next on the right, to be fetched meanwhile.
+    next: &'a [f32],
     steps: usize,
+    /// Columns of the block that are not stored, before those that are.
+    skipped: usize,
     /// Columns that are stored.
     inside: usize,
     /// Rows that are stored.
@@ -199,13 +284,18 @@ impl Sides<'_> {
     /// # Safety
     /// The processor has the sets of `W` and `H`; `out` has `count` rows and `inside` columns.
     #[inline(always)]
-    unsafe fn multiply<W: Vector, H: Vector, const ROWS: usize, const REST: usize>(
+    unsafe fn multiply<W: Vector, H: Octet, const ROWS: usize, const REST: usize>(
         &self,
         out: Destination,
         edge: &mut [f32],
     ) {
         let mut row = 0;
+        let share = (self.right.len() * ROWS).div_ceil(self.count).next_multiple_of(LINE);
         while row < self.count {
+            let at = row / ROWS * share;
+            for place in (at..(at + share).min(self.next.len())).step_by(LINE) {
+                self.next.get(place).into_iter().for_each(|element| H::prefetch(element));
+            }
             // SAFETY: as the caller vouches for; the left side holds whole groups of rows.
             unsafe {
                 if self.count.next_multiple_of(REST) - row >= ROWS {
@@ -258,7 +348,7 @@ impl Sides<'_> {
         unsafe { product_rows::<W, H, ROWS>(steps, left, right, columns, whole, columns, false) };
         for index in 0..count {
             for column in 0..self.inside {
-                let value = edge[index * columns + column];
+                let value = edge[index * columns + self.skipped + column];
                 // SAFETY: this row and column lie within `out`.
                 unsafe {
                     let place = out.at(index, column).start;

@@ -7,13 +7,16 @@
 //! them is widened to f32 at a time, so a call never holds a second copy of the layer.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Device, Result, Tensor};
 use half::slice::HalfFloatSliceExt;
 
 use super::access::{Access, with_contiguous};
 use super::activation::{gelu_tanh_row, silu_row};
-use super::gemm::{Destination, Matrix, product};
+use super::gemm::{Destination, Matrix, packed_product, product};
 use super::isa::{Isa, multiversion};
+use super::packed::PackedWeight;
 use super::parallel::{rows_in_place, threads};
 
 /// Weights widened to f32 at a time (4 MiB of f32).
@@ -53,21 +56,70 @@ pub fn fused_linear(
     epilogue: Epilogue<'_>,
 ) -> Result<Tensor> {
     let (out_features, in_features) = weight.dims2()?;
-    let mut shape = x.dims().to_vec();
-    match shape.last_mut() {
-        Some(last) if *last == in_features => *last = out_features,
-        _ => candle_core::bail!("linear layer of {in_features} inputs got {:?}", x.dims()),
-    }
+    let shape = result_shape(x, in_features, out_features)?;
     check_epilogue(&shape, bias, epilogue)?;
     if !x.device().is_cpu() {
         return plain(x, weight, bias, epilogue);
     }
-    let rows = x.elem_count() / in_features.max(1);
-    let mut out = with_contiguous(x, |x| {
-        let x = Matrix { data: x, rows, cols: in_features, row_stride: in_features, col_stride: 1 };
-        times_transposed(x, weight)
+    with_product(x, shape, bias, epilogue, |x| times_transposed(x, weight))
+}
+
+/// The same with a weight that is packed, and some of its output features alone.
+///
+/// # Errors
+/// As [`fused_linear`], and when `x` is not on the CPU or there are no such output features.
+pub fn packed_linear(
+    x: &Tensor,
+    weight: &PackedWeight,
+    outputs: Range<usize>,
+    bias: Option<&Tensor>,
+    epilogue: Epilogue<'_>,
+) -> Result<Tensor> {
+    let shape = result_shape(x, weight.inputs(), outputs.len())?;
+    check_epilogue(&shape, bias, epilogue)?;
+    let Some(columns) = weight.columns(outputs.clone()) else {
+        candle_core::bail!("no outputs {outputs:?} among {}", weight.outputs())
+    };
+    with_product(x, shape, bias, epilogue, |x| {
+        let len = x.rows * columns.len();
+        let mut out: Vec<f32> = Vec::with_capacity(len);
+        let start = out.spare_capacity_mut().as_mut_ptr().cast::<f32>();
+        // SAFETY: `out` has room for these rows and columns and is exclusively owned; the product
+        // writes all of them.
+        unsafe {
+            let destination = Destination { start, row_stride: columns.len() };
+            packed_product(destination, x, columns, threads());
+            out.set_len(len);
+        }
+        Ok(out)
+    })
+}
+
+/// The shape of a result for `x`, which must have `inputs` features.
+fn result_shape(x: &Tensor, inputs: usize, outputs: usize) -> Result<Vec<usize>> {
+    let mut shape = x.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == inputs => *last = outputs,
+        _ => candle_core::bail!("linear layer of {inputs} inputs got {:?}", x.dims()),
+    }
+    Ok(shape)
+}
+
+/// What `product` makes of the rows of `x`, with bias and epilogue.
+fn with_product(
+    x: &Tensor,
+    shape: Vec<usize>,
+    bias: Option<&Tensor>,
+    epilogue: Epilogue<'_>,
+    product: impl FnOnce(Matrix<'_>) -> Result<Vec<f32>>,
+) -> Result<Tensor> {
+    let last = |shape: &[usize]| shape.last().copied().unwrap_or(0);
+    let cols = last(x.dims());
+    let rows = x.elem_count() / cols.max(1);
+    let mut out = with_contiguous(x, |data| {
+        product(Matrix { data, rows, cols, row_stride: cols, col_stride: 1 })
     })?;
-    finish(&mut out, out_features, bias, epilogue)?;
+    finish(&mut out, last(&shape), bias, epilogue)?;
     Tensor::from_vec(out, shape, &Device::Cpu)
 }
 
@@ -278,6 +330,48 @@ mod tests {
                 let got = fused_linear(&x, &w, bias, epilogue)?;
                 assert!(gap(&got, &plain(&x, &w, bias, epilogue)?) < 2e-6, "{epilogue:?}");
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn packed_weights_give_the_same_to_the_bit_and_so_do_some_of_their_rows() -> Result<()> {
+        let rows = if cfg!(debug_assertions) { [1, 9, 45] } else { [1, 9, 1100] };
+        for (inputs, outputs) in [(20, 33), (200, 75), (193, 128), (400, 16)] {
+            let w = tensor(&[outputs, inputs], 0.11);
+            let Some(packed) = PackedWeight::new(&w)? else { return Ok(()) };
+            for rows in rows {
+                let x = tensor(&[rows, inputs], 0.7);
+                let same = |outputs: Range<usize>| -> Result<()> {
+                    let part = w.narrow(0, outputs.start, outputs.len())?;
+                    let bias = tensor(&[outputs.len()], 0.5);
+                    let want = fused_linear(&x, &part, Some(&bias), Epilogue::Silu)?;
+                    let got =
+                        packed_linear(&x, &packed, outputs.clone(), Some(&bias), Epilogue::Silu)?;
+                    // Few rows or columns are the `gemm` crate's, when they are not packed.
+                    let limit = if rows < 8 || outputs.len() < 16 { 1e-5 } else { 0.0 };
+                    let gap = gap(&got, &want);
+                    assert!(gap <= limit, "{rows} x {inputs}, {outputs:?}: {gap}");
+                    Ok(())
+                };
+                same(0..outputs)?;
+                same(3..outputs - 2)?;
+                same(outputs / 2..outputs)?;
+                same(5..9)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn packed_weights_are_split_over_threads_without_a_difference() -> Result<()> {
+        let (x, w) = (tensor(&[50, 230], 0.7), tensor(&[150, 230], 0.11));
+        let Some(packed) = PackedWeight::new(&w)? else { return Ok(()) };
+        let run = || packed_linear(&x, &packed, 7..145, None, Epilogue::None);
+        let once = run()?.to_vec2::<f32>()?;
+        for threads in [2, 3, 8] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+            assert_eq!(pool.install(run)?.to_vec2::<f32>()?, once, "{threads} threads");
         }
         Ok(())
     }

@@ -9,8 +9,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::access::Access;
-use super::blocked::{blocked_product, suits};
+use super::blocked::{Right, blocked_product, suits};
 use super::isa::Isa;
+use super::packed::PackedColumns;
 use super::parallel::threads;
 
 /// A matrix inside a slice: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
@@ -103,7 +104,7 @@ unsafe fn product_on(
     b.check();
     if suits(isa, a.rows, b.cols) {
         // SAFETY: the set is supported; the rest is passed on to the caller.
-        unsafe { blocked_product(isa, out, a, b, scale, accumulate, threads) };
+        unsafe { blocked_product(isa, out, a, Right::Plain(b), scale, accumulate, threads) };
         return;
     }
     let parallelism = match threads {
@@ -135,6 +136,24 @@ unsafe fn product_on(
             parallelism,
         );
     }
+}
+
+/// `out = a b` with columns that are packed.
+///
+/// # Safety
+/// As [`product`].
+pub(super) unsafe fn packed_product(
+    out: Destination,
+    a: Matrix<'_>,
+    b: PackedColumns<'_>,
+    threads: usize,
+) {
+    assert_eq!(a.cols, b.depth(), "inner sizes of a product differ");
+    a.check();
+    let isa = b.isa();
+    // SAFETY: what is packed is packed for a set that is supported and not portable; the rest is
+    // passed on to the caller.
+    unsafe { blocked_product(isa, out, a, Right::Packed(b), 1.0, false, threads) };
 }
 
 /// `a b` for f32 `[.., m, k]` and `[.., k, n]` of equal leading dimensions, any strides.

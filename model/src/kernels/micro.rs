@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::gemm::Matrix;
-use super::vector::Vector;
+use super::vector::{Octet, Vector};
 
 /// Columns of a packed right side are filled up with zeros to a multiple of this.
 pub(super) const COLUMN_STEP: usize = 8;
@@ -37,8 +37,11 @@ pub(super) fn block_width(lanes: usize, left: usize) -> usize {
 
 /// Packs `scale * from` into `to`, block by block as wide as `width` says of the columns left;
 /// columns beyond the matrix are zero. `columns` is their number with those.
+///
+/// # Safety
+/// The processor has the set of `H`.
 #[inline(always)]
-pub(super) fn pack(
+pub(super) unsafe fn pack<H: Octet>(
     from: Matrix<'_>,
     columns: usize,
     scale: f32,
@@ -61,15 +64,20 @@ pub(super) fn pack(
                 }
             }
         } else {
-            pack_transposed(from, first, inside, wide, scale, block);
+            // SAFETY: passed on to the caller.
+            unsafe { pack_apart::<H>(from, first, inside, wide, scale, block) };
         }
         first += wide;
     }
 }
 
-/// Packs columns that are apart in memory: squares of 8 x 8 where rows are adjacent.
+/// Packs columns that are apart in memory: four of them and eight rows at a time where rows are
+/// adjacent.
+///
+/// # Safety
+/// The processor has the set of `H`.
 #[inline(always)]
-fn pack_transposed(
+unsafe fn pack_apart<H: Octet>(
     from: Matrix<'_>,
     first: usize,
     inside: usize,
@@ -77,26 +85,26 @@ fn pack_transposed(
     scale: f32,
     block: &mut [f32],
 ) {
-    const SIDE: usize = 8;
-    let squares = if from.row_stride == 1 { inside / SIDE * SIDE } else { 0 };
-    let deep = from.rows / SIDE * SIDE;
-    for column in (0..squares).step_by(SIDE) {
-        for row in (0..deep).step_by(SIDE) {
-            let mut square = [[0f32; SIDE]; SIDE];
-            for (index, line) in square.iter_mut().enumerate() {
+    const COLUMNS: usize = 4;
+    const { assert!(H::LANES == COLUMN_STEP) };
+    let across = if from.row_stride == 1 { inside / COLUMNS * COLUMNS } else { 0 };
+    let deep = from.rows / H::LANES * H::LANES;
+    for column in (0..across).step_by(COLUMNS) {
+        for row in (0..deep).step_by(H::LANES) {
+            let out = &mut block[row * wide + column..][..(H::LANES - 1) * wide + COLUMNS];
+            let line = |index: usize| {
                 let at = (first + column + index) * from.col_stride + row;
-                line.copy_from_slice(&from.data[at..][..SIDE]);
-            }
-            for step in 0..SIDE {
-                let out = &mut block[(row + step) * wide + column..][..SIDE];
-                for (out, line) in out.iter_mut().zip(&square) {
-                    *out = line[step] * scale;
-                }
+                // SAFETY: the slice has the lanes that are read.
+                unsafe { H::load(from.data[at..][..H::LANES].as_ptr()).mul(H::splat(scale)) }
+            };
+            // SAFETY: the slice has four elements at each of the eight multiples of `wide`.
+            unsafe {
+                H::store_across([line(0), line(1), line(2), line(3)], out.as_mut_ptr(), wide);
             }
         }
     }
     for column in 0..inside {
-        let rows = if column < squares { deep..from.rows } else { 0..from.rows };
+        let rows = if column < across { deep..from.rows } else { 0..from.rows };
         for row in rows {
             let at = row * from.row_stride + (first + column) * from.col_stride;
             block[row * wide + column] = from.data[at] * scale;

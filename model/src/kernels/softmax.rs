@@ -52,7 +52,15 @@ pub(super) fn max_of(row: &[f32]) -> f32 {
             *lane = if value > *lane { value } else { *lane };
         }
     }
-    lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            let other = lanes[lane + half];
+            lanes[lane] = if other > lanes[lane] { other } else { lanes[lane] };
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// Replaces each element by `exp(element - shift)` and returns their sum.

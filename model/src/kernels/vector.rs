@@ -31,6 +31,22 @@ pub(super) unsafe trait Vector: Copy {
     unsafe fn fma(self, a: Self, b: Self) -> Self;
 }
 
+/// Eight lanes that can be written across.
+///
+/// # Safety
+/// As [`Vector`].
+pub(super) unsafe trait Octet: Vector {
+    /// Writes lane `i` of the four registers, one after another, to the four elements from
+    /// `to + i * stride` on, for all eight lanes; the places must be writable.
+    unsafe fn store_across(lines: [Self; 4], to: *mut f32, stride: usize);
+
+    /// `self * other`.
+    unsafe fn mul(self, other: Self) -> Self;
+
+    /// Lets the processor fetch the cache line of `element`, where it can be told to.
+    fn prefetch(element: &f32);
+}
+
 /// Eight lanes in plain Rust.
 #[derive(Clone, Copy)]
 pub(super) struct Plain([f32; 8]);
@@ -74,15 +90,79 @@ unsafe impl Vector for Plain {
     }
 }
 
+// SAFETY: needs no instruction set beyond the target's own.
+unsafe impl Octet for Plain {
+    #[inline(always)]
+    unsafe fn store_across(lines: [Self; 4], to: *mut f32, stride: usize) {
+        for lane in 0..Self::LANES {
+            for (index, line) in lines.iter().enumerate() {
+                // SAFETY: the caller vouches for the place.
+                unsafe { to.add(lane * stride + index).write(line.0[lane]) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(mut self, other: Self) -> Self {
+        for (lane, other) in self.0.iter_mut().zip(other.0) {
+            *lane *= other;
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn prefetch(_: &f32) {}
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-        _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_storeu_ps,
+        __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
+        _mm256_castps_pd, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_unpackhi_pd,
+        _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_add_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
-    use super::Vector;
+    use super::{Octet, Vector};
+
+    // SAFETY: every function runs instructions of the type's set and no other.
+    unsafe impl Octet for __m256 {
+        #[inline(always)]
+        unsafe fn store_across(lines: [Self; 4], to: *mut f32, stride: usize) {
+            let [a, b, c, d] = lines;
+            // SAFETY: the caller vouches for the instruction set and the place.
+            unsafe {
+                // Lanes 0, 1 and 4, 5 of two lines each; then 2, 3 and 6, 7.
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                let low = |x, y| {
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(x), _mm256_castps_pd(y)))
+                };
+                let high = |x, y| {
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(x), _mm256_castps_pd(y)))
+                };
+                let pairs =
+                    [low(ab, cd), high(ab, cd), low(ab_high, cd_high), high(ab_high, cd_high)];
+                for (lane, pair) in pairs.into_iter().enumerate() {
+                    _mm_storeu_ps(to.add(lane * stride), _mm256_castps256_ps128(pair));
+                    _mm_storeu_ps(to.add((lane + 4) * stride), _mm256_extractf128_ps::<1>(pair));
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { _mm256_mul_ps(self, other) }
+        }
+
+        #[inline(always)]
+        fn prefetch(element: &f32) {
+            // SAFETY: part of every x86-64, and the place is readable.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(element).cast()) }
+        }
+    }
 
     macro_rules! vector {
         (

@@ -68,13 +68,16 @@ impl PixelAttention {
             let matrix = weights.get(&weight, &shape, DType::F32, device)?;
             let bias = format!("{prefix}.{name}.bias");
             let bias = weights.get(&bias, &[width], DType::F32, device)?;
-            let matrix =
-                matrix.reshape((width, width)).map_err(|source| CheckpointError::Tensor {
+            let matrix = matrix
+                .reshape((width, width))
+                .map_err(ModelError::from)
+                .and_then(LinearWeight::new)
+                .map_err(|error| CheckpointError::Tensor {
                     path: weights.path().to_owned(),
                     tensor: weight,
-                    source: Box::new(source),
+                    source: Box::new(candle_core::Error::Msg(error.to_string())),
                 })?;
-            Ok(Linear::new(LinearWeight::F32(matrix), Some(bias)))
+            Ok(Linear::new(matrix, Some(bias)))
         };
         let [q, k, v, out] = naming.all();
         Ok(Self { norm, q: read(q)?, k: read(k)?, v: read(v)?, out: read(out)? })

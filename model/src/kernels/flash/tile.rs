@@ -10,12 +10,14 @@ use crate::kernels::exp::exp;
 use crate::kernels::isa::Isa;
 use crate::kernels::micro::{COLUMN_STEP, Left, block_width, pack, product_rows};
 use crate::kernels::softmax::{LANES, exp_and_sum, max_of};
-use crate::kernels::vector::{Plain, Vector};
+use crate::kernels::vector::{Octet, Plain, Vector};
 
 /// Elements between rows of scores: not a power of two, whose rows would share cache sets.
 const SCORE_STRIDE: usize = KEY_TILE + 16;
 /// Most queries that share a pass over keys.
 const ROWS_MAX: usize = 12;
+/// The next power of two.
+const LANES_OF_ROWS: usize = ROWS_MAX.next_power_of_two();
 /// Queries are filled up with zeros to a multiple of this.
 const ROW_STEP: usize = 4;
 /// Queries at a time of the portable kernel: what the target's registers hold.
@@ -93,7 +95,7 @@ fn portable(tile: &mut Tile, job: &Job<'_>, b: usize, h: usize, first: usize, co
 /// # Safety
 /// The processor has the sets of `W` and `H`.
 #[inline(always)]
-unsafe fn attend<W: Vector, H: Vector, const ROWS: usize, const REST: usize>(
+unsafe fn attend<W: Vector, H: Octet, const ROWS: usize, const REST: usize>(
     tile: &mut Tile,
     job: &Job<'_>,
     b: usize,
@@ -110,14 +112,19 @@ unsafe fn attend<W: Vector, H: Vector, const ROWS: usize, const REST: usize>(
     tile.sums.fill(0.0);
     tile.total.fill(0.0);
     let queries = job.q.tokens(b, h, first, count).transposed();
-    pack(queries, rows, job.scale, &mut tile.queries, group);
+    // SAFETY: the sets are there.
+    unsafe { pack::<H>(queries, rows, job.scale, &mut tile.queries, group) };
     for start in (0..job.keys).step_by(KEY_TILE) {
         let keys = KEY_TILE.min(job.keys - start);
         let columns = keys.next_multiple_of(COLUMN_STEP);
         let blocks = |left| block_width(W::LANES, left);
         let from = job.k.tokens(b, h, start, keys).transposed();
-        pack(from, columns, 1.0, &mut tile.keys, blocks);
-        pack(job.v.tokens(b, h, start, keys), tile.stride, 1.0, &mut tile.values, blocks);
+        let values = job.v.tokens(b, h, start, keys);
+        // SAFETY: the sets are there.
+        unsafe {
+            pack::<H>(from, columns, 1.0, &mut tile.keys, blocks);
+            pack::<H>(values, tile.stride, 1.0, &mut tile.values, blocks);
+        }
         let bias = job.bias.map(|bias| &bias[b * job.keys + start..][..keys]);
         let mut row = 0;
         while row < rows {
@@ -162,12 +169,7 @@ unsafe fn step<W: Vector, H: Vector, const ROWS: usize>(
     unsafe {
         product_rows::<W, H, ROWS>(depth, queries, packed, columns, scores, SCORE_STRIDE, false);
     }
-    for index in 0..ROWS {
-        let scores = &mut tile.scores[index * SCORE_STRIDE..][..keys.next_multiple_of(LANES)];
-        let total = &mut tile.total[(row + index) * stride..][..stride];
-        let (largest, sum) = (&mut tile.largest[row + index], &mut tile.sums[row + index]);
-        online_softmax(scores, keys, bias, largest, sum, total);
-    }
+    online_softmax::<ROWS>(tile, row, keys, bias);
     let weights = Left { start: tile.scores.as_ptr(), row_stride: SCORE_STRIDE, step_stride: 1 };
     let values = tile.values[..keys * stride].as_ptr();
     let total = tile.total[row * stride..][..ROWS * stride].as_mut_ptr();
@@ -175,33 +177,43 @@ unsafe fn step<W: Vector, H: Vector, const ROWS: usize>(
     unsafe { product_rows::<W, H, ROWS>(keys, weights, values, stride, total, stride, true) };
 }
 
-/// Turns the first `keys` scores of a row into weights relative to its running maximum, and brings
-/// sum and total, which were relative to the old maximum, onto the new one.
+/// Turns the first `keys` scores of `ROWS` rows into weights relative to the rows' running maxima, and
+/// brings sums and totals, which were relative to the old maxima, onto the new ones.
 #[inline(always)]
-fn online_softmax(
-    scores: &mut [f32],
+fn online_softmax<const ROWS: usize>(
+    tile: &mut Tile,
+    row: usize,
     keys: usize,
     bias: Option<&[f32]>,
-    largest: &mut f32,
-    sum: &mut f32,
-    total: &mut [f32],
 ) {
-    scores[keys..].fill(f32::NEG_INFINITY);
-    if let Some(bias) = bias {
-        for (score, &bias) in scores.iter_mut().zip(bias) {
-            *score += bias;
+    // Of all rows together, so that their exponentials are one vector's.
+    let (mut reference, mut keep) = ([0f32; LANES_OF_ROWS], [0f32; LANES_OF_ROWS]);
+    for index in 0..ROWS {
+        let scores = &mut tile.scores[index * SCORE_STRIDE..][..keys.next_multiple_of(LANES)];
+        scores[keys..].fill(f32::NEG_INFINITY);
+        if let Some(bias) = bias {
+            for (score, &bias) in scores.iter_mut().zip(bias) {
+                *score += bias;
+            }
         }
+        let (of_tile, largest) = (max_of(scores), &mut tile.largest[row + index]);
+        let now = if of_tile > *largest { of_tile } else { *largest };
+        // All scores so far are -inf (or NaN, which exp keeps): weigh against 0 instead.
+        reference[index] = if now == f32::NEG_INFINITY { 0.0 } else { now };
+        keep[index] = *largest - reference[index];
+        *largest = now;
     }
-    let of_tile = max_of(scores);
-    let now = if of_tile > *largest { of_tile } else { *largest };
-    // All scores so far are -inf (or NaN, which exp keeps): weigh against 0 instead.
-    let reference = if now == f32::NEG_INFINITY { 0.0 } else { now };
-    let keep = exp(*largest - reference);
-    if keep != 1.0 {
-        for value in total {
-            *value *= keep;
+    for keep in &mut keep {
+        *keep = exp(*keep);
+    }
+    for index in 0..ROWS {
+        let scores = &mut tile.scores[index * SCORE_STRIDE..][..keys.next_multiple_of(LANES)];
+        let (keep, sum) = (keep[index], &mut tile.sums[row + index]);
+        if keep != 1.0 {
+            for value in &mut tile.total[(row + index) * tile.stride..][..tile.stride] {
+                *value *= keep;
+            }
         }
+        *sum = *sum * keep + exp_and_sum(scores, reference[index]);
     }
-    *sum = *sum * keep + exp_and_sum(scores, reference);
-    *largest = now;
 }
