@@ -276,7 +276,7 @@ pub(crate) struct TransportBenchArgs {
     pub(crate) delay_ms: u32,
 
     /// Heartbeats sent under the first way's bulk load, one every 20 ms; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = counted(1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = RangedU64ValueParser::<u32>::new().range(0..=1_000_000))]
     #[arg(help_heading = "Shaped link")]
     pub(crate) heartbeats: u32,
 }
