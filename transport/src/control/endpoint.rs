@@ -207,7 +207,7 @@ async fn greet_first(
     address: SocketAddr,
     expected: &PeerIdentity,
 ) -> Result<ControlChannel, TransportError> {
-    let found = verified_identity(connection).map_err(TransportError::malformed)?;
+    let found = verified_identity(connection.peer_identity()).map_err(TransportError::malformed)?;
     if found != *expected {
         connection.close(close_code::REFUSED, b"not the expected peer");
         return Err(TransportError::WrongIdentity {
@@ -267,7 +267,7 @@ async fn greet_member(
 ) -> Result<ControlChannel, TransportError> {
     let from = connection.remote_address();
     let lost = |error: &ConnectionError| connect_error("the caller", from, error);
-    let peer = verified_identity(&connection).map_err(TransportError::malformed)?;
+    let peer = verified_identity(connection.peer_identity()).map_err(TransportError::malformed)?;
     if peer.cluster != cluster {
         connection.close(close_code::REFUSED, b"wrong cluster");
         return Err(TransportError::WrongCluster {

@@ -4,6 +4,7 @@
 //! no way here to accept a certificate of another authority; none at all is accepted only by
 //! [`open_server_crypto`], whose callers are strangers until they show one.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -168,12 +169,9 @@ fn tls_of_server(identity: &Identity, strangers: bool) -> Result<ServerConfig, I
     Ok(tls)
 }
 
-/// Who is at the other end of an established connection.
-pub(crate) fn verified_identity(
-    connection: &crate::stack::Connection,
-) -> Result<PeerIdentity, String> {
-    let chain = connection
-        .peer_identity()
+/// Who is at the other end of an established connection, by what its TLS session says of the peer.
+pub(crate) fn verified_identity(peer: Option<Box<dyn Any>>) -> Result<PeerIdentity, String> {
+    let chain = peer
         .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or("the peer presented no certificate")?;
     let leaf = chain.first().ok_or("the peer presented no certificate")?;

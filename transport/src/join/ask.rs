@@ -1,11 +1,13 @@
 //! The joiner's side: dial, make sure that this is the cluster of the token, ask.
+//!
+//! One short exchange, so quinn's own I/O serves.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn_proto::crypto::rustls::QuicClientConfig;
-use quinn_proto::{ClientConfig, ConnectionError, EndpointConfig, TransportErrorCode, VarInt};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, ConnectionError, Endpoint, TransportErrorCode, VarInt};
 use rustls::AlertDescription;
 use tokio::time::{timeout, timeout_at};
 
@@ -13,7 +15,6 @@ use super::{ALPN, JOIN_BYTES_MAX, JoinToken};
 use crate::endpoint::connect_error;
 use crate::error::TransportError;
 use crate::identity::{PeerIdentity, Role, joiner_tls, verified_identity};
-use crate::stack::Endpoint;
 
 /// Longest wait for the end of the connection to be heard.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -43,20 +44,21 @@ pub async fn ask(
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let endpoint = UdpSocket::bind(SocketAddr::new(any, 0))
-        .and_then(|socket| Endpoint::new(EndpointConfig::default(), None, socket))
+    let endpoint = Endpoint::client(SocketAddr::new(any, 0))
         .map_err(|error| TransportError::system("open a socket", error))?;
     let exchange = async {
         let config = ClientConfig::new(Arc::new(crypto));
-        let connecting =
-            endpoint.connect(config, address, &name).map_err(|error| failed(error.to_string()))?;
+        let connecting = endpoint
+            .connect_with(config, address, &name)
+            .map_err(|error| failed(error.to_string()))?;
         let connection = connecting.await.map_err(|error| match error {
             ConnectionError::ConnectionClosed(close) if close.error_code == no_protocol() => {
                 failed("no token is out: this one was used or has expired".into())
             }
             error => connect_error(&expected.to_string(), address, &error),
         })?;
-        let found = verified_identity(&connection).map_err(TransportError::malformed)?;
+        let found =
+            verified_identity(connection.peer_identity()).map_err(TransportError::malformed)?;
         if found != expected {
             return Err(TransportError::WrongIdentity {
                 expected: expected.to_string(),

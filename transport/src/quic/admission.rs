@@ -252,7 +252,7 @@ async fn open_stream(
     let failed = |error| crate::endpoint::connect_error("the caller", from, &error);
     let connection: Connection = incoming.await.map_err(failed)?;
     drop(pass);
-    let peer = verified_identity(&connection).map_err(TransportError::malformed)?;
+    let peer = verified_identity(connection.peer_identity()).map_err(TransportError::malformed)?;
     let (sending, mut receiving) = connection.accept_bi().await.map_err(failed)?;
     let hello = Hello::decode(&read_hello(&mut receiving).await?).inspect_err(|error| {
         connection.close(close_code::PROTOCOL, error.to_string().as_bytes());

@@ -60,7 +60,7 @@ async fn join(
     hello: &Hello,
     deadline: Instant,
 ) -> Result<LaneStream, TransportError> {
-    let found = verified_identity(&connection).map_err(TransportError::malformed)?;
+    let found = verified_identity(connection.peer_identity()).map_err(TransportError::malformed)?;
     if !is_member(&found, name) {
         connection.close(close_code::REFUSED, b"not the expected peer");
         return Err(TransportError::WrongIdentity {
