@@ -232,6 +232,55 @@ fn a_node_that_is_forced_out_needs_a_new_token() {
     cluster.run(&["force-leave", "a"]).refused(1, &["hosts the coordinator"]);
 }
 
+/// A run with long to go is moved to the better mesh that a node which joins makes possible, from its
+/// newest checkpoint, and its caller hears of it once.
+#[test]
+fn a_long_run_moves_to_the_better_mesh_when_a_node_joins() {
+    let cluster = Cluster::up(elastic());
+    let client = cluster.client();
+    let steps = 1000;
+    let mut run =
+        client.generate(GenerateRequest { num_inference_steps: steps, ..short_request() });
+    while !matches!(run.blocking_next_event(), Some(Event::Step { .. })) {}
+    let _c = Joiner::join(&cluster, "c");
+    let (mut moves, mut last) = (Vec::new(), 0);
+    while let Some(event) = run.blocking_next_event() {
+        match event {
+            Event::Resumed(resumption) => moves.push(resumption),
+            Event::Step { step, .. } => last = step,
+            _ => {}
+        }
+    }
+    let generation = run.blocking_finish().unwrap();
+    let [moved] = moves.as_slice() else { panic!("{moves:?}") };
+    eprintln!("{moved} ({})", moved.cause);
+    assert!(moved.moved && moved.devices == 3 && moved.steps_redone() <= 1, "{moved:?}");
+    assert!(moved.resumed_at_step > 0 && last == steps, "{last}: {moved:?}");
+    assert_eq!(generation.report.ranks.len(), 3);
+}
+
+/// Who was declared gone is neither waited for nor let in by a coordinator that was started again, until it
+/// joins anew.
+#[test]
+fn a_node_that_was_forced_out_stays_out_over_a_restart_of_the_coordinator() {
+    let cluster = Cluster::up(elastic());
+    cluster.run(&["force-leave", "b"]).done();
+    wait_for_ranks(&cluster, 1);
+    let before = cluster.status();
+    signal(before.nodes[0].process, "KILL");
+    let after = cluster.wait_for_mesh(before.mesh.unwrap().epoch);
+    assert_eq!(ranks(&after), 1);
+    let gone = |status: &ClusterStatus| {
+        let node = status.nodes.iter().find(|node| node.name == "b").unwrap();
+        assert!(node.state.contains("forced to leave"), "{}", node.state);
+    };
+    gone(&after);
+    cluster.client().generate(short_request()).blocking_finish().unwrap();
+    gone(&cluster.status());
+    let _back = Joiner::join(&cluster, "b");
+    wait_for_ranks(&cluster, 2);
+}
+
 /// When the last node leaves, the cluster ends in order.
 #[test]
 fn the_last_node_takes_the_cluster_along() {

@@ -32,6 +32,7 @@ mod run;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+mod switch;
 mod tokens;
 
 use std::collections::BTreeMap;

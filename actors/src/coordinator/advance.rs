@@ -68,14 +68,18 @@ impl State {
             }
             FormationCommand::Retire { replica } => {
                 steps.push_back(Step::Dispatcher(DispatcherEvent::Retired { replica }));
+                if self.is_worth_moving(replica) {
+                    tracing::info!(epoch = replica, "its runs go on on the better mesh");
+                    steps.push_back(Step::Formation(FormationEvent::Idle(replica)));
+                }
             }
             FormationCommand::Open(open) => {
                 steps.push_back(Step::Dispatcher(DispatcherEvent::Open(open)));
             }
             FormationCommand::Dissolve { replica, cause } => {
                 self.dissolve_replica(replica, &cause);
-                // It is idle, or broken and its loss about to be told.
-                let loss = MeshLoss::Actor { cause: cause.clone() };
+                // It is idle, or its runs are moved, or it is broken and its loss about to be told.
+                let loss = MeshLoss::GaveWay { cause: cause.clone() };
                 let going_on = self.set_aside(replica, &loss);
                 self.runs.retain(|_, run| run.replica != replica);
                 let error = GenerateError::Lost(cause);

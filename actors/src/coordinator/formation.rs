@@ -5,8 +5,8 @@
 //! actors or requests, nor what mesh devices make ([`MeshPlans`], asked for by `Plan`).
 //!
 //! Invariants: a device sits in at most one serving replica, and in at most one of the next mesh;
-//! epochs only grow; a mesh that serves is given up for a better one only at a request boundary, and
-//! only once the better one is formed; a mesh whose forming failed is not tried again until somebody
+//! epochs only grow; a mesh that serves is given up for a better one only at a request boundary, or at a
+//! step boundary where somebody says so, and only once the better one is formed; a mesh whose forming failed is not tried again until somebody
 //! wants one or the devices change, except that links are tried [`LINK_RETRIES_MAX`] times in a row:
 //! a peer that died may reach here first as a failed link.
 
@@ -15,9 +15,8 @@ mod seats;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
 use super::mesh_plan::{MeshPlan, MeshPlans, NoMesh};
+use super::switch::StepTimes;
 use crate::dispatcher::{MeshNeed, OpenMeshes, ReplicaId};
 use crate::groups::Retry;
 use crate::protocol::DeviceId;
@@ -47,7 +46,7 @@ pub(super) enum FormationEvent {
     Planned { number: u64, plans: MeshPlans },
     /// All ranks of a replica are formed.
     Formed(ReplicaId),
-    /// A retired replica runs nothing any more.
+    /// A retired replica runs nothing any more, or nothing that is not to be moved.
     Idle(ReplicaId),
     /// A replica is gone; `unfit` could not load its part.
     ReplicaLost { replica: ReplicaId, cause: String, retry: Retry, unfit: Option<DeviceId> },
@@ -84,7 +83,7 @@ pub(super) struct FormOrder {
     pub(super) degrees: Degrees,
     pub(super) num_pipeline_patch: Option<u32>,
     /// What a step is planned to take, where somebody knows.
-    pub(super) step: Option<Duration>,
+    pub(super) step: Option<StepTimes>,
     pub(super) devices: Vec<DeviceId>,
     pub(super) beside: bool,
 }

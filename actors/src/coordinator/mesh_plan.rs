@@ -4,9 +4,8 @@
 //! Owns how degrees that a manifest fixes give way when devices are missing. Which degrees are best
 //! is the model's ([`Model::degrees_on`]). Pure, but may take a while: not called on an actor.
 
-use std::time::Duration;
-
 use super::model::Model;
+use super::switch::StepTimes;
 use crate::dispatcher::OpenMeshes;
 use crate::membership::cuts::{Pair, pair};
 use crate::plan::Plan;
@@ -20,8 +19,8 @@ pub(crate) struct MeshPlan {
     pub(crate) degrees: Degrees,
     /// Number of patches of requests that leave it open, where the plan has an opinion.
     pub(crate) num_pipeline_patch: Option<u32>,
-    /// What a step takes by the cost model at the model's own size, where all devices were measured.
-    pub(crate) step: Option<Duration>,
+    /// What a step takes by the cost model at the model's own size.
+    pub(crate) step: Option<StepTimes>,
     /// In rank order, replica after replica.
     pub(crate) devices: Vec<DeviceId>,
 }

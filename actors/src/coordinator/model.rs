@@ -13,6 +13,7 @@ use ditmesh_model::pipeline::describe;
 use ditmesh_model::spec::ModelSpec;
 use ditmesh_model::spec::description::{Description, describe_any};
 
+use super::switch::StepTimes;
 use crate::cost::calibration::Calibration;
 use crate::cost::cluster::Cluster;
 use crate::cost::link::NodeLink;
@@ -123,8 +124,8 @@ impl Model {
     }
 
     /// The fastest mesh of one replica on the first of these devices, its number of patches, and what
-    /// its slowest kind of step takes: the planner's choice for the model's own size and the command
-    /// line's number of steps.
+    /// its steps take: the planner's choice for the model's own size and the command line's number of
+    /// steps.
     ///
     /// # Errors
     /// When the devices cannot hold the model, in words.
@@ -132,34 +133,31 @@ impl Model {
         &self,
         live: &[DeviceId],
         guided: bool,
-    ) -> Result<(Degrees, Option<u32>, Option<Duration>), String> {
+    ) -> Result<(Degrees, Option<u32>, Option<StepTimes>), String> {
         let (cluster, wish) = (self.cluster_of(live), self.wish(guided));
         let decision = planner::choose(&self.description, &cluster, &wish)
             .map_err(|error| error.to_string())?;
         let trial = decision.best().ok_or("no mesh fits")?;
         let (best, considered) = (trial.candidate, decision.considered);
         tracing::info!(mesh = %best, guided, considered, "mesh planned");
-        let step = slowest_step(&cluster, best.degrees, trial.step_seconds);
+        let step = step_times(&cluster, best.degrees, trial.step_seconds);
         Ok((best.degrees, Some(best.num_pipeline_patch), step))
     }
 
-    /// What the slowest kind of step takes on a mesh that nobody chose, where the devices were measured.
+    /// What steps take on a mesh that nobody chose.
     pub(crate) fn step_on(
         &self,
         degrees: Degrees,
         devices: &[DeviceId],
         guided: bool,
-    ) -> Option<Duration> {
+    ) -> Option<StepTimes> {
         let degrees = degrees.alone();
         let used = devices.get(..degrees.world_size())?;
         let (cluster, wish) = (self.cluster_of(used), self.wish(guided));
-        if cluster.unmeasured() > 0 {
-            return None;
-        }
         let candidate = Candidate { degrees, num_pipeline_patch: degrees.pipefusion_degree };
         let (.., simulation) =
             planner::predict(&self.description, &cluster, &wish, &candidate).ok()?;
-        slowest_step(&cluster, degrees, simulation.last_step_seconds())
+        step_times(&cluster, degrees, simulation.last_step_seconds())
     }
 
     /// What a step of this run is planned to take, given what one of the model's own size does: more
@@ -227,12 +225,13 @@ impl Model {
 }
 
 /// From the seconds of a step in the steady state: a synchronous one goes through the stages one
-/// after the other. `None` where a device's speed is a guess.
-fn slowest_step(cluster: &Cluster, degrees: Degrees, steady_s: f64) -> Option<Duration> {
-    let seconds = steady_s * f64::from(degrees.pipefusion_degree);
-    let known = cluster.devices.get(..degrees.alone().world_size())?;
-    let measured = known.iter().all(|device| device.profile_name.is_some());
-    Duration::try_from_secs_f64(seconds).ok().filter(|_| measured)
+/// after the other.
+fn step_times(cluster: &Cluster, degrees: Degrees, steady_s: f64) -> Option<StepTimes> {
+    let steady = Duration::try_from_secs_f64(steady_s).ok()?;
+    let synchronous = steady.saturating_mul(degrees.pipefusion_degree);
+    let used = cluster.devices.get(..degrees.alone().world_size())?;
+    let measured = used.iter().all(|device| device.profile_name.is_some());
+    Some(StepTimes { steady, synchronous, measured })
 }
 
 /// The folder of a model, unpacking the built-in one when needed.

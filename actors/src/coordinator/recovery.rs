@@ -11,7 +11,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::State;
+use super::replicas::Replica;
+use super::requests::Request;
 use super::run::Verdict;
+use super::switch::Prospect;
 use crate::checkpoint::Checkpoint;
 use crate::dispatcher::{MeshNeed, Need, RequestId};
 use crate::groups::MeshLoss;
@@ -28,6 +31,8 @@ struct Loss {
     cause: String,
     at_step: u32,
     moment: Instant,
+    /// Nothing was lost: a better mesh takes over.
+    moved: bool,
 }
 
 /// What a request carries from mesh to mesh.
@@ -90,17 +95,28 @@ impl Journey {
         let (lost, cause) = (lost.to_string(), cause.to_string());
         // A loss before anything ran again is part of the one before.
         let moment = self.loss.take().map_or_else(Instant::now, |loss| loss.moment);
-        self.loss = Some(Loss { lost, cause, at_step, moment });
+        self.loss = Some(Loss { lost, cause, at_step, moment, moved: false });
         self.fruitless < FRUITLESS_LOSSES_MAX
+    }
+
+    /// Notes that it goes on elsewhere of the coordinator's own will.
+    fn give_way(&mut self, lost: &str, cause: &str, at_step: u32) {
+        let fruitless = self.fruitless;
+        self.lose(lost, cause, at_step);
+        self.fruitless = fruitless;
+        if let Some(loss) = &mut self.loss {
+            loss.moved = true;
+        }
     }
 
     /// A run starts; what to tell the caller when it makes a loss good.
     pub(super) fn start(&mut self, plan: &Plan, devices: usize) -> Option<Event> {
         self.since = self.since.or_else(|| Some(Instant::now()));
-        let Loss { lost, cause, at_step, moment } = self.loss.take()?;
+        let Loss { lost, cause, at_step, moment, moved } = self.loss.take()?;
         let resumption = Resumption {
             lost,
             cause,
+            moved,
             // A checkpoint may be quicker than the news of its step.
             lost_at_step: at_step.max(plan.run.first_step + 1),
             resumed_at_step: plan.run.first_step,
@@ -135,12 +151,37 @@ impl State {
                 }
                 request.run = None;
                 request.journey.keep(newest.as_ref().and_then(|newest| newest.of_image(index)));
-                if request.journey.lose(&who, &cause, run.step_under_way()) {
+                let at_step = run.step_under_way();
+                if let MeshLoss::GaveWay { .. } = loss {
+                    request.journey.give_way(&who, &cause, at_step);
+                    going_on.push(*id);
+                } else if request.journey.lose(&who, &cause, at_step) {
                     going_on.push(*id);
                 }
             }
         }
         going_on.into_iter().filter_map(|id| Some((id, self.need_of(id)?))).collect()
+    }
+
+    /// Whether all that runs on a mesh, which gives way to the one that was formed last, is worth moving
+    /// there at once. A request that names its degrees stays.
+    pub(super) fn is_worth_moving(&self, epoch: u64) -> bool {
+        let better =
+            self.replicas.iter().rfind(|(other, replica)| **other != epoch && replica.is_formed());
+        let times = |replica: Option<&Replica>| replica.and_then(|replica| replica.step);
+        let (Some(here), Some(there)) =
+            (times(self.replicas.get(&epoch)), times(better.map(|(_, replica)| replica)))
+        else {
+            return false;
+        };
+        let mut runs = self.runs.values().filter(|run| run.replica == epoch).peekable();
+        let is_open = |id: &RequestId| self.requests.get(id).is_some_and(Request::is_open);
+        runs.peek().is_some()
+            && runs.all(|run| {
+                let (steps, done, kept) = run.account();
+                let prospect = Prospect { steps, done, kept, here, there };
+                prospect.pays() && run.drawn().iter().all(is_open)
+            })
     }
 
     /// What a request that was lost needs to go on.

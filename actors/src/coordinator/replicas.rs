@@ -15,6 +15,7 @@ use super::formation::{FormOrder, Formation, FormationEvent};
 use super::mesh_plan::MeshPlans;
 use super::model::Model;
 use super::run::Run;
+use super::switch::StepTimes;
 use super::{CoordinatorMsg, State};
 use crate::dispatcher::{DispatcherEvent, MeshNeed};
 use crate::generation::GenerateError;
@@ -45,8 +46,8 @@ pub(super) struct Replica {
     pub(super) layout: Layout,
     /// Of requests that leave it open, where the plan has an opinion.
     pub(super) num_pipeline_patch: Option<u32>,
-    /// What a step is planned to take, where the devices were measured.
-    pub(super) step: Option<Duration>,
+    /// What a step is planned to take.
+    pub(super) step: Option<StepTimes>,
     /// By rank.
     pub(super) devices: Vec<DeviceId>,
     pub(super) actor: ActorRef<ReplicaMsg>,

@@ -45,6 +45,13 @@ pub(super) struct Request {
     span: tracing::Span,
 }
 
+impl Request {
+    /// Whether it runs on whatever mesh there is.
+    pub(super) fn is_open(&self) -> bool {
+        self.request.degrees.is_none()
+    }
+}
+
 impl State {
     /// Checks a request and queues it.
     pub(super) async fn submit(
@@ -136,7 +143,9 @@ impl State {
         // A replica that has ended is reported lost, and this run with it.
         let _ = replica.actor.cast(ReplicaMsg::Start(Arc::new(start)));
         let (devices, place) = (replica.devices.clone(), (replica.mesh, replica.data));
-        let planned = replica.step.map(|step| model.planned_step(step, &plan.run));
+        // A guess is good enough to compare meshes, not to tell that one hangs.
+        let known = replica.step.filter(|step| step.measured);
+        let planned = known.map(|step| model.planned_step(step.synchronous, &plan.run));
         let checkpoints = Arc::new(self.memory.store_for(requests, myself));
         // A request with tensors of its own is alone.
         let (mut images, mut pictures, mut inputs) = (Vec::new(), Vec::new(), Inputs::default());

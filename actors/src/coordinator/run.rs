@@ -193,6 +193,12 @@ impl Run {
         self.steps_done + 1
     }
 
+    /// Steps of the whole denoising, those that are done, and those that its newest checkpoint holds.
+    pub(super) fn account(&self) -> (u32, u32, u32) {
+        let kept = self.newest_checkpoint().map_or(self.plan.run.first_step, |c| c.step as u32 + 1);
+        (self.plan.steps() as u32, self.steps_done, kept)
+    }
+
     /// Whether it goes on from a checkpoint.
     pub(super) fn is_resumed(&self) -> bool {
         self.plan.run.first_step > 0

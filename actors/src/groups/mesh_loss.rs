@@ -44,6 +44,9 @@ pub(crate) enum MeshLoss {
     /// Ranks that formed something else than was planned.
     #[error("the ranks do not agree: {cause}")]
     Disagreement { cause: String },
+    /// Another mesh takes over.
+    #[error("{cause}")]
+    GaveWay { cause: String },
     /// An actor of the tree ended without a cause of ours.
     #[error("a group actor failed: {cause}")]
     Actor { cause: String },
@@ -81,9 +84,10 @@ impl MeshLoss {
             Self::Link { device, peer, .. } => format!("the link of device {device} to {peer}"),
             Self::Stuck { devices, .. } | Self::FormTimedOut { devices, .. } => devices.clone(),
             Self::Controller { .. } => "a link of the coordinator".into(),
-            Self::Stalled { .. } | Self::Disagreement { .. } | Self::Actor { .. } => {
-                "the mesh".into()
-            }
+            Self::Stalled { .. }
+            | Self::Disagreement { .. }
+            | Self::GaveWay { .. }
+            | Self::Actor { .. } => "the mesh".into(),
         }
     }
 

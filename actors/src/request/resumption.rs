@@ -1,4 +1,4 @@
-//! What a lost device cost a request: said once while it happens, and in its report.
+//! What a lost device, or a better mesh, cost a request: said once while it happens, and in its report.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ pub struct Resumption {
     pub lost: String,
     /// Why, in words.
     pub cause: String,
+    /// Whether nothing was lost: a better mesh took over in the middle of the run.
+    pub moved: bool,
     /// The step under way then, from 1; 0 before the first one, one past the last while decoding.
     pub lost_at_step: u32,
     /// Steps that the checkpoint held; 0 when there was none and the request began again.
@@ -41,7 +43,10 @@ impl Resumption {
 impl std::fmt::Display for Resumption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { lost, lost_at_step, resumed_at_step, devices, .. } = self;
-        write!(f, "{lost} lost at step {lost_at_step}, ")?;
+        match self.moved {
+            true => write!(f, "moved to a better mesh at step {lost_at_step}, ")?,
+            false => write!(f, "{lost} lost at step {lost_at_step}, ")?,
+        }
         match resumed_at_step {
             0 => f.write_str("begun again")?,
             step => write!(f, "resumed at step {step}")?,
@@ -74,6 +79,10 @@ mod tests {
         assert_eq!(resumption.steps_redone(), 0);
         resumption.extra_sync_steps = 1;
         assert_eq!(resumption.to_string(), format!("{line}, with one synchronous step more"));
+        let moved = Resumption { moved: true, ..resumption.clone() };
+        assert!(
+            moved.to_string().starts_with("moved to a better mesh at step 11, resumed at step 10")
+        );
         resumption = Resumption { resumed_at_step: 0, devices: 1, lost_at_step: 3, ..resumption };
         assert!(
             resumption.to_string().starts_with("node b lost at step 3, begun again on 1 device,")

@@ -363,6 +363,11 @@ impl World {
             FormationCommand::Form(order) => self.form_mesh(order),
             FormationCommand::Retire { replica } => {
                 dispatch(DispatcherEvent::Retired { replica }, steps);
+                if self.dice.roll(2) == 0 {
+                    // What runs there is worth moving.
+                    self.note(|| format!("the runs of epoch {replica} are moved"));
+                    steps.push_back(Step::Formation(FormationEvent::Idle(replica)));
+                }
             }
             FormationCommand::Open(open) => dispatch(DispatcherEvent::Open(open), steps),
             FormationCommand::Dissolve { replica, cause } => {
