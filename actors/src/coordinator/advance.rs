@@ -62,10 +62,18 @@ impl State {
     ) {
         match command {
             FormationCommand::Plan { number, devices } => self.plan_meshes(myself, number, devices),
-            FormationCommand::Form(order) => {
-                self.absent = "it is being formed".into();
-                self.form_replica(myself, order).await;
-            }
+            FormationCommand::Form(order) => match self.no_room_beside(&order) {
+                Some(cause) => {
+                    tracing::info!(cause, "the present mesh goes before the next one is built");
+                    let replica = order.replica;
+                    let no_room = FormationEvent::NoRoomBeside { replica, cause };
+                    steps.push_back(Step::Formation(no_room));
+                }
+                None => {
+                    self.absent = "it is being formed".into();
+                    self.form_replica(myself, order).await;
+                }
+            },
             FormationCommand::Retire { replica } => {
                 steps.push_back(Step::Dispatcher(DispatcherEvent::Retired { replica }));
                 if self.is_worth_moving(replica) {

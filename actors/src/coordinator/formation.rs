@@ -5,10 +5,11 @@
 //! actors or requests, nor what mesh devices make ([`MeshPlans`], asked for by `Plan`).
 //!
 //! Invariants: a device sits in at most one serving replica, and in at most one of the next mesh;
-//! epochs only grow; a mesh that serves is given up for a better one only at a request boundary, or at a
-//! step boundary where somebody says so, and only once the better one is formed; a mesh whose forming failed is not tried again until somebody
-//! wants one or the devices change, except that links are tried [`LINK_RETRIES_MAX`] times in a row:
-//! a peer that died may reach here first as a failed link.
+//! epochs only grow; a mesh that serves is given up for a better one only at a request boundary, or at
+//! a step boundary where somebody says so, and only once the better one is formed or where both do not
+//! fit; a mesh whose forming failed is not tried again until somebody wants one or the devices change,
+//! except that links are tried [`LINK_RETRIES_MAX`] times in a row: a peer that died may reach here
+//! first as a failed link.
 
 mod roster;
 mod seats;
@@ -44,6 +45,8 @@ pub(super) enum FormationEvent {
     Settled,
     /// What the devices of a `Plan` make.
     Planned { number: u64, plans: MeshPlans },
+    /// A replica of the next mesh does not fit its devices while they are in the present one.
+    NoRoomBeside { replica: ReplicaId, cause: String },
     /// All ranks of a replica are formed.
     Formed(ReplicaId),
     /// A retired replica runs nothing any more, or nothing that is not to be moved.
@@ -104,6 +107,8 @@ pub(super) struct Formation {
     failure: Option<String>,
     /// Formings in a row that failed at links.
     link_failures: u32,
+    /// The target does not fit beside the present mesh, which retires first.
+    retire_first: bool,
 }
 
 type Commands = Vec<FormationCommand>;
@@ -122,6 +127,7 @@ impl Formation {
             epoch,
             failure: None,
             link_failures: 0,
+            retire_first: false,
         }
     }
 
@@ -154,6 +160,12 @@ impl Formation {
                     return Vec::new();
                 }
                 self.planned.1 = Some(plans);
+            }
+            FormationEvent::NoRoomBeside { replica, cause } => {
+                if self.next.iter().any(|next| next.id == replica) {
+                    self.retire_first = true;
+                    commands.extend(self.drop_next(&cause));
+                }
             }
             FormationEvent::Formed(id) => commands.extend(self.formed(id)),
             FormationEvent::Idle(id) => commands.extend(self.idle(id)),
@@ -205,6 +217,7 @@ impl Formation {
         let stay: Vec<DeviceId> = whole.flat_map(|replica| replica.devices.clone()).collect();
         let Some(devices) = self.roster.changed(&stay) else { return Vec::new() };
         self.failure = None;
+        self.retire_first = false;
         self.planned = (self.planned.0 + 1, None);
         vec![FormationCommand::Plan { number: self.planned.0, devices }]
     }
@@ -285,7 +298,8 @@ impl Formation {
         commands
     }
 
-    /// Forms what is missing of a target: beside the outdated replicas, or at once without any.
+    /// Forms what is missing of a target: beside the outdated replicas, or at once without any. Where both
+    /// do not fit, the outdated ones go first.
     fn build(&mut self, target: &MeshPlan, kept: &[ReplicaId], outdated: bool) -> Commands {
         let wanted = target.degrees.data_degree as usize;
         if kept.len() >= wanted {
@@ -293,6 +307,10 @@ impl Formation {
             commands.extend(self.tell_open());
             return commands;
         }
+        if outdated && self.retire_first {
+            return self.retire_all_but(kept);
+        }
+        self.retire_first = false;
         let seated = self.serving.iter().filter(|replica| kept.contains(&replica.id));
         let taken: Vec<&DeviceId> = seated.flat_map(|replica| &replica.devices).collect();
         let free: Vec<DeviceId> =

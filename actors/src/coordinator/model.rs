@@ -23,6 +23,7 @@ use crate::manifest::{
     default_checkpoint_every,
 };
 use crate::parallel::vae::worth::Pace;
+use crate::plan::footprint::{self, RankMemory};
 use crate::plan::layout::Layout;
 use crate::plan::resolve::check_degrees;
 use crate::planner::{self, Candidate, Wish};
@@ -181,6 +182,22 @@ impl Model {
         let num_pipeline_patch = degrees.pipefusion_degree;
         let candidate = Candidate { degrees: degrees.alone(), num_pipeline_patch };
         planner::shortage(&self.description, &cluster, &wish, &candidate)
+    }
+
+    /// What each rank of a mesh holds while it runs at the model's own size, with guidance where that has it.
+    pub(crate) fn footprints(
+        &self,
+        degrees: Degrees,
+        patches: Option<u32>,
+        devices: &[DeviceId],
+    ) -> Option<Vec<RankMemory>> {
+        let (cluster, wish) = (self.cluster_of(devices), self.wish(self.description.guided));
+        let num_pipeline_patch = patches.unwrap_or(degrees.pipefusion_degree);
+        let candidate = Candidate { degrees, num_pipeline_patch };
+        let steps = wish.num_inference_steps;
+        let plan = planner::plan_of(&self.description, &cluster, &wish, &candidate, steps).ok()?;
+        let of_rank = |rank| footprint::of_rank(&plan, rank, &self.description, self.dtype);
+        Some((0..plan.mesh.world_size()).map(of_rank).collect())
     }
 
     /// Whether devices of this node serve the model.

@@ -101,7 +101,7 @@ fn a_cluster_heals_and_finishes_every_request() {
     );
     // A simulation in which little happens proves little.
     assert!(faults > 8 * seeds() && resumed > seeds() / 2 && restarts > seeds() / 4);
-    assert!(recalls > seeds() / 10 && stalls > seeds() / 10, "{recalls} copies, {stalls} hung");
+    assert!(recalls > seeds() / 10 && stalls > seeds() / 20, "{recalls} copies, {stalls} hung");
 }
 
 #[test]

@@ -222,6 +222,26 @@ fn a_better_mesh_that_does_not_form_leaves_the_present_one_alone() {
     assert_eq!(planned.handle(ready(2)), [form_beside(3, 0, stages(3, 1), &[0, 1, 2])]);
 }
 
+/// Where memory is short the present mesh ends its runs and goes before the next one is built.
+#[test]
+fn a_mesh_that_does_not_fit_beside_the_present_one_is_built_when_that_has_gone() {
+    let mut planned = Planned::all_formed(2, one_pipeline);
+    assert_eq!(planned.handle(ready(2)), [form_beside(2, 0, stages(3, 1), &[0, 1, 2])]);
+    let cause = "device a/0 has 9 bytes, 5 too few for both meshes".to_owned();
+    let first = planned.handle(E::NoRoomBeside { replica: 2, cause: cause.clone() });
+    assert!(is_dissolved(&first[0], 2), "{first:?}");
+    assert_eq!(first[1..], [C::Retire { replica: 1 }]);
+    assert_eq!(planned.formation.complete(), Some(vec![1]), "until its last run has ended");
+    let then = planned.handle(E::Idle(1));
+    assert!(is_dissolved(&then[0], 1), "{then:?}");
+    assert_eq!(then[1..], [form(3, 0, stages(3, 1), &[0, 1, 2])]);
+    let degrees = stages(3, 1);
+    assert_eq!(planned.handle(E::Formed(3)), [C::Ready { replica: 3, degrees }]);
+    // What others need is looked at anew.
+    assert_eq!(planned.handle(ready(3)), [form_beside(4, 0, stages(4, 1), &[0, 1, 2, 3])]);
+    assert_eq!(planned.handle(E::NoRoomBeside { replica: 2, cause }), [], "that is long over");
+}
+
 #[test]
 fn a_device_that_cannot_load_its_part_is_done_without() {
     let (mut planned, _) = Planned::all_ready(3, one_pipeline);

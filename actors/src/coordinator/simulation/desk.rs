@@ -360,6 +360,11 @@ impl World {
                     self.desk.as_ref().map(|desk| desk.membership.cuts()).unwrap_or_default();
                 self.at(after, Wake::Planned(desk, number, plans(&devices, &cuts)));
             }
+            FormationCommand::Form(order) if order.beside && self.dice.roll(3) == 0 => {
+                let (replica, cause) = (order.replica, "no room for both".to_owned());
+                self.note(|| format!("epoch {replica} does not fit beside the present mesh"));
+                steps.push_back(Step::Formation(FormationEvent::NoRoomBeside { replica, cause }));
+            }
             FormationCommand::Form(order) => self.form_mesh(order),
             FormationCommand::Retire { replica } => {
                 dispatch(DispatcherEvent::Retired { replica }, steps);
