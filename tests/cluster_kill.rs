@@ -71,16 +71,24 @@ fn disturb(
         }
     }
     let generation = run.blocking_finish().unwrap();
+    let told: Vec<_> = heard.iter().map(|(resumption, _)| resumption.clone()).collect();
+    assert_eq!(generation.report.resumptions, told);
+    assert!(told.iter().all(|resumption| resumption.steps_redone() <= 1), "{told:?}");
+    // Who was replaced makes the better mesh possible again, and a run with long to go moves there.
+    heard.retain(|(resumption, _)| !resumption.moved);
     let [(resumption, after)] = heard.as_slice() else { panic!("{heard:?}") };
     let noticed = after.saturating_sub(Duration::from_secs_f64(resumption.seconds));
     assert!(noticed < STUCK_LIMIT, "noticed after {noticed:?}");
     assert!(*after < GOES_ON_LIMIT, "went on after {after:?}");
-    assert_eq!(generation.report.resumptions.as_slice(), std::slice::from_ref(resumption));
     assert!(resumption.resumed_at_step >= 4, "{resumption:?}");
-    assert!(resumption.steps_redone() <= 1, "{resumption:?}");
     let second = second.blocking_finish().unwrap();
     assert!(relative(&second, &generation) < 0.2, "the same request");
     (generation, resumption.clone())
+}
+
+/// How often a run went on after a loss, not of the coordinator's own will.
+fn losses(generation: &Generation) -> Vec<&Resumption> {
+    generation.report.resumptions.iter().filter(|resumption| !resumption.moved).collect()
 }
 
 fn undisturbed(cluster: &Cluster) -> Generation {
@@ -189,13 +197,13 @@ fn a_worker_killed_while_text_is_encoded_or_the_picture_decoded() {
     let run = client.generate(other);
     kill(0);
     let early = run.blocking_finish().unwrap();
-    assert!(early.report.resumptions.len() <= 1, "{:?}", early.report.resumptions);
+    assert!(losses(&early).len() <= 1, "{:?}", early.report.resumptions);
     cluster.wait_for_mesh(epoch);
     let mut run = client.generate(request);
     while !matches!(run.blocking_next_event(), Some(Event::Step { step: 4, .. })) {}
     kill(1);
     let late = run.blocking_finish().unwrap();
-    if let [resumption] = late.report.resumptions.as_slice() {
+    if let [resumption] = losses(&late).as_slice() {
         eprintln!("{resumption}");
         assert!(resumption.resumed_at_step >= 3, "{resumption:?}");
     }
