@@ -1,8 +1,9 @@
 //! The task that drives a port, turn by turn.
 //!
-//! Owns packets on their way, deadlines and the order of a turn: send what there is to send, receive
-//! what has come, wake those it is for. They run before the next turn, so that packets are read while they are
-//! in the cache, and what they write, and the acknowledgement of all that came, leaves with it.
+//! Owns packets on their way, deadlines and the order of a turn: send what there is to send,
+//! receive what has come, wake those it is for. They run before the next turn, so that packets are
+//! read while they are in the cache, and what they write, and the acknowledgement of all that came,
+//! leaves with it.
 //! Invariants: a turn sends at most [`WRITES_MAX`] messages per connection and receives once; the
 //! task ends when no handle and no connection is left, and whoever waits then or when it is dropped
 //! is woken.
