@@ -7,7 +7,9 @@ use ditmesh_actors::cost::cluster::Cluster;
 use ditmesh_actors::cost::device::{DeviceProfile, Rates};
 use ditmesh_actors::cost::link::{LinkProfile, Links};
 use ditmesh_actors::plan::check;
-use ditmesh_actors::planner::{Candidate, SIMULATED_ACTIONS_MAX, Wish, choose, plan_of, predict};
+use ditmesh_actors::planner::{
+    Candidate, SIMULATED_ACTIONS_MAX, Wish, choose, choose_order, plan_of, predict,
+};
 use ditmesh_actors::request::{Degrees, Dtype};
 use ditmesh_actors::simulate::{Setting, SpanKind, simulate, svg};
 use ditmesh_model::spec::description::{Description, describe_any};
@@ -98,6 +100,29 @@ fn exact_leaves_stale_patches_out_and_little_memory_leaves_whole_models_out() {
     }
     let error = choose(&model, &cluster, &wish(&model)).unwrap_err().to_string();
     assert!(error.contains("no mesh of these devices fits"), "{error}");
+}
+
+#[test]
+fn devices_that_are_clearly_faster_come_first_and_others_stay_where_they_are() {
+    let model = model("pixart.json");
+    let chosen = |rates: [f64; 3], measured: bool| {
+        let mut cluster = cluster(3, 1, 1.0);
+        for (device, rate) in cluster.devices.iter_mut().zip(rates) {
+            device.profile.gemm_flops_per_s = Rates::all(rate);
+            device.profile.attention_flops_per_s = Rates::all(0.8 * rate);
+            device.profile_name = measured.then(|| "measured".to_owned());
+        }
+        let wish = wish(&model);
+        let given = choose(&model, &cluster, &wish).unwrap().best().unwrap().seconds;
+        let (cluster, decision) = choose_order(&model, &cluster, &wish).unwrap();
+        let names: Vec<_> = cluster.devices.iter().map(|device| device.name.clone()).collect();
+        (names.join(" "), decision.best().unwrap().seconds / given)
+    };
+    let (order, gain) = chosen([10e12, 100e12, 100e12], true);
+    assert_eq!(order, "1/0 2/0 0/0", "the slow one last");
+    assert!(gain < 0.5, "{gain}");
+    assert_eq!(chosen([95e12, 100e12, 105e12], true).0, "0/0 1/0 2/0", "one device's own noise");
+    assert_eq!(chosen([10e12, 100e12, 100e12], false).0, "0/0 1/0 2/0", "nobody has measured");
 }
 
 #[test]

@@ -65,7 +65,8 @@ pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<(), Failure> {
         wire: args.wire.choice().or(group.map(|group| group.wire)).unwrap_or_default(),
         ..default
     };
-    let decision = planner::choose(&model, &cluster, &wish).map_err(Failure::usage)?;
+    let (cluster, decision) =
+        planner::choose_order(&model, &cluster, &wish).map_err(Failure::usage)?;
     let best = decision.best().ok_or_else(|| Failure::usage("no mesh fits"))?.candidate;
     let plan = planner::plan_of(&model, &cluster, &wish, &best, wish.num_inference_steps)
         .map_err(Failure::usage)?;

@@ -184,6 +184,13 @@ impl Model {
         planner::shortage(&self.description, &cluster, &wish, &candidate)
     }
 
+    /// These devices, faster ones first; `None` when they are in that order, or not all are measured.
+    pub(crate) fn fastest_first(&self, live: &[DeviceId]) -> Option<Vec<DeviceId>> {
+        let sorted = self.cluster_of(live).fastest_first(self.dtype)?;
+        let named = |name: &String| live.iter().find(|device| device.to_string() == *name).cloned();
+        sorted.devices.iter().map(|device| named(&device.name)).collect()
+    }
+
     /// What each rank of a mesh holds while it runs at the model's own size, with guidance where that has it.
     pub(crate) fn footprints(
         &self,

@@ -8,6 +8,10 @@ use super::device::DeviceProfile;
 use super::link::{LinkProfile, Links, NodeLink};
 use crate::manifest::{LinkClass, LinkSection, Manifest, NodeSection};
 use crate::parallel::vae::worth::Pace;
+use crate::request::Dtype;
+
+/// Devices whose rates differ by less than this factor are alike: measurements of one device do.
+const ALIKE: f64 = 1.25;
 
 /// One device.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +113,28 @@ impl Cluster {
         let named = |name: &String| self.devices.iter().find(|device| device.name == *name);
         let devices = names.iter().filter_map(named).cloned().collect();
         Self { devices, ..self.clone() }
+    }
+
+    /// The same devices, those first that are clearly faster, in products of `dtype`; devices that are
+    /// alike stay in their order. `None` when they are in that order, or some are not measured.
+    pub fn fastest_first(&self, dtype: Dtype) -> Option<Self> {
+        if self.unmeasured() > 0 {
+            return None;
+        }
+        let rate = |&at: &usize| self.devices[at].profile.gemm_flops_per_s.of(dtype);
+        let mut by_rate: Vec<usize> = (0..self.devices.len()).collect();
+        by_rate.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
+        let (mut order, mut rest) = (Vec::new(), by_rate.as_slice());
+        while let Some(fastest) = rest.first() {
+            let count = rest.partition_point(|at| rate(at) * ALIKE > rate(fastest)).max(1);
+            let (alike, slower) = rest.split_at(count);
+            let from = order.len();
+            order.extend_from_slice(alike);
+            order[from..].sort_unstable();
+            rest = slower;
+        }
+        let devices = order.iter().map(|&at| self.devices[at].clone()).collect();
+        (!order.is_sorted()).then(|| Self { devices, ..self.clone() })
     }
 
     /// Most devices of one node.
