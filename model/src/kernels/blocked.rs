@@ -296,6 +296,7 @@ impl Sides<'_> {
             for place in (at..(at + share).min(self.next.len())).step_by(LINE) {
                 self.next.get(place).into_iter().for_each(|element| H::prefetch(element));
             }
+            self.fetch_out::<H>(row..self.count.min(row + ROWS), out);
             // SAFETY: as the caller vouches for; the left side holds whole groups of rows.
             unsafe {
                 if self.count.next_multiple_of(REST) - row >= ROWS {
@@ -305,6 +306,19 @@ impl Sides<'_> {
                     self.rows::<W, H, REST>(row, out.at(row, 0), edge);
                     row += REST;
                 }
+            }
+        }
+    }
+
+    /// Fetches the places that rows are added to while their product is computed: each row is in
+    /// lines and, of wide products, in a page of its own.
+    #[inline(always)]
+    fn fetch_out<H: Octet>(&self, rows: Range<usize>, out: Destination) {
+        let last = self.inside.saturating_sub(1);
+        for row in rows {
+            // Three: two registers may lie across lines.
+            for column in [0, LINE.min(last), last] {
+                H::prefetch_near(out.at(row, column).start);
             }
         }
     }

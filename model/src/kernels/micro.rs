@@ -166,6 +166,8 @@ unsafe fn micro<V: Vector, const ROWS: usize, const REGISTERS: usize>(
     unsafe {
         let mut sums = [[V::splat(0.0); REGISTERS]; ROWS];
         let mut at = left.start;
+        // The compiler would work out the bound of the loop anew in every step.
+        let depth = std::hint::black_box(depth);
         for _ in 0..depth {
             let mut columns = [V::splat(0.0); REGISTERS];
             for (index, column) in columns.iter_mut().enumerate() {

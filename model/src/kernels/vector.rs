@@ -43,8 +43,12 @@ pub(super) unsafe trait Octet: Vector {
     /// `self * other`.
     unsafe fn mul(self, other: Self) -> Self;
 
-    /// Lets the processor fetch the cache line of `element`, where it can be told to.
-    fn prefetch(element: &f32);
+    /// Lets the processor fetch the cache line of a place to the second level, where it can be told
+    /// to; any place will do.
+    fn prefetch(place: *const f32);
+
+    /// The same, to the first level.
+    fn prefetch_near(place: *const f32);
 }
 
 /// Eight lanes in plain Rust.
@@ -111,17 +115,20 @@ unsafe impl Octet for Plain {
     }
 
     #[inline(always)]
-    fn prefetch(_: &f32) {}
+    fn prefetch(_: *const f32) {}
+
+    #[inline(always)]
+    fn prefetch_near(_: *const f32) {}
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m256, __m512, _MM_HINT_T1, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_castpd_ps,
-        _mm256_castps_pd, _mm256_castps256_ps128, _mm256_extractf128_ps, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_unpackhi_pd,
-        _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps, _mm512_add_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+        __m256, __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
+        _mm256_castpd_ps, _mm256_castps_pd, _mm256_castps256_ps128, _mm256_extractf128_ps,
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps,
+        _mm256_unpackhi_pd, _mm256_unpackhi_ps, _mm256_unpacklo_pd, _mm256_unpacklo_ps,
+        _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
     };
 
     use super::{Octet, Vector};
@@ -158,9 +165,15 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn prefetch(element: &f32) {
-            // SAFETY: part of every x86-64, and the place is readable.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(element).cast()) }
+        fn prefetch(place: *const f32) {
+            // SAFETY: part of every x86-64, and nothing is read that a program would see.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
+        }
+
+        #[inline(always)]
+        fn prefetch_near(place: *const f32) {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) }
         }
     }
 
