@@ -69,6 +69,8 @@ fn orchestration_is_measured_on_every_mesh() {
         for mesh in meshes {
             // Nothing takes no time.
             assert!(mesh["orchestration_s"].as_f64().unwrap() > 0.0, "{report:#}");
+            let misses = mesh["share"].as_f64().unwrap() > report["target"].as_f64().unwrap();
+            assert_eq!(mesh["misses"], misses, "{report:#}");
         }
     }
 }

@@ -19,6 +19,7 @@ fn main() {
     );
     println!("| row | devices | paper, s | predicted, s | error | mesh | |");
     println!("|---|---|---|---|---|---|---|");
+    let (mut fitted, mut held_out) = (Vec::new(), Vec::new());
     for row in paper::TABLE {
         for found in paper::predictions(row, &constants) {
             println!(
@@ -33,7 +34,14 @@ fn main() {
                 found.mesh,
                 if row.fitted { "fitted" } else { "held out" },
             );
+            let side = if row.fitted { &mut fitted } else { &mut held_out };
+            side.push(found);
         }
+    }
+    for (name, side) in [("fitted", &fitted), ("held out", &held_out)] {
+        let (mean, median) = paper::errors(side.iter());
+        let (mean, median) = (100.0 * mean, 100.0 * median);
+        println!("\n{name}: mean absolute error {mean:.0} %, median {median:.0} %");
     }
     eprintln!("took {:.1} s", started.elapsed().as_secs_f64());
 }

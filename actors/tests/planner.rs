@@ -1,7 +1,7 @@
 //! The simulator and the planner over it: time that adds up, choices that follow from what devices,
 //! links and memory are, and a thousand devices in little work.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ditmesh_actors::cost::cluster::Cluster;
 use ditmesh_actors::cost::device::{DeviceProfile, Rates};
@@ -120,7 +120,7 @@ fn devices_that_are_clearly_faster_come_first_and_others_stay_where_they_are() {
     };
     let (order, gain) = chosen([10e12, 100e12, 100e12], true);
     assert_eq!(order, "1/0 2/0 0/0", "the slow one last");
-    assert!(gain < 0.5, "{gain}");
+    assert!(gain < 0.95, "{gain}");
     assert_eq!(chosen([95e12, 100e12, 105e12], true).0, "0/0 1/0 2/0", "one device's own noise");
     assert_eq!(chosen([10e12, 100e12, 100e12], false).0, "0/0 1/0 2/0", "nobody has measured");
 }
@@ -177,6 +177,8 @@ fn a_thousand_devices_are_planned_in_bounded_work() {
         best.seconds
     );
     assert!(decision.considered > 400);
+    // Long enough for any machine; what it takes is printed.
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     // One mesh may overshoot the limit; it has at most some actions for each rank, block and patch.
     assert!(decision.actions < 2 * SIMULATED_ACTIONS_MAX, "{} actions", decision.actions);
     assert!(best.candidate.degrees.world_size() <= 1024);

@@ -1,5 +1,5 @@
-//! Random models, pictures and meshes against one process that knows no ranks: what divides and
-//! what does not makes no difference. `DITMESH_TEST_SCALE=full` tries many.
+//! Random models, pictures and meshes, and one device, against one process that knows no ranks: what
+//! divides and what does not makes no difference. `DITMESH_TEST_SCALE=full` tries many.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -45,9 +45,12 @@ proptest! {
         let spec = describe(&golden.dir, candle_core::DType::F32).unwrap();
         let planned = resolve::resolve(&request, &spec, mesh).is_ok();
         prop_assume!(planned && mesh.world_size() <= RANKS_MAX);
-        let error = relative(run(&golden.dir, mesh, &request).latents(), &oracle::expected(&golden, &request));
+        let expected = oracle::expected(&golden, &request);
+        let error = relative(run(&golden.dir, mesh, &request).latents(), &expected);
+        let alone = relative(run(&golden.dir, ring(1, 1, 1, 1), &request).latents(), &expected);
         println!("{mesh}, {heads} heads, {rows} rows, M {patches}: {error:.2e}");
         prop_assert!(error <= 1e-5, "{error:e}");
+        prop_assert!(alone <= 1e-5, "one device: {alone:e}");
     }
 }
 

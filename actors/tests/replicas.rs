@@ -12,6 +12,35 @@ fn replicas(data_degree: u32, pipefusion_degree: u32) -> Degrees {
 }
 
 #[test]
+fn replicas_of_any_mesh_draw_what_it_draws() {
+    let engine = Engine::start(manifest(8)).unwrap();
+    for mesh in [
+        Degrees { cfg_degree: 2, ..Degrees::default() },
+        Degrees { ulysses_degree: 2, ..Degrees::default() },
+        Degrees { ring_degree: 2, cfg_degree: 2, ..Degrees::default() },
+        Degrees { ulysses_degree: 2, pipefusion_degree: 2, ..Degrees::default() },
+    ] {
+        let several = GenerateRequest {
+            num_images_per_prompt: 4,
+            degrees: Some(Degrees { data_degree: 2, ..mesh }),
+            ..request("a red apple")
+        };
+        let drawn: Vec<Generation> = engine
+            .generate_images(&several)
+            .unwrap()
+            .into_iter()
+            .map(|handle| handle.blocking_finish().unwrap())
+            .collect();
+        let used: BTreeSet<u32> = drawn.iter().map(|generation| generation.report.data).collect();
+        assert_eq!(used, BTreeSet::from([0, 1]), "{mesh}");
+        for (image, generation) in several.images().unwrap().into_iter().zip(&drawn) {
+            let alone = draw(&engine, GenerateRequest { degrees: Some(mesh), ..image });
+            assert_eq!(latents(generation), latents(&alone), "{mesh}");
+        }
+    }
+}
+
+#[test]
 fn pictures_of_one_request_are_dealt_to_replicas_and_do_not_depend_on_where_they_run() {
     let engine = Engine::start(manifest(4)).unwrap();
     let (two, one) = (Some(replicas(2, 2)), Some(replicas(1, 2)));

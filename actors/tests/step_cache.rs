@@ -95,6 +95,10 @@ fn pipefusion_with_a_step_cache_equals_the_oracle() {
         let error = relative(outcome.latents(), &expected.latents);
         println!("{case} {mesh} M {patches}: {} reused, {error:.2e}", expected.reused.len());
         assert!(error <= 1e-5, "{case} {mesh}: {error:e}");
+        let replayed = GenerateRequest { step_cache: Some(replay(&decided)), ..request };
+        let again = run(&golden.dir, mesh, &replayed);
+        assert!(again.latents().data == outcome.latents().data, "{case} {mesh}: replayed");
+        assert_eq!(reused(&decisions(&again)), expected.reused, "{case} {mesh}: replayed");
     }
 }
 

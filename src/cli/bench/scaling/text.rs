@@ -35,7 +35,7 @@ pub(super) fn describe(report: &Report) -> String {
             let ranks = report.breakdown.get(key).map_or(&[][..], Vec::as_slice);
             let _ = writeln!(
                 text,
-                "\n{name} reaches {:.3} of the ceiling, not {}; its time, in the last round:",
+                "\n{name} reaches {:.3} of the ceiling, not {}; its time, in the whole last run:",
                 reach.of_ceiling, reach.target
             );
             ranks.iter().for_each(|rank| text.push_str(&breakdown(rank)));
