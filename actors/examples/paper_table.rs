@@ -43,5 +43,6 @@ fn main() {
         let (mean, median) = (100.0 * mean, 100.0 * median);
         println!("\n{name}: mean absolute error {mean:.0} %, median {median:.0} %");
     }
+    println!("\nloss of the fitted rows: {:.4}", paper::misfit(&constants));
     eprintln!("took {:.1} s", started.elapsed().as_secs_f64());
 }
