@@ -116,6 +116,21 @@ impl Stream {
     }
 }
 
+/// It would be of no use to the mesh here, which has the degrees of its manifest.
+#[test]
+fn a_node_that_joins_says_of_what_kind_its_devices_are() {
+    let cluster = Cluster::up(Settings::default());
+    let token = cluster.run(&["token", "-q"]);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("token"), token.done().trim()).unwrap();
+    let mut command = command(folder.path(), &cluster.status().coordinator, "c");
+    let process = command.args(["--token-file", "token", "--cuda"]).spawn().unwrap();
+    let _joiner = Joiner { name: "c".into(), folder, process };
+    wait_until("node c", || cluster.status().nodes.len() == 3);
+    let kinds = cluster.status().nodes.into_iter().map(|node| node.devices[0].kind.clone());
+    assert_eq!(kinds.collect::<Vec<_>>(), ["cpu", "cpu", "cuda"]);
+}
+
 /// 2 nodes, 4, 3, 2: two join, one is told to leave by the command line, one by SIGTERM, under a
 /// stream of requests of which none is lost; the mesh always uses all that are there.
 #[test]

@@ -17,7 +17,7 @@ use ditmesh_transport::{
 };
 use tokio::task::JoinSet;
 
-use crate::cluster_harness::{Cluster, Settings, holdings};
+use crate::cluster_harness::{Cluster, Settings, holdings, wait_until};
 use crate::cluster_kill::steps;
 use crate::intruder::{Caller, Certificates, FROM, Words};
 
@@ -263,6 +263,10 @@ fn hostile_callers_are_turned_away_counted_and_leave_nothing() {
     let refused = after.callers_refused - before.callers_refused;
     assert!(refused >= (4 + 8 + 1) * CALLERS as u64 + 7, "{refused} were counted");
     assert!(after.joins_refused > before.joins_refused);
+    // Certificates, words and streams at each of the worker's ports, as of its last heartbeat.
+    let at_worker = |status: &ClusterStatus| status.nodes[1].devices[0].callers_refused;
+    let expected = at_worker(&before) + ((4 + 4 + 1) * CALLERS * ports.data.len()) as u64;
+    wait_until("the worker's count", || at_worker(&cluster.status()) >= expected);
     for ((held, now), most) in held.iter().zip(&now).zip(most) {
         assert!(most <= held.kilobytes + GROWTH_KB_MAX, "{held:?} became {most} kB");
         assert!(now.files <= held.files + 4 && now.threads <= held.threads + 2, "{held:?} {now:?}");

@@ -11,6 +11,7 @@ pub mod validate;
 pub use error::{ManifestError, Place, Problem};
 pub use transport::{CarrierKind, TransportKind, TransportSection};
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -114,6 +115,15 @@ pub enum DeviceKind {
     Cpu,
     /// An NVIDIA GPU of the host.
     Cuda,
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
 }
 
 /// `[[node.device]]`.

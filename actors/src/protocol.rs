@@ -168,6 +168,8 @@ pub enum ToCoordinator {
         /// Member and bytes per second.
         links: Vec<(u32, u64)>,
     },
+    /// Callers that a worker has turned away in all of its life, when there are more than before.
+    CallersRefused(u64),
     /// Progress of a run, from the rank that knows.
     Progress {
         /// The run.

@@ -41,7 +41,7 @@ pub struct ClusterStatus {
     pub running: u32,
     /// Machines that asked to join and were not let in.
     pub joins_refused: u64,
-    /// Callers at the coordinator's port that were turned away: without a certificate of the cluster,
+    /// Callers at the coordinator's ports that were turned away: without a certificate of the cluster,
     /// too slow, with another protocol, or as somebody they are not.
     pub callers_refused: u64,
     /// Requests that have no result yet, in order.
@@ -123,6 +123,8 @@ pub struct DeviceStatus {
     pub process: u32,
     /// Where its data plane listens.
     pub address: String,
+    /// Callers there that its worker turned away, as of its last word.
+    pub callers_refused: u64,
 }
 
 /// The running mesh.

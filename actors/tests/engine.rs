@@ -2,7 +2,7 @@
 
 use ditmesh_actors::engine::Engine;
 use ditmesh_actors::generation::GenerateError;
-use ditmesh_actors::manifest::{Manifest, TransportKind};
+use ditmesh_actors::manifest::{DeviceKind, Manifest, TransportKind};
 use ditmesh_actors::request::{
     Degrees, Event, FloatTensor, GenerateRequest, Generation, ModelSource, Output, OutputKind,
 };
@@ -87,6 +87,17 @@ fn events_come_in_order_and_a_picture_at_the_end() {
     assert_eq!(events, expected);
     let status = engine.blocking_status().unwrap();
     assert_eq!(status.mesh.unwrap().ranks.len(), 2);
+}
+
+#[test]
+fn a_status_says_of_what_kind_each_device_is() {
+    let mut manifest = manifest(2);
+    manifest.nodes[0].devices[1].kind = DeviceKind::Cuda;
+    let engine = Engine::start(manifest).unwrap();
+    let status = engine.blocking_status().unwrap();
+    let kinds: Vec<&str> =
+        status.nodes[0].devices.iter().map(|device| device.kind.as_str()).collect();
+    assert_eq!(kinds, ["cpu", "cuda"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use ditmesh::{ClusterStatus, Dtype};
 use ditmesh_actors::protocol::LinkMeasured;
-use ditmesh_actors::status::{MeshStatus, RequestStatus};
+use ditmesh_actors::status::{DeviceStatus, MeshStatus, RequestStatus};
 
 /// The whole cluster.
 pub(crate) fn describe(status: &ClusterStatus) -> String {
@@ -22,6 +22,12 @@ pub(crate) fn describe(status: &ClusterStatus) -> String {
     }
     if status.callers_refused > 0 {
         let _ = writeln!(text, "callers that were turned away: {}", status.callers_refused);
+    }
+    for node in &status.nodes {
+        for device in node.devices.iter().filter(|device| device.callers_refused > 0) {
+            let (name, DeviceStatus { index, callers_refused, .. }) = (&node.name, device);
+            let _ = writeln!(text, "callers that {name}/{index} turned away: {callers_refused}");
+        }
     }
     text.push('\n');
     match &status.mesh {
@@ -124,7 +130,7 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use ditmesh::Degrees;
-    use ditmesh_actors::status::{DeviceStatus, LinkStatus, NodeStatus, RankStatus};
+    use ditmesh_actors::status::{LinkStatus, NodeStatus, RankStatus};
 
     use super::*;
 
@@ -136,6 +142,7 @@ mod tests {
             incarnation: 3,
             process: 4711,
             address: "127.0.0.1:40000".into(),
+            callers_refused: 0,
         };
         let rank = |rank: u32| RankStatus {
             rank,
@@ -172,6 +179,22 @@ mod tests {
                     measured: Some(LinkMeasured { round_trip_us: 90, bytes_per_s: 117_000_000 }),
                 }],
             }),
+            requests: vec![
+                RequestStatus {
+                    request: 7,
+                    epoch: 2,
+                    step: 3,
+                    steps: 20,
+                    waits_for: String::new(),
+                },
+                RequestStatus {
+                    request: 8,
+                    epoch: 0,
+                    step: 0,
+                    steps: 0,
+                    waits_for: "request 7".into(),
+                },
+            ],
             ..ClusterStatus::default()
         }
     }
@@ -186,6 +209,8 @@ mod tests {
             "1     a/1     0       1      0         4..8    1.50 MB",
             "links over quic (as told): 0-1",
             "link 0-1: 117 MB/s, round trip 90 us",
+            "request 7: step 3 of 20 on epoch 2\n",
+            "request 8: waits for request 7\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
@@ -193,9 +218,14 @@ mod tests {
 
     #[test]
     fn who_was_turned_away_is_counted_where_somebody_was() {
-        let refused = ClusterStatus { joins_refused: 2, callers_refused: 7, ..status() };
+        let mut refused = ClusterStatus { joins_refused: 2, callers_refused: 7, ..status() };
+        refused.nodes[0].devices[0].callers_refused = 5;
         let text = describe(&refused);
-        for part in ["machines that were not let in: 2", "callers that were turned away: 7"] {
+        for part in [
+            "machines that were not let in: 2",
+            "callers that were turned away: 7",
+            "callers that a/0 turned away: 5",
+        ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
             assert!(!describe(&status()).contains(part));
         }

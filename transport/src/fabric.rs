@@ -147,6 +147,11 @@ pub trait Fabric: Send + Sync {
         })
     }
 
+    /// Callers that were turned away at this fabric's ports so far. Within one process there are none.
+    fn callers_refused(&self) -> u64 {
+        0
+    }
+
     /// Closes every mesh of this fabric and stops listening; dropping it does the same.
     fn close(&self);
 }

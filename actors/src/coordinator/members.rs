@@ -45,6 +45,8 @@ pub(super) struct MemberSession {
     pub(super) process: u32,
     /// Newest epoch a worker had been in when it came.
     epoch: u64,
+    /// Callers that it says it turned away.
+    pub(super) callers_refused: u64,
 }
 
 /// The sessions of members.
@@ -60,6 +62,13 @@ impl Sessions {
 
     fn is_current(&self, member: &Member, incarnation: Incarnation) -> bool {
         self.members.get(member).is_some_and(|session| session.incarnation == incarnation)
+    }
+
+    /// A member says how many callers it has turned away.
+    fn note_refused(&mut self, member: &Member, total: u64) {
+        if let Some(session) = self.members.get_mut(member) {
+            session.callers_refused = total;
+        }
     }
 
     fn close(&mut self, member: &Member, incarnation: Incarnation, reason: &str) {
@@ -142,8 +151,8 @@ impl State {
         self.memory.note_member(&member, incarnation);
         let peer = Peer::Member(member.clone(), incarnation);
         let Some(handle) = self.open_session(myself, peer, channel).await else { return };
-        let session =
-            MemberSession { incarnation, handle, process: hello.process, epoch: hello.epoch };
+        let (process, epoch, callers_refused) = (hello.process, hello.epoch, 0);
+        let session = MemberSession { incarnation, handle, process, epoch, callers_refused };
         self.sessions.members.insert(member, session);
     }
 
@@ -220,6 +229,9 @@ impl State {
             }
             (ToCoordinator::LinksObserved { epoch, links }, Member::Worker(device)) => {
                 self.observe_links(&device, epoch, &links);
+            }
+            (ToCoordinator::CallersRefused(total), member @ Member::Worker(_)) => {
+                self.sessions.note_refused(&member, total);
             }
             (
                 message @ (ToCoordinator::CopiesHeld(_)

@@ -2,7 +2,7 @@
 
 use super::State;
 use super::replicas::{Replica, linked};
-use crate::manifest::NodeSection;
+use crate::manifest::{DeviceKind, NodeSection};
 use crate::membership::Member;
 use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{DeviceId, LinkCarrier};
@@ -31,7 +31,9 @@ impl State {
             queued: (self.dispatcher.waiting() + self.early.len()) as u32,
             running: self.dispatcher.running() as u32,
             joins_refused: self.joins_refused,
-            callers_refused: self.callers_refused + self.joins.callers_refused(),
+            callers_refused: self.callers_refused
+                + self.joins.callers_refused()
+                + self.fabric.callers_refused(),
             requests: self.request_statuses(),
         }
     }
@@ -60,13 +62,16 @@ impl State {
             },
             incarnation: self.membership.incarnation(&member).0,
             process: self.process(&member),
-            devices: (0..node.devices.len() as u32)
-                .map(|index| self.device_status(DeviceId { node: node.name.clone(), index }))
+            devices: (0..)
+                .zip(&node.devices)
+                .map(|(index, section)| {
+                    self.device_status(DeviceId { node: node.name.clone(), index }, section.kind)
+                })
                 .collect(),
         }
     }
 
-    fn device_status(&self, device: DeviceId) -> DeviceStatus {
+    fn device_status(&self, device: DeviceId, kind: DeviceKind) -> DeviceStatus {
         let seated = self.formation.as_ref().is_some_and(|formation| formation.is_seated(&device));
         let address = self.membership.address(&device).to_string();
         let member = Member::Worker(device.clone());
@@ -77,11 +82,15 @@ impl State {
         };
         DeviceStatus {
             index: device.index,
-            kind: "cpu".into(),
+            kind: kind.to_string(),
             state,
             incarnation: self.membership.incarnation(&member).0,
             process: self.process(&member),
             address,
+            callers_refused: self
+                .sessions
+                .get(&member)
+                .map_or(0, |session| session.callers_refused),
         }
     }
 

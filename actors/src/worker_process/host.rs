@@ -4,7 +4,7 @@
 //! coordinator is lost for good, or when the worker ends; its owner is told which.
 //!
 //! Invariant: a worker whose session is lost leaves its mesh, because the coordinator has given it
-//! up.
+//! up; of callers that it turned away, each session is told at its first heartbeat and whenever there are more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,9 @@ pub(crate) struct WorkerHost;
 /// A host at work.
 pub(crate) struct State {
     worker: ActorRef<WorkerMsg>,
+    fabric: Arc<dyn Fabric>,
+    /// What this session was told of callers that were turned away.
+    refused_told: u64,
     uplink: ActorRef<UplinkMsg>,
     epoch: u64,
     /// Worker and uplink, as long as they are there.
@@ -93,7 +96,7 @@ impl Actor for WorkerHost {
         let mut hello = handshake::hello(&config.cluster, party, config.incarnation);
         hello.fabric_address = fabric.address().to_string();
         let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
-        let (worker, _) = worker::spawn(config, fabric, reports).await?;
+        let (worker, _) = worker::spawn(config, Arc::clone(&fabric), reports).await?;
         worker.get_cell().link(myself.get_cell());
         let forward = myself.clone();
         tokio::spawn(async move {
@@ -112,7 +115,8 @@ impl Actor for WorkerHost {
             on_event: Box::new(move |event| drop(events.cast(HostMsg::Uplink(event)))),
         };
         let uplink = Uplink::start(uplink, myself.get_cell()).await?;
-        Ok(State { worker, uplink, epoch: 0, children: 2, ended: Some(ended) })
+        let (epoch, refused_told, children, ended) = (0, 0, 2, Some(ended));
+        Ok(State { worker, fabric, refused_told, uplink, epoch, children, ended })
     }
 
     async fn handle(
@@ -123,7 +127,7 @@ impl Actor for WorkerHost {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             HostMsg::Report(report) => state.say(report),
-            HostMsg::Uplink(UplinkEvent::Up) => {}
+            HostMsg::Uplink(UplinkEvent::Up) => state.refused_told = 0,
             HostMsg::Uplink(UplinkEvent::Down(cause)) => {
                 let epoch = state.epoch;
                 state.order(WorkerMsg::Dissolve { epoch, cause });
@@ -179,7 +183,7 @@ impl State {
             FromCoordinator::Shutdown => {
                 self.end(HostEnd::Told, "the cluster goes down".into());
             }
-            FromCoordinator::Heartbeat { .. } => {}
+            FromCoordinator::Heartbeat { .. } => self.tell_refused(),
             FromCoordinator::Welcome { .. }
             | FromCoordinator::Refused { .. }
             | FromCoordinator::Recycle { .. }
@@ -187,6 +191,15 @@ impl State {
             | FromCoordinator::SendCopy { .. }
             | FromCoordinator::DropCopy { .. }
             | FromCoordinator::Reply { .. } => tracing::warn!("unexpected message"),
+        }
+    }
+
+    /// Tells the coordinator how many callers were turned away, if that is news.
+    fn tell_refused(&mut self) {
+        let total = self.fabric.callers_refused();
+        if total > self.refused_told {
+            self.refused_told = total;
+            self.say(ToCoordinator::CallersRefused(total));
         }
     }
 

@@ -50,6 +50,8 @@ struct Book {
     forming: HashMap<Epoch, Door>,
     waiting: usize,
     last_refusal: Option<String>,
+    /// Of the endpoints that are served, one each.
+    gates: Vec<Gate>,
 }
 
 struct Door {
@@ -110,9 +112,15 @@ impl Admission {
         self.book().last_refusal.clone()
     }
 
+    /// Callers that were turned away at any of the endpoints.
+    pub(super) fn callers_refused(&self) -> u64 {
+        self.book().gates.iter().map(Gate::refused_total).sum()
+    }
+
     /// Serves one endpoint until it closes; runs on that endpoint's thread.
     pub(super) async fn serve(self: Arc<Self>, endpoint: Endpoint, port: Port) {
         let gate = Gate::default();
+        self.book().gates.push(gate.clone());
         while let Some((incoming, pass)) = gate.next(&endpoint).await {
             let (admission, gate) = (Arc::clone(&self), gate.clone());
             tokio::spawn(async move {

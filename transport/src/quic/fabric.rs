@@ -205,6 +205,10 @@ impl Fabric for QuicFabric {
         Box::pin(self.form_mesh(form))
     }
 
+    fn callers_refused(&self) -> u64 {
+        self.former.admission.callers_refused()
+    }
+
     fn offer_blobs(&self, store: Arc<dyn BlobStore>) {
         self.former.admission.blobs.offer(store);
     }
