@@ -3,7 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use ditmesh::{ClusterStatus, Event, FloatTensor, GenerateRequest, Generation, Output, OutputKind};
+use ditmesh::{
+    ClusterStatus, Degrees, Event, FloatTensor, GenerateError, GenerateRequest, Generation, Output,
+    OutputKind,
+};
 use ditmesh_actors::launcher::record::{Role, RunFolder};
 use ditmesh_actors::request::Resumption;
 
@@ -242,6 +245,32 @@ fn a_killed_coordinator_goes_on_with_what_it_had_begun() {
     assert!(generation.report.epoch > before.mesh.as_ref().unwrap().epoch);
     assert!(relative(&second.blocking_finish().unwrap(), &expected) <= 1e-5);
     assert_eq!(client.blocking_status().unwrap().running, 0);
+}
+
+/// A request for a mesh that there is not has waited since it was accepted, not since the restart.
+#[test]
+fn a_deadline_goes_on_over_a_restart_of_the_coordinator() {
+    let cluster = exact();
+    let [coordinator, agent] = [0, 1].map(|node| cluster.status().nodes[node].process);
+    signal(agent, "STOP");
+    wait_until("node b is lost", || cluster.status().nodes[1].state.starts_with("dead"));
+    let client = cluster.client();
+    let degrees = Degrees { ulysses_degree: 2, ..Degrees::default() };
+    let asked = Instant::now();
+    let waiting = client.generate(GenerateRequest {
+        degrees: Some(degrees),
+        deadline_s: Some(12),
+        ..short_request()
+    });
+    let half = || asked.elapsed() > Duration::from_secs(6);
+    wait_until("it waits", || half() && cluster.status().queued == 1);
+    signal(coordinator, "KILL");
+    let error = waiting.blocking_finish().map(drop).unwrap_err();
+    let waited = asked.elapsed().as_secs_f64();
+    signal(agent, "CONT");
+    eprintln!("after {waited:.1} s: {error}");
+    assert!(matches!(error, GenerateError::Expired(_)), "{error}");
+    assert!((12.0..18.0).contains(&waited), "{waited} s");
 }
 
 /// Its disk is lost with it: the other node's agent holds a copy, and the next coordinator, which has

@@ -47,6 +47,8 @@ struct Waiting {
     request: RequestId,
     need: Need,
     since: Now,
+    /// Of its deadline, before that.
+    waited: Duration,
     ahead: Option<u32>,
 }
 
@@ -134,8 +136,9 @@ impl Dispatcher {
     /// Takes one event at time `now`.
     pub fn handle(&mut self, now: Now, event: DispatcherEvent) -> Vec<DispatcherCommand> {
         let mut commands = match event {
-            DispatcherEvent::Submitted { request, need, deadline } => {
-                self.submit(now, request, need, deadline)
+            DispatcherEvent::Submitted { request, need, deadline, waited } => {
+                let waiting = Waiting { request, need, since: now, waited, ahead: None };
+                self.submit(waiting, deadline)
             }
             DispatcherEvent::Withheld { request } => {
                 self.withheld.insert(request);
@@ -256,13 +259,8 @@ impl Dispatcher {
         self.starved_since = starved.then(|| self.starved_since.unwrap_or(now));
     }
 
-    fn submit(
-        &mut self,
-        now: Now,
-        request: RequestId,
-        need: Need,
-        deadline: Option<Duration>,
-    ) -> Vec<DispatcherCommand> {
+    fn submit(&mut self, waiting: Waiting, deadline: Option<Duration>) -> Vec<DispatcherCommand> {
+        let request = waiting.request;
         if self.queue.len() >= QUEUE_REQUESTS_MAX {
             self.withheld.remove(&request);
             let error = GenerateError::Failed(format!(
@@ -271,7 +269,7 @@ impl Dispatcher {
             return vec![DispatcherCommand::Fail { request, error }];
         }
         self.deadlines.extend(deadline.map(|deadline| (request, deadline)));
-        self.queue.push_back(Waiting { request, need, since: now, ahead: None });
+        self.queue.push_back(waiting);
         Vec::new()
     }
 
@@ -316,7 +314,8 @@ impl Dispatcher {
             match going_on.iter().find(|(going_on, _)| *going_on == request) {
                 Some(&(request, need)) => {
                     let place = self.queue.partition_point(|waiting| waiting.request < request);
-                    self.queue.insert(place, Waiting { request, need, since: now, ahead: None });
+                    let (since, waited, ahead) = (now, Duration::ZERO, None);
+                    self.queue.insert(place, Waiting { request, need, since, waited, ahead });
                 }
                 None => {
                     self.deadlines.remove(&request);
@@ -360,7 +359,7 @@ impl Dispatcher {
     fn expire(&mut self, now: Now) -> Vec<DispatcherCommand> {
         let (wanted, starved_since, wait_max) = (self.wanted(), self.starved_since, self.wait_max);
         let late = |waiting: &Waiting, deadline: Option<Duration>| match (deadline, starved_since) {
-            (Some(deadline), _) => now.saturating_sub(waiting.since) >= deadline,
+            (Some(deadline), _) => waiting.waited + now.saturating_sub(waiting.since) >= deadline,
             (None, Some(starved)) => {
                 let waited = now.saturating_sub(waiting.since.max(starved));
                 Some(waiting.need.mesh) == wanted && waited >= wait_max

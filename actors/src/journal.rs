@@ -14,6 +14,7 @@ pub(crate) mod keeper;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use rkyv::rancor;
 
@@ -21,7 +22,7 @@ use crate::protocol::RequestKey;
 use crate::request::GenerateRequest;
 
 /// First bytes of a journal; the last digit is the version of its form.
-const MAGIC: &[u8] = b"ditmesh journal 1\n";
+const MAGIC: &[u8] = b"ditmesh journal 2\n";
 
 /// One thing to remember.
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -30,8 +31,10 @@ pub(crate) enum Entry {
     Epochs(u64),
     /// The newest life of a member.
     Member { node: String, device: Option<u32>, incarnation: u64 },
-    /// A request came in; its tensors are in it.
-    Accepted { request: u64, key: RequestKey, asked: Box<GenerateRequest> },
+    /// A request came in, so many milliseconds after 1970; its tensors are in it.
+    Accepted { request: u64, key: RequestKey, asked: Box<GenerateRequest>, at_ms: u64 },
+    /// A run of it has begun: it waits for its turn no longer.
+    Begun { request: u64 },
     /// A checkpoint of it is in a file with this digest.
     Kept { request: u64, step: u32, digest: u64 },
     /// It has its result, or nobody wants one.
@@ -52,7 +55,18 @@ pub(crate) struct Kept {
 pub(crate) struct Pending {
     pub(crate) key: RequestKey,
     pub(crate) asked: Box<GenerateRequest>,
+    /// Since when it waits, in milliseconds after 1970; `None` once it has begun.
+    pub(crate) waits_since_ms: Option<u64>,
     pub(crate) kept: Option<Kept>,
+}
+
+impl Pending {
+    /// How long it has waited for its turn at `now_ms`; a request that had begun waits anew, as after
+    /// any loss.
+    pub(crate) fn waited(&self, now_ms: u64) -> Duration {
+        let waited_ms = self.waits_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
+        Duration::from_millis(waited_ms)
+    }
 }
 
 /// What all entries add up to.
@@ -75,8 +89,14 @@ impl Remembered {
                 let newest = self.members.entry((node, device)).or_default();
                 *newest = incarnation.max(*newest);
             }
-            Entry::Accepted { request, key, asked } => {
-                self.requests.insert(request, Pending { key, asked, kept: None });
+            Entry::Accepted { request, key, asked, at_ms } => {
+                let waits_since_ms = Some(at_ms);
+                self.requests.insert(request, Pending { key, asked, waits_since_ms, kept: None });
+            }
+            Entry::Begun { request } => {
+                if let Some(pending) = self.requests.get_mut(&request) {
+                    pending.waits_since_ms = None;
+                }
             }
             Entry::Kept { request, step, digest } => {
                 if let Some(pending) = self.requests.get_mut(&request) {
@@ -99,8 +119,12 @@ impl Remembered {
         }));
         let gone = true;
         entries.extend(self.forced.iter().map(|node| Entry::Forced { node: node.clone(), gone }));
-        for (&request, Pending { key, asked, kept }) in &self.requests {
-            entries.push(Entry::Accepted { request, key: *key, asked: asked.clone() });
+        for (&request, Pending { key, asked, waits_since_ms, kept }) in &self.requests {
+            let (asked, at_ms) = (asked.clone(), waits_since_ms.unwrap_or_default());
+            entries.push(Entry::Accepted { request, key: *key, asked, at_ms });
+            if waits_since_ms.is_none() {
+                entries.push(Entry::Begun { request });
+            }
             if let &Some(Kept { step, digest }) = kept {
                 entries.push(Entry::Kept { request, step, digest });
             }

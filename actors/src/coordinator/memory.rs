@@ -18,6 +18,7 @@ use ractor::ActorRef;
 use super::copies::{Copies, CopiesCommand};
 use super::recovery::Journey;
 use super::{CoordinatorMsg, State};
+use crate::agent::node_agent::unix_ms;
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::dispatcher::RequestId;
 use crate::generation::{self, GenerationHandle, UpdateSink};
@@ -52,6 +53,8 @@ pub(super) struct Memory {
     orphans: BTreeMap<RequestKey, Orphan>,
     /// Requests of an earlier life that are not submitted yet.
     journeys: BTreeMap<RequestId, Journey>,
+    /// How long these had waited when this life began.
+    waited: BTreeMap<RequestId, Duration>,
     /// Requests of clients that can ask again: the journal names them, if there is one.
     named: BTreeMap<RequestId, RequestKey>,
     pub(super) copies: Copies,
@@ -87,17 +90,22 @@ impl Memory {
         let members = remembered.members.into_iter().map(known).collect();
         let forced = remembered.forced;
         let mut memory = Self { journal, epochs, members, forced, ..Self::default() };
-        let mut early = Vec::new();
+        let (mut early, now_ms) = (Vec::new(), unix_ms());
         for (id, pending) in remembered.requests {
             next_request.fetch_max(id + 1, Ordering::Relaxed);
             let cause = "it was restarted and read its journal";
-            let journey = Journey::after_restart(checkpoints.remove(&id), cause);
+            // What had not begun has lost nothing, and gets what it asked for.
+            let journey = match pending.waits_since_ms {
+                Some(_) => Journey::default(),
+                None => Journey::after_restart(checkpoints.remove(&id), cause),
+            };
             tracing::info!(
                 request = id,
                 steps = journey.steps(),
                 "a request outlived its coordinator"
             );
             memory.journeys.insert(id, journey);
+            memory.waited.insert(id, pending.waited(now_ms));
             memory.named.insert(id, pending.key);
             let canceller = myself.clone();
             let (sink, handle) = generation::channel(move || {
@@ -143,6 +151,11 @@ impl Memory {
         self.journeys.remove(&id).unwrap_or_default()
     }
 
+    /// How long a request that is submitted now had waited before this life of the coordinator.
+    pub(super) fn waited(&mut self, id: RequestId) -> Duration {
+        self.waited.remove(&id).unwrap_or_default()
+    }
+
     /// That of a request that is not submitted yet.
     pub(super) fn early_journey(&self, id: RequestId) -> Option<&Journey> {
         self.journeys.get(&id)
@@ -169,6 +182,7 @@ impl Memory {
     /// A request has its result.
     pub(super) fn forget(&mut self, id: RequestId) {
         self.journeys.remove(&id);
+        self.waited.remove(&id);
         let Some(key) = self.named.remove(&id) else { return };
         // A client that asked again before its first request was given up needs the copies still.
         if self.request_of(&key).is_none() {
@@ -228,6 +242,13 @@ impl Memory {
         }))
     }
 
+    /// Remembers that a run of a request begins.
+    pub(super) fn note_begun(&self, id: RequestId) {
+        if let Some(journal) = self.journal.as_ref().filter(|_| self.named.contains_key(&id)) {
+            journal.note(Entry::Begun { request: id });
+        }
+    }
+
     /// Notes a member's newest life.
     pub(super) fn note_member(&self, member: &Member, incarnation: Incarnation) {
         if let Some(journal) = &self.journal {
@@ -268,8 +289,8 @@ impl State {
     pub(super) fn remember(&mut self, id: RequestId, key: RequestKey, request: &GenerateRequest) {
         self.memory.named.insert(id, key);
         if let Some(journal) = &self.memory.journal {
-            let asked = Box::new(request.clone());
-            journal.note(Entry::Accepted { request: id, key, asked });
+            let (asked, at_ms) = (Box::new(request.clone()), unix_ms());
+            journal.note(Entry::Accepted { request: id, key, asked, at_ms });
         }
     }
 }

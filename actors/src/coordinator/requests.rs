@@ -97,10 +97,11 @@ impl State {
                 let need = Need { mesh, bytes, shape };
                 let deadline =
                     request.deadline_s.map(|seconds| Duration::from_secs(seconds.into()));
+                let waited = self.memory.waited(id);
                 let (request, run) = (Box::new(request), None);
                 let request = Request { sink, spec, request, inputs, bytes, run, journey, span };
                 self.requests.insert(id, request);
-                let submitted = DispatcherEvent::Submitted { request: id, need, deadline };
+                let submitted = DispatcherEvent::Submitted { request: id, need, deadline, waited };
                 self.dispatch(myself, submitted).await;
             }
         }
@@ -155,6 +156,9 @@ impl State {
                 request.sink.event(Event::Warning(warning.clone()));
             }
             request.run = Some(number);
+            if request.journey.since.is_none() {
+                self.memory.note_begun(id);
+            }
             let sink = request.sink.clone();
             if let Some(event) = request.journey.start(&plan, devices.len()) {
                 sink.event(event);

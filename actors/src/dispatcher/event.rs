@@ -17,6 +17,8 @@ pub enum DispatcherEvent {
         need: Need,
         /// How long it may wait; `None` as long as it takes, but for a mesh.
         deadline: Option<Duration>,
+        /// How much of that it has waited before it came here.
+        waited: Duration,
     },
     /// A request, submitted or about to be, is not to be started yet: what it goes on from is on its
     /// way.

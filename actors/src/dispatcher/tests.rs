@@ -43,7 +43,10 @@ impl Dispatcher {
     }
 
     fn submit_now(&mut self, request: RequestId, stages: u32) -> Vec<C> {
-        self.at(0, E::Submitted { request, need: need(stages), deadline: None })
+        self.at(
+            0,
+            E::Submitted { request, need: need(stages), deadline: None, waited: Duration::ZERO },
+        )
     }
 
     fn ready(&mut self, replica: ReplicaId, stages: u32) -> Vec<C> {
@@ -196,8 +199,15 @@ fn open_requests_run_on_the_mesh_of_the_moment() {
     const OPEN: MeshNeed = MeshNeed::Open { guided: true };
     let mut dispatcher = dispatcher();
     let submit = |dispatcher: &mut Dispatcher, request| {
-        dispatcher
-            .at(0, E::Submitted { request, need: Need { mesh: OPEN, ..need(0) }, deadline: None })
+        dispatcher.at(
+            0,
+            E::Submitted {
+                request,
+                need: Need { mesh: OPEN, ..need(0) },
+                deadline: None,
+                waited: Duration::ZERO,
+            },
+        )
     };
     let meshes = |stages| {
         let guided = Some(Degrees { data_degree: 2, ..degrees(stages) });
@@ -274,7 +284,15 @@ fn a_second_run_that_does_not_fit_the_memory_waits_and_the_first_is_tried() {
     let mut dispatcher = dispatcher();
     dispatcher.ready_with(7, 2, Room { runs_max: 2, images_max: 4, bytes: Some(10) });
     let submit = |dispatcher: &mut Dispatcher, request, bytes| {
-        dispatcher.at(0, E::Submitted { request, need: Need { bytes, ..need(2) }, deadline: None })
+        dispatcher.at(
+            0,
+            E::Submitted {
+                request,
+                need: Need { bytes, ..need(2) },
+                deadline: None,
+                waited: Duration::ZERO,
+            },
+        )
     };
     assert_eq!(submit(&mut dispatcher, 1, 11), [start(1, &[1], 7)]);
     assert_eq!(submit(&mut dispatcher, 2, 6), [C::Queued { request: 2, ahead: 1 }]);
@@ -293,7 +311,8 @@ fn equals_that_wait_become_one_run_dealt_to_idle_replicas() {
         dispatcher.submit_now(request, 2);
     }
     let other = Need { shape: Some(8), ..need(2) };
-    dispatcher.at(0, E::Submitted { request: 8, need: other, deadline: None });
+    dispatcher
+        .at(0, E::Submitted { request: 8, need: other, deadline: None, waited: Duration::ZERO });
     dispatcher.submit_now(9, 2);
     let room = Room { images_max: 4, ..ROOM };
     let first = dispatcher.ready_with(7, 2, room);
@@ -344,7 +363,7 @@ fn a_request_waits_until_its_deadline_and_is_told_what_for() {
     dispatcher.ready(7, 2);
     dispatcher.submit_now(1, 2);
     let deadline = Some(Duration::from_secs(5));
-    dispatcher.at(0, E::Submitted { request: 2, need: need(2), deadline });
+    dispatcher.at(0, E::Submitted { request: 2, need: need(2), deadline, waited: Duration::ZERO });
     dispatcher.submit_now(3, 2);
     assert!(dispatcher.at(4, E::Tick).is_empty());
     let commands = dispatcher.at(5, E::Tick);
@@ -353,7 +372,7 @@ fn a_request_waits_until_its_deadline_and_is_told_what_for() {
     // One that runs has waited; after a loss it waits anew.
     dispatcher.at(6, E::RunEnded { run: 1 });
     dispatcher.at(6, E::RunEnded { run: 2 });
-    dispatcher.at(6, E::Submitted { request: 4, need: need(2), deadline });
+    dispatcher.at(6, E::Submitted { request: 4, need: need(2), deadline, waited: Duration::ZERO });
     assert!(dispatcher.at(60, E::Tick).is_empty(), "it runs");
     let going_on = vec![(4, need(2))];
     dispatcher.at(60, E::ReplicaLost { replica: 7, going_on, error: lost() });
@@ -364,13 +383,40 @@ fn a_request_waits_until_its_deadline_and_is_told_what_for() {
     assert!(dispatcher.deadlines.is_empty(), "{:?}", dispatcher.deadlines);
 }
 
+/// A restart of the coordinator does not set its clock back, and a time that is over by then is told.
+#[test]
+fn what_a_request_waited_before_counts_towards_its_deadline() {
+    let mut dispatcher = dispatcher();
+    let submitted = |request, waited| E::Submitted {
+        request,
+        need: need(2),
+        deadline: Some(Duration::from_secs(30)),
+        waited: Duration::from_secs(waited),
+    };
+    dispatcher.at(0, submitted(1, 0));
+    dispatcher.at(0, submitted(2, 20));
+    dispatcher.at(0, submitted(3, 70));
+    let cause = expired(&dispatcher.at(1, E::Tick), 3).expect("its time is over");
+    assert!(cause.starts_with("it waited 30 s for request 2"), "{cause}");
+    assert!(expired(&dispatcher.at(9, E::Tick), 2).is_none());
+    assert!(expired(&dispatcher.at(10, E::Tick), 2).is_some());
+    // Once it has run it waits anew.
+    dispatcher.at(10, submitted(4, 29));
+    dispatcher.ready(7, 2);
+    dispatcher.at(10, E::RunEnded { run: 1 });
+    let going_on = vec![(4, need(2))];
+    dispatcher.at(20, E::ReplicaLost { replica: 7, going_on, error: lost() });
+    assert!(expired(&dispatcher.at(49, E::Tick), 4).is_none());
+    assert!(expired(&dispatcher.at(50, E::Tick), 4).is_some());
+}
+
 /// What the devices cannot hold is told, and waited for as long as its caller says, also beyond what a
 /// mesh takes to form and when forming it has failed.
 #[test]
 fn a_deadline_of_its_own_waits_for_a_mesh_that_there_is_not() {
     let mut dispatcher = dispatcher();
     let deadline = Some(Duration::from_secs(3 * WAIT_S));
-    dispatcher.at(0, E::Submitted { request: 1, need: need(2), deadline });
+    dispatcher.at(0, E::Submitted { request: 1, need: need(2), deadline, waited: Duration::ZERO });
     dispatcher.submit_now(2, 2);
     let cause = "the 1 live devices cannot hold m: rank 0 needs 9 bytes";
     dispatcher.at(0, E::MeshAbsent { cause: cause.into() });
@@ -394,7 +440,7 @@ fn any_event() -> impl Strategy<Value = E> {
         0..=2 => {
             let shape = Some(id % 2).filter(|_| id > 1);
             let need = Need { bytes: 1 + id, shape, ..need(stages) };
-            E::Submitted { request: id, need, deadline: None }
+            E::Submitted { request: id, need, deadline: None, waited: Duration::ZERO }
         }
         3 => E::Cancelled { request: id },
         4 => {
@@ -421,10 +467,10 @@ proptest! {
         let (mut rooms, mut withheld) = (BTreeMap::new(), BTreeSet::new());
         for (second, event) in history.into_iter().enumerate() {
             let event = match event {
-                E::Submitted { need, deadline, .. } => {
+                E::Submitted { need, deadline, waited, .. } => {
                     requests += 1;
                     open.insert(requests, need);
-                    E::Submitted { request: requests, need, deadline }
+                    E::Submitted { request: requests, need, deadline, waited }
                 }
                 E::Cancelled { request } => {
                     E::Cancelled { request: requests.saturating_sub(request) }

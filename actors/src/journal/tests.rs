@@ -17,7 +17,7 @@ fn key(number: u64) -> RequestKey {
 
 fn accepted(request: u64) -> Entry {
     let asked = Box::new(GenerateRequest { seed: request, ..GenerateRequest::new("a red apple") });
-    Entry::Accepted { request, key: key(request), asked }
+    Entry::Accepted { request, key: key(request), asked, at_ms: 1000 * request }
 }
 
 fn checkpoint(step: usize) -> Checkpoint {
@@ -26,7 +26,7 @@ fn checkpoint(step: usize) -> Checkpoint {
 }
 
 fn any_entry() -> impl Strategy<Value = Entry> {
-    (0..6u8, 0..6u64, 0..100u64).prop_map(|(kind, request, value)| match kind {
+    (0..7u8, 0..6u64, 0..100u64).prop_map(|(kind, request, value)| match kind {
         0 => Entry::Epochs(value),
         1 => {
             let device = (value % 2 == 0).then_some(0);
@@ -34,6 +34,7 @@ fn any_entry() -> impl Strategy<Value = Entry> {
         }
         2 => accepted(request),
         5 => Entry::Forced { node: format!("n{request}"), gone: value % 2 == 0 },
+        6 => Entry::Begun { request },
         3 => Entry::Kept { request, step: value as u32, digest: value },
         _ => Entry::Ended { request },
     })
@@ -115,6 +116,22 @@ fn a_thread_writes_what_it_is_told_and_epochs_are_named_before_they_are_used() {
     assert_eq!(opened.checkpoints.get(&5), Some(&checkpoint(49)), "the newest");
     assert_eq!(opened.remembered.requests[&5].key, key(5));
     assert!(named(folder.path()).epochs > opened.remembered.epochs, "of this life");
+}
+
+/// The time between two lives counts; what had begun waits anew, as after any loss.
+#[test]
+fn a_request_that_waited_has_waited_since_it_was_accepted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut file = JournalFile::open(folder.path()).expect("opened");
+    file.append(vec![accepted(1), accepted(2), Entry::Begun { request: 2 }]).expect("appended");
+    drop(file);
+    // Written anew by the next life, and read by the one after that.
+    drop(JournalFile::open(folder.path()).expect("opened again"));
+    let file = JournalFile::open(folder.path()).expect("and again");
+    let waited = |request, now_ms| file.remembered().requests[&request].waited(now_ms);
+    assert_eq!(waited(1, 31_000), Duration::from_secs(30));
+    assert_eq!(waited(2, 31_000), Duration::ZERO);
+    assert_eq!(waited(1, 0), Duration::ZERO, "a clock that was put back costs nobody anything");
 }
 
 #[test]

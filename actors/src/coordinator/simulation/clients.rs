@@ -1,5 +1,7 @@
 //! Clients: they ask, ask again when they hear nothing, and may give up.
 
+use std::time::Duration;
+
 use super::Sabotage;
 use super::copies::key_of;
 use super::desk::{ASK_AGAIN, Request, Step, need};
@@ -48,7 +50,8 @@ impl World {
         desk.next_request += 1;
         let key = key_of(client);
         let asked = Box::new(GenerateRequest::new("a"));
-        self.journal.push(Entry::Accepted { request: id, key, asked });
+        let at_ms = self.now.as_millis() as u64;
+        self.journal.push(Entry::Accepted { request: id, key, asked, at_ms });
         self.recall(id, client, 0);
         self.admit(id, client, 0);
     }
@@ -57,7 +60,8 @@ impl World {
         let Some(desk) = &mut self.desk else { return };
         desk.requests.insert(id, Request { client, run: None, steps });
         let (request, need, deadline) = (id, need(steps), None);
-        let submitted = DispatcherEvent::Submitted { request, need, deadline };
+        let waited = Duration::ZERO;
+        let submitted = DispatcherEvent::Submitted { request, need, deadline, waited };
         self.advance(Step::Dispatcher(submitted));
     }
 
