@@ -4,6 +4,9 @@
 //! names none: the planner's choice for the model's own size. Reads configuration files only, never
 //! weights.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
@@ -13,25 +16,32 @@ use ditmesh_model::pipeline::describe;
 use ditmesh_model::spec::ModelSpec;
 use ditmesh_model::spec::description::{Description, describe_any};
 
+use super::progress::Planned;
 use super::switch::StepTimes;
 use crate::cost::calibration::Calibration;
 use crate::cost::cluster::Cluster;
+use crate::cost::device::DeviceProfile;
 use crate::cost::link::NodeLink;
+use crate::cost::phase;
 use crate::generation::GenerateError;
 use crate::manifest::{
     DegreesSetting, GroupSection, LinkSection, Manifest, ModelSection, NodeSection, Quality,
     default_checkpoint_every,
 };
-use crate::parallel::vae::worth::Pace;
+use crate::parallel::vae::DECODE_RANKS_MAX;
+use crate::parallel::vae::worth::{self, Decoding, Pace};
 use crate::plan::footprint::{self, RankMemory};
 use crate::plan::layout::Layout;
-use crate::plan::resolve::check_degrees;
+use crate::plan::resolve::{check_degrees, latent_grid};
 use crate::planner::{self, Candidate, Wish};
 use crate::protocol::{DeviceId, RunSpec};
 use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
 /// How many times longer than at its own size a step of a model may be planned.
 const PIXELS_FACTOR_MAX: f64 = 1e4;
+
+/// At which the weights of a text encoder are read where that is slow: a shared disk.
+const READ_BYTES_PER_S: f64 = 200e6;
 
 /// A model and who serves it.
 pub(crate) struct Model {
@@ -141,7 +151,7 @@ impl Model {
         let trial = decision.best().ok_or("no mesh fits")?;
         let (best, considered) = (trial.candidate, decision.considered);
         tracing::info!(mesh = %best, guided, considered, "mesh planned");
-        let step = step_times(&cluster, best.degrees, trial.step_seconds);
+        let step = step_times(best.degrees, trial.step_seconds);
         Ok((best.degrees, Some(best.num_pipeline_patch), step))
     }
 
@@ -158,12 +168,63 @@ impl Model {
         let candidate = Candidate { degrees, num_pipeline_patch: degrees.pipefusion_degree };
         let (.., simulation) =
             planner::predict(&self.description, &cluster, &wish, &candidate).ok()?;
-        step_times(&cluster, degrees, simulation.last_step_seconds())
+        step_times(degrees, simulation.last_step_seconds())
+    }
+
+    /// What the stages of this run are planned to take on a mesh, whose steps take `step` at the model's
+    /// own size. A guess is good enough to compare meshes, not to tell that one hangs: nothing where a
+    /// device was not measured.
+    pub(crate) fn planned(
+        &self,
+        step: Option<StepTimes>,
+        run: &RunSpec,
+        degrees: Degrees,
+        devices: &[DeviceId],
+    ) -> Planned {
+        let cluster = self.cluster_of(devices);
+        if cluster.devices.len() < devices.len() || cluster.unmeasured() > 0 {
+            return Planned::default();
+        }
+        let pace = cluster.pace();
+        let seconds = |seconds: Option<f64>| Duration::try_from_secs_f64(seconds?).ok();
+        Planned {
+            text: seconds(self.text_seconds(run, &pace.device)),
+            step: step.map(|step| self.planned_step(step.synchronous, run)),
+            decode: seconds(self.decode_seconds(run, degrees, &pace)),
+        }
+    }
+
+    /// Seconds of all prompts of a run, the encoder's weights read anew; `None` for an encoder that
+    /// nobody has described.
+    fn text_seconds(&self, run: &RunSpec, device: &DeviceProfile) -> Option<f64> {
+        let (model, blocks) = (&*self.description, self.spec.blocks);
+        let rows = run.images.len() * if run.is_guided() { 2 } else { 1 };
+        let condition = phase::condition(model, blocks, rows, self.dtype, device);
+        if run.embeds_tokens.is_some() {
+            return Some(condition);
+        }
+        let bytes = (model.text_encoder.parameters * size_of::<f32>() as u64) as f64;
+        let encode = phase::encode(model, rows, self.dtype, device) + bytes / READ_BYTES_PER_S;
+        (model.text_encoder.weights > 0).then_some(encode + condition)
+    }
+
+    /// Seconds to decode the pictures of a run; `None` for a decoder that nobody has described.
+    fn decode_seconds(&self, run: &RunSpec, degrees: Degrees, pace: &Pace) -> Option<f64> {
+        if run.latent_output {
+            return Some(0.0);
+        }
+        let grid = latent_grid(&self.spec, run.height, run.width);
+        let (vae, height, width) = (&self.spec.vae, grid.height, grid.width);
+        let ranks = degrees.alone().world_size().min(DECODE_RANKS_MAX);
+        let members = if run.vae_parallel { ranks } else { 1 };
+        let each = worth::decode_seconds(Decoding { vae, height, width }, members, pace);
+        let known = self.description.decoder.macs_per_pixel > 0;
+        known.then_some(each * run.images.len() as f64)
     }
 
     /// What a step of this run is planned to take, given what one of the model's own size does: more
     /// pixels cost up to their square (attention), each picture its own.
-    pub(crate) fn planned_step(&self, step: Duration, run: &RunSpec) -> Duration {
+    fn planned_step(&self, step: Duration, run: &RunSpec) -> Duration {
         let (height, width) = self.description.size;
         let pixels = |height: u32, width: u32| f64::from(height) * f64::from(width);
         let ratio = (pixels(run.height, run.width) / pixels(height, width).max(1.0)).max(1.0);
@@ -250,12 +311,10 @@ impl Model {
 
 /// From the seconds of a step in the steady state: a synchronous one goes through the stages one
 /// after the other.
-fn step_times(cluster: &Cluster, degrees: Degrees, steady_s: f64) -> Option<StepTimes> {
+fn step_times(degrees: Degrees, steady_s: f64) -> Option<StepTimes> {
     let steady = Duration::try_from_secs_f64(steady_s).ok()?;
     let synchronous = steady.saturating_mul(degrees.pipefusion_degree);
-    let used = cluster.devices.get(..degrees.alone().world_size())?;
-    let measured = used.iter().all(|device| device.profile_name.is_some());
-    Some(StepTimes { steady, synchronous, measured })
+    Some(StepTimes { steady, synchronous })
 }
 
 /// The folder of a model, unpacking the built-in one when needed.

@@ -3,6 +3,7 @@
 //! Owns the table of requests and what each is told. The order in which they run is the
 //! dispatcher's; the run itself is in `run`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -144,9 +145,7 @@ impl State {
         // A replica that has ended is reported lost, and this run with it.
         let _ = replica.actor.cast(ReplicaMsg::Start(Arc::new(start)));
         let (devices, place) = (replica.devices.clone(), (replica.mesh, replica.data));
-        // A guess is good enough to compare meshes, not to tell that one hangs.
-        let known = replica.step.filter(|step| step.measured);
-        let planned = known.map(|step| model.planned_step(step.synchronous, &plan.run));
+        let planned = model.planned(replica.step, &plan.run, replica.degrees, &replica.devices);
         let checkpoints = Arc::new(self.memory.store_for(requests, myself));
         // A request with tensors of its own is alone.
         let (mut images, mut pictures, mut inputs) = (Vec::new(), Vec::new(), Inputs::default());
@@ -288,21 +287,31 @@ impl State {
         }
     }
 
-    pub(super) fn progress(&mut self, run: u64, event: Event) {
+    pub(super) fn progress(&mut self, number: u64, event: Event) {
         let now = self.now();
-        let Some(run) = self.runs.get_mut(&run) else { return };
+        let Some(run) = self.runs.get_mut(&number) else { return };
         match event {
             Event::Step { step, of } => run.step_done(now, step, of),
             Event::Encoded => {
                 run.encoded(now);
-                if run.is_resumed() {
+                let (replica, resumed) = (run.replica, run.is_resumed());
+                self.held_up(replica);
+                if resumed {
                     // Once is enough.
                     return;
                 }
             }
             _ => {}
         }
+        let Some(run) = self.runs.get(&number) else { return };
         run.images.iter().for_each(|(_, sink)| sink.event(event.clone()));
+    }
+
+    /// A run has done what others on its mesh may have waited for: they had no time meanwhile.
+    fn held_up(&mut self, replica: u64) {
+        let now = self.now();
+        let runs = self.runs.values_mut().filter(|run| run.replica == replica);
+        runs.for_each(|run| run.excuse(now));
     }
 
     /// Looks which runs do not go on; their meshes are given up.
@@ -310,8 +319,14 @@ impl State {
         let (now, suspect) = (self.now(), u64::from(self.manifest.health.suspect_ms));
         let before = std::mem::replace(&mut self.looked, now);
         let slept = now.saturating_sub(before) > Duration::from_millis(suspect);
+        let mut held_up: BTreeMap<u64, Duration> = BTreeMap::new();
+        for run in self.runs.values() {
+            let longest = held_up.entry(run.replica).or_default();
+            *longest = run.holds_up().unwrap_or_default().max(*longest);
+        }
         for (&number, run) in &mut self.runs {
-            let Some(cause) = run.stalls(now, slept) else { continue };
+            let held_up = held_up.get(&run.replica).copied().unwrap_or_default();
+            let Some(cause) = run.stalls(now, slept, held_up) else { continue };
             tracing::warn!(run = number, cause, "a run does not go on");
             if let Some(replica) = self.replicas.get(&run.replica) {
                 // One that has ended has stopped its run.
@@ -383,6 +398,7 @@ impl State {
             self.memory.forget(*id);
         }
         run.conclude();
+        self.held_up(run.replica);
         self.dispatch(myself, DispatcherEvent::RunEnded { run: number }).await;
     }
 }

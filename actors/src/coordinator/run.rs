@@ -125,18 +125,31 @@ impl Run {
         }
     }
 
-    /// Looks whether it goes on, unless the coordinator `slept`; why not, once.
-    pub(super) fn stalls(&mut self, now: Now, slept: bool) -> Option<String> {
+    /// How long it may hold up other runs on its mesh, while it does.
+    pub(super) fn holds_up(&self) -> Option<Duration> {
+        self.progress.as_ref().and_then(Progress::holds_up)
+    }
+
+    /// It was held up until now.
+    pub(super) fn excuse(&mut self, now: Now) {
+        if let Some(progress) = &mut self.progress {
+            progress.excuse(now);
+        }
+    }
+
+    /// Looks whether it goes on, unless the coordinator `slept`, or others hold it up so long; why not,
+    /// once.
+    pub(super) fn stalls(&mut self, now: Now, slept: bool, held_up: Duration) -> Option<String> {
         let ending =
             self.verdict.is_none() || self.outcomes.is_some() || self.controller_failure.is_some();
         let progress = self.progress.as_mut().filter(|_| !self.stalled && !ending)?;
         if slept {
             progress.excuse(now);
         }
-        let limit = progress.overdue(now)?;
+        let limit = progress.overdue(now, held_up)?.as_secs_f64();
+        let what = progress.under_way(self.steps_done + 1);
         self.stalled = true;
-        let (step, seconds) = (self.step_under_way(), limit.as_secs_f64());
-        Some(format!("step {step} did not end within {seconds:.1} s"))
+        Some(format!("{what} did not end within {limit:.1} s"))
     }
 
     /// A rank has ended it.

@@ -9,7 +9,7 @@ use super::runs::{Fault, Frame, Start};
 use super::walker::{Inbox, Next, Walker};
 use super::world::{Order, Wake, World};
 use super::{Sabotage, ms};
-use crate::coordinator::progress::Progress;
+use crate::coordinator::progress::{Planned, Progress};
 use crate::dispatcher::DispatcherEvent;
 use crate::groups::Retry;
 use crate::journal::Entry;
@@ -17,6 +17,9 @@ use crate::membership::{Member, MembershipEvent, Now};
 use crate::plan::message::MessageKind;
 use crate::plan::{Action, Plan};
 use crate::protocol::DeviceId;
+
+/// What text, steps and decoding are planned to take.
+const PLANNED: Planned = Planned { text: Some(ms(20)), step: Some(ms(20)), decode: Some(ms(20)) };
 
 impl World {
     pub(super) fn start_run(&mut self, run: u64, requests: Vec<u64>, epoch: u64) {
@@ -61,7 +64,7 @@ impl World {
             inbox: Inbox::new(),
             missing,
             kept: first_step,
-            progress: Progress::new(STEP_LIMIT, Some(ms(20)), now),
+            progress: Progress::new(STEP_LIMIT, PLANNED, now),
             stalled: None,
         };
         let of_run = desk.runs.entry(run).insert_entry(of_run).into_mut();
@@ -211,7 +214,7 @@ impl World {
         let mut stalled = Vec::new();
         for (&number, run) in &mut desk.runs {
             let ending = run.fault.is_some() || run.controller_done || run.stalled.is_some();
-            if let (false, Some(limit)) = (ending, run.progress.overdue(now)) {
+            if let (false, Some(limit)) = (ending, run.progress.overdue(now, Now::ZERO)) {
                 run.stalled = Some(format!("no step within {limit:?}"));
                 stalled.push((number, run.epoch));
             }
