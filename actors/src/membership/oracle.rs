@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::MembershipCommand as C;
 use super::MembershipEvent as E;
+use super::cuts::CUT_FOR;
 use super::flapping::{FLAP_WINDOW, FLAPS_MAX, QUARANTINE_FIRST, QUARANTINE_MAX};
 use super::*;
 use crate::manifest::NodeSection;
@@ -33,6 +34,33 @@ struct Oracle {
     released: BTreeSet<String>,
     forced: BTreeSet<String>,
     last_tick: Now,
+    /// Who said when that the way between two ends is gone, the latest last.
+    reports: Vec<(Now, [End; 2])>,
+}
+
+/// Of a way between nodes the node, of one within a node the device.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Node(String),
+    Device(DeviceId),
+}
+
+impl End {
+    fn is_of(&self, device: &DeviceId) -> bool {
+        match self {
+            Self::Node(node) => *node == device.node,
+            Self::Device(end) => end == device,
+        }
+    }
+}
+
+fn way(a: &DeviceId, b: &DeviceId) -> [End; 2] {
+    let mut ends = match a.node == b.node {
+        true => [End::Device(a.clone()), End::Device(b.clone())],
+        false => [End::Node(a.node.clone()), End::Node(b.node.clone())],
+    };
+    ends.sort();
+    ends
 }
 
 impl Oracle {
@@ -53,6 +81,13 @@ impl Oracle {
         !self.released.contains(&device.node)
             && sound(Member::Agent(device.node.clone()))
             && sound(Member::Worker(device.clone()))
+    }
+
+    /// Two reports, neither of them older than a minute when the next one came, are a cut.
+    fn is_cut(&self, a: &DeviceId, b: &DeviceId) -> bool {
+        let of_way = self.reports.iter().filter(|(_, ends)| *ends == way(a, b));
+        let times: Vec<Now> = of_way.map(|(at, _)| *at).collect();
+        matches!(times.as_slice(), [.., first, second] if *second - *first < CUT_FOR)
     }
 
     fn apply(&mut self, now: Now, event: &E) {
@@ -105,7 +140,16 @@ impl Oracle {
                 self.released.remove(node);
                 self.forced.remove(node);
             }
-            E::LinkLost { .. } | E::Unlinked { .. } => {}
+            E::LinkLost { by, to } => {
+                if self.is_ready(by) && self.is_ready(to) {
+                    self.reports.push((now, way(by, to)));
+                }
+            }
+            E::Unlinked { by } => {
+                let known: BTreeSet<_> = self.reports.iter().map(|(_, way)| way.clone()).collect();
+                let own = known.into_iter().filter(|way| way.iter().any(|end| end.is_of(by)));
+                self.reports.extend(own.map(|way| (now, way)));
+            }
             E::Tick => self.tick(now),
         }
         let devices = self.lives.keys().filter_map(|member| match member {
@@ -124,8 +168,11 @@ impl Oracle {
             return;
         }
         self.die(now, member, true);
-        if matches!(member, Member::Agent(_)) {
-            self.released.remove(node);
+        match member {
+            Member::Agent(_) => drop(self.released.remove(node)),
+            Member::Worker(device) => {
+                self.reports.retain(|(_, way)| !way.iter().any(|end| end.is_of(device)));
+            }
         }
         let life = self.lives.get_mut(member).expect("a member");
         (life.incarnation, life.alive, life.heard) = (incarnation, true, now);
@@ -152,6 +199,9 @@ impl Oracle {
         for life in self.lives.values_mut() {
             life.quarantined_until = life.quarantined_until.filter(|until| *until > now);
         }
+        let fresh = self.reports.iter().filter(|(at, _)| now - *at < CUT_FOR);
+        let fresh: BTreeSet<_> = fresh.map(|(_, way)| way.clone()).collect();
+        self.reports.retain(|(_, way)| fresh.contains(way));
     }
 
     fn die(&mut self, now: Now, member: &Member, own: bool) {
@@ -219,8 +269,9 @@ fn membership() -> Membership {
 /// An event, and milliseconds before it.
 fn any_event() -> impl Strategy<Value = (u64, E)> {
     let who = (0..6usize, 1..12u64, 0..3u64);
-    (0..15u8, who, 0..400u64).prop_map(|(kind, (member, process, session), pause)| {
-        let member = members()[member].clone();
+    let pause = prop_oneof![40 => 0..400u64, 1 => 20_000..70_000u64];
+    (0..18u8, who, pause).prop_map(|(kind, (member_index, process, session), pause)| {
+        let member = members()[member_index].clone();
         let incarnation = Incarnation(Incarnation::at(process).0 + session);
         let node = node_of(&member).to_owned();
         let (address, reason) = (String::new(), String::new());
@@ -236,6 +287,12 @@ fn any_event() -> impl Strategy<Value = (u64, E)> {
             9 => E::Vacated { node },
             10 if process == 1 => E::ForceLeave { node },
             10 => E::Admitted { node, devices: 2 },
+            12..=13 => {
+                let ends = ["a", "b"].map(|node| [device(node, 0), device(node, 1)]).concat();
+                let (by, to) = (ends[member_index % 4].clone(), ends[process as usize % 4].clone());
+                E::LinkLost { by, to }
+            }
+            14 => E::Unlinked { by: device(&node, process as u32 % 2) },
             11 => E::Hung { device: device(&node, process as u32 % 2), milliseconds: 9 },
             _ => E::Tick,
         };
@@ -274,6 +331,13 @@ proptest! {
                 }
             }
             let oracle = Oracle::replay(&members, &history);
+            let cuts: BTreeSet<_> = engine.cuts().into_iter().collect();
+            for (a, b) in [("a", "a"), ("a", "b"), ("b", "b")] {
+                for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(i, j)| (device(a, i), device(b, j))) {
+                    let expected = a < b && oracle.is_cut(&a, &b);
+                    prop_assert!(a >= b || cuts.contains(&pair(a, b)) == expected, "cuts {:?} after {:?}", cuts, history);
+                }
+            }
             for node in ["a", "b"] {
                 for index in 0..2 {
                     let device = device(node, index);

@@ -52,8 +52,9 @@ impl World {
             7 => Fault::Freeze(Member::Agent(node), 0),
             8 => Fault::Partition(node),
             9..=10 if nodes.len() > 1 => {
-                let other = nodes.iter().find(|other| **other != node).cloned();
-                Fault::Cut(node.clone(), other.unwrap_or(node))
+                let others: Vec<&String> = nodes.iter().filter(|other| **other != node).collect();
+                let other = others[self.dice.roll(others.len() as u64) as usize].clone();
+                Fault::Cut(node, other)
             }
             11 => Fault::Leave(node),
             12 => Fault::Hang(device),

@@ -80,13 +80,13 @@ impl Process {
 pub(super) struct Processes(BTreeMap<Member, Process>);
 
 impl Processes {
-    /// `devices` devices on two nodes.
-    pub(super) fn of(devices: u64) -> Self {
+    /// So many devices, dealt to nodes in turn.
+    pub(super) fn of(devices: u64, nodes: u64) -> Self {
         let mut all = BTreeMap::new();
         for index in 0..devices {
-            let node = if index % 2 == 0 { "a" } else { "b" }.to_owned();
+            let node = format!("n{}", index % nodes);
             all.insert(Member::Agent(node.clone()), Process::new());
-            let device = DeviceId { node, index: (index / 2) as u32 };
+            let device = DeviceId { node, index: (index / nodes) as u32 };
             all.insert(Member::Worker(device), Process::new());
         }
         Self(all)

@@ -148,7 +148,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
         let mut dice = Dice(seed);
-        let devices = 2 + dice.roll(4);
+        let (devices, nodes) = (2 + dice.roll(4), 2 + dice.roll(3));
         let mut world = Self {
             now: Now::ZERO,
             scheduled: 0,
@@ -157,7 +157,7 @@ impl World {
             sabotage,
             watch: Watch::default(),
             network: Network::default(),
-            processes: Processes::of(devices),
+            processes: Processes::of(devices, nodes),
             desk: None,
             desks: 0,
             journal: Vec::new(),
