@@ -153,7 +153,11 @@ impl Formation {
                 self.roster.lost(&device);
             }
             FormationEvent::DeviceLeaving(device) => self.roster.leaving(&device),
-            FormationEvent::CutsChanged => self.roster.plan_again(),
+            FormationEvent::CutsChanged => {
+                // What failed before was tried over links that are known to be cut now.
+                self.link_failures = 0;
+                self.roster.plan_again();
+            }
             FormationEvent::Settled => self.roster.settle(),
             FormationEvent::Planned { number, plans } => {
                 if number != self.planned.0 {

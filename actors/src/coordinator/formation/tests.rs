@@ -291,6 +291,19 @@ fn links_are_tried_a_few_times_in_a_row_and_a_formed_mesh_starts_the_count_anew(
 }
 
 #[test]
+fn every_link_that_turns_out_to_be_cut_is_worth_as_many_tries_again() {
+    let (mut planned, _) = Planned::all_ready(2, one_pipeline);
+    let lost = |replica| lost(replica, "no link", Retry::AFewTimes);
+    for replica in 1..=9 {
+        if replica % 3 == 0 {
+            planned.handle(E::CutsChanged);
+        }
+        let again = [form(replica + 1, 0, stages(2, 1), &[0, 1])];
+        assert_eq!(planned.handle(lost(replica)), again, "{replica}");
+    }
+}
+
+#[test]
 fn replicas_have_devices_of_their_own_and_fail_alone() {
     let mut planned = Planned::all_formed(4, pairs);
     assert_eq!(planned.formation.complete(), Some(vec![1, 2]));

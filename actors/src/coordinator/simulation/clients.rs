@@ -1,4 +1,5 @@
-//! Clients: they ask, ask again when they hear nothing, and may give up.
+//! Clients: they ask, some until a deadline of their own, ask again when they hear nothing, and may
+//! give up.
 
 use std::time::Duration;
 
@@ -49,20 +50,36 @@ impl World {
         let id = desk.next_request;
         desk.next_request += 1;
         let key = key_of(client);
-        let asked = Box::new(GenerateRequest::new("a"));
+        let deadline_s = self.deadlines.get(&client).copied();
+        let asked = Box::new(GenerateRequest { deadline_s, ..GenerateRequest::new("a") });
         let at_ms = self.now.as_millis() as u64;
         self.journal.push(Entry::Accepted { request: id, key, asked, at_ms });
         self.recall(id, client, 0);
-        self.admit(id, client, 0);
+        self.admit(id, client, 0, Duration::ZERO);
     }
 
-    pub(super) fn admit(&mut self, id: u64, client: u64, steps: u32) {
+    pub(super) fn admit(&mut self, id: u64, client: u64, steps: u32, waited: Duration) {
+        let waits_since = self.now.saturating_sub(waited);
+        let deadline_s = self.deadlines.get(&client).copied();
         let Some(desk) = &mut self.desk else { return };
-        desk.requests.insert(id, Request { client, run: None, steps });
-        let (request, need, deadline) = (id, need(steps), None);
-        let waited = Duration::ZERO;
+        desk.requests.insert(id, Request { client, run: None, steps, waits_since });
+        let deadline = deadline_s.map(|seconds| Duration::from_secs(seconds.into()));
+        let (request, need) = (id, need(steps));
         let submitted = DispatcherEvent::Submitted { request, need, deadline, waited };
         self.advance(Step::Dispatcher(submitted));
+    }
+
+    /// Looks whether requests that wait have their end when their deadlines are over.
+    pub(super) fn check_deadlines(&mut self) {
+        let Some(desk) = &self.desk else { return };
+        for (id, request) in &desk.requests {
+            if let Some(seconds) = self.deadlines.get(&request.client)
+                && request.run.is_none()
+            {
+                let deadline = request.waits_since + Duration::from_secs(u64::from(*seconds));
+                self.watch.expires(deadline, self.now, format!("request {id}"));
+            }
+        }
     }
 
     /// A client gives up; whether the coordinator hears of it or not, it has its end.

@@ -39,6 +39,7 @@ impl World {
         for id in &requests {
             if let Some(request) = desk.requests.get_mut(id) {
                 request.run = Some(run);
+                self.journal.push(Entry::Begun { request: *id });
             }
         }
         let members = Arc::clone(&mesh.members);

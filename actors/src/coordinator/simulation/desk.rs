@@ -78,6 +78,8 @@ pub(super) struct Request {
     pub(super) client: u64,
     pub(super) run: Option<u64>,
     pub(super) steps: u32,
+    /// Where it has no run.
+    pub(super) waits_since: Now,
 }
 
 /// One life of the coordinator.
@@ -217,7 +219,8 @@ impl World {
         });
         for (id, pending) in remembered.requests {
             let steps = pending.kept.map_or(0, |kept| kept.step);
-            self.admit(id, pending.key.client, steps);
+            let waited = pending.waited(self.now.as_millis() as u64);
+            self.admit(id, pending.key.client, steps, waited);
         }
     }
 
@@ -230,7 +233,10 @@ impl World {
         self.watch_progress();
         self.let_go();
         self.tend_copies(None);
-        self.advance(Step::Dispatcher(DispatcherEvent::Tick));
+        if !self.is(Sabotage::KeepExpired) {
+            self.advance(Step::Dispatcher(DispatcherEvent::Tick));
+        }
+        self.check_deadlines();
         if settles {
             self.advance(Step::Formation(FormationEvent::Settled));
         }

@@ -18,6 +18,8 @@ pub(super) struct Watch {
     /// Answers by client.
     answers: BTreeMap<u64, Vec<Result<(), String>>>,
     cancelled: Vec<u64>,
+    /// Clients with deadlines of their own.
+    may_expire: Vec<u64>,
     /// Which life of the coordinator gave a result, by the request's number.
     results: BTreeMap<u64, u64>,
 }

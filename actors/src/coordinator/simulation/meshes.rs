@@ -87,6 +87,7 @@ impl World {
                 let Some(request) = desk.requests.get_mut(id) else { continue };
                 if request.run == Some(number) {
                     request.run = None;
+                    request.waits_since = self.now;
                     request.steps = request.steps.max(run.kept);
                     going_on.push((*id, need(request.steps)));
                     if run.controller_done {

@@ -99,6 +99,7 @@ pub(super) struct Ending {
     pub(super) restarts: u64,
     pub(super) recalls: u64,
     pub(super) stalls: u64,
+    pub(super) expired: u64,
 }
 
 /// SplitMix64.
@@ -137,6 +138,8 @@ pub(super) struct World {
     pub(super) desks: u64,
     /// What the coordinator wrote down.
     pub(super) journal: Vec<Entry>,
+    /// How long clients let their requests wait, in seconds; others wait for as long as it takes.
+    pub(super) deadlines: BTreeMap<u64, u32>,
     pub(super) faults: u64,
     pub(super) resumed: u64,
     /// Copies of checkpoints that came back.
@@ -161,6 +164,7 @@ impl World {
             desk: None,
             desks: 0,
             journal: Vec::new(),
+            deadlines: BTreeMap::new(),
             faults: 0,
             resumed: 0,
             recalls: 0,
@@ -175,6 +179,11 @@ impl World {
         for client in 0..REQUESTS {
             let after = world.dice.between(100, 14_000);
             world.at(after, Wake::Ask(client));
+            if world.dice.roll(4) == 0 {
+                let seconds = 1 + world.dice.roll(8) as u32;
+                world.deadlines.insert(client, seconds);
+                world.watch.may_expire(client);
+            }
             if world.dice.roll(8) == 0 {
                 let patience = world.dice.between(20, 3_000);
                 world.at(after + patience, Wake::Cancel(client));
@@ -215,6 +224,7 @@ impl World {
             self.watch.violations.push(format!("livelock: {events} events by {:?}", self.now));
         }
         Ending {
+            expired: self.watch.expired(),
             violations: self.watch.violations,
             log: self.log,
             faults: self.faults,

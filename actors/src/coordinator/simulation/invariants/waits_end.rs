@@ -1,4 +1,5 @@
-//! Every wait ends by its deadline: a rank that waits for a frame gets it, or is told to stop.
+//! Every wait ends by its deadline: a rank that waits for a frame gets it, or is told to stop; a request
+//! that waits for its turn or a mesh gets it by its deadline, or ends.
 
 use std::time::Duration;
 
@@ -11,7 +12,22 @@ pub(in super::super) const NAME: &str = "waits end";
 /// and what a mesh of this size computes in between.
 const WAIT_MAX: Duration = Duration::from_secs(8);
 
+/// Until the coordinator looks for requests whose deadlines are over.
+const LOOK_MAX: Duration = Duration::from_millis(200);
+
 impl Watch {
+    /// A request waits, with that deadline.
+    pub(in super::super) fn expires(
+        &mut self,
+        deadline: Now,
+        now: Now,
+        who: impl std::fmt::Display,
+    ) {
+        if now > deadline + LOOK_MAX {
+            self.broken(NAME, format!("{who} waits until {deadline:?}, it is {now:?}"));
+        }
+    }
+
     /// A rank waits since then.
     pub(in super::super) fn waits(&mut self, since: Now, now: Now, who: impl std::fmt::Display) {
         if now.saturating_sub(since) > WAIT_MAX {
