@@ -43,6 +43,9 @@ const PIXELS_FACTOR_MAX: f64 = 1e4;
 /// At which the weights of a text encoder are read where that is slow: a shared disk.
 const READ_BYTES_PER_S: f64 = 200e6;
 
+/// How much slower than the products that were measured the convolutions of a decoder may be.
+const CONVOLUTION_SLOWNESS: f64 = 4.0;
+
 /// A model and who serves it.
 pub(crate) struct Model {
     pub(crate) folder: PathBuf,
@@ -219,7 +222,7 @@ impl Model {
         let members = if run.vae_parallel { ranks } else { 1 };
         let each = worth::decode_seconds(Decoding { vae, height, width }, members, pace);
         let known = self.description.decoder.macs_per_pixel > 0;
-        known.then_some(each * run.images.len() as f64)
+        known.then_some(CONVOLUTION_SLOWNESS * each * run.images.len() as f64)
     }
 
     /// What a step of this run is planned to take, given what one of the model's own size does: more

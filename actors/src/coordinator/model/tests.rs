@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ditmesh_model::conditioning::LatentGrid;
+
 use super::*;
 use crate::cost::calibration::{cluster_folder, device_name};
 use crate::protocol::ImageSpec;
@@ -40,6 +42,10 @@ fn text_steps_and_decoding_are_planned_where_every_device_was_measured() {
     let (text, decode) = (one.text.expect("text"), one.decode.expect("decoding"));
     assert!(text > Duration::ZERO && decode > Duration::ZERO, "{one:?}");
     assert!(one.step >= Some(times.synchronous), "{one:?}");
+    let LatentGrid { height, width, .. } = latent_grid(&slow.spec, 64, 64);
+    let picture = Decoding { vae: &slow.spec.vae, height, width };
+    let as_products = worth::decode_seconds(picture, 1, &slow.pace(degrees));
+    assert!(decode.as_secs_f64() > 3.9 * as_products, "{decode:?}, {as_products} s as products");
     let two = planned(&slow, &run(2));
     assert!(two.text > one.text && two.step > one.step, "{two:?}");
     assert!(two.decode >= one.decode.map(|decode| decode.mul_f64(1.99)), "{two:?}");
