@@ -101,7 +101,7 @@ fn a_device_profile_is_kept_where_plans_look_for_it() {
 #[test]
 fn transport_measures_every_way_that_is_there() {
     let small = "bench transport --rounds 2 --message-mib 1 --messages 2 --largest-mib 1 --json \
-                 --against tcp,tls,gloo --python no-such-python";
+                 --against tcp,tls,gloo,ucx_perftest --python no-such-python";
     let words: Vec<_> = small.split_whitespace().map(str::to_owned).collect();
     let ended = run(&words);
     let report: Value = serde_json::from_str(ended.done()).unwrap();
@@ -125,6 +125,11 @@ fn transport_measures_every_way_that_is_there() {
     assert!(ratios.len() == promised.len() && promised.iter().all(|key| ratios.contains_key(*key)));
     assert!(ratios["quic_jumbo_over_tls"].as_f64().unwrap() > 0.0);
     assert!(ratios["ucx_tcp_over_gloo"].is_null());
+    if std::env::var("DITMESH_TEST_UCX").is_ok_and(|ucx| ucx == "required") {
+        for key in ["ucx_tcp_over_perftest", "ucx_shm_over_perftest"] {
+            assert!(ratios[key].as_f64().unwrap() > 0.0, "{key} of {report:#}");
+        }
+    }
     assert!(report["not_measured"].to_string().contains("gloo"), "{report:#}");
     let sizes = report["sizes"].as_array().unwrap();
     assert!(sizes.iter().any(|row| row["name"] == "quic" && row["bytes"] == 1024));

@@ -12,17 +12,19 @@ use super::wait::output_within;
 /// Longest run of one measurement.
 const RUN_MAX: Duration = Duration::from_secs(60);
 
-/// Which transports of UCX it may use.
+/// Which transports of UCX it may use, and whether as a program must that outlives its peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Over {
     Tcp,
+    /// With endpoints that tell when their peer is gone, as a link has them.
+    TcpWithErrors,
     SharedMemory,
 }
 
 impl Over {
     fn transports(self) -> &'static str {
         match self {
-            Self::Tcp => "tcp",
+            Self::Tcp | Self::TcpWithErrors => "tcp",
             Self::SharedMemory => "posix,sysv,cma",
         }
     }
@@ -57,6 +59,9 @@ fn run(over: Over, cores: [usize; 2], arguments: &[String]) -> Result<Vec<f64>, 
     let start = |core: usize, server: Option<&str>| {
         let mut command = Command::new("ucx_perftest");
         command.args(server).args(arguments).arg("-f").args(["-c", &core.to_string()]);
+        if over == Over::TcpWithErrors {
+            command.arg("-e");
+        }
         command.args(["-p", &port.to_string()]).env("UCX_TLS", over.transports());
         command.env("UCX_WARN_UNUSED_ENV_VARS", "n");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()

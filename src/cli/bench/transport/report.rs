@@ -97,7 +97,9 @@ const RATIOS: [(&str, Of, &str, &str); 7] = [
 ];
 
 /// What else is worth comparing.
-const MORE_RATIOS: [(&str, Of, &str, &str); 10] = [
+const MORE_RATIOS: [(&str, Of, &str, &str); 12] = [
+    ("ucx_tcp_over_perftest_errors", Of::Goodput, "ucx-tcp", "perftest-tcp-errors"),
+    ("ucx_tcp_rtt_over_perftest_errors", Of::RoundTrip, "ucx-tcp", "perftest-tcp-errors"),
     ("quic_one_rtt_over_tcp", Of::RoundTrip, "quic-one", "tcp"),
     ("quinn_1_thread_rtt_over_tcp", Of::RoundTrip, "quinn-1-thread", "tcp"),
     ("quic_one_jumbo_over_tls", Of::Goodput, "quic-one", "tls"),

@@ -214,7 +214,11 @@ impl Others {
         let cores = [places[0].core.unwrap_or(0), places[1].core.unwrap_or(0)];
         let wanted = |against| args.against.contains(&against);
         let perftest = match wanted(AgainstArg::UcxPerftest) {
-            true => vec![("perftest-tcp", Over::Tcp), ("perftest-shm", Over::SharedMemory)],
+            true => vec![
+                ("perftest-tcp", Over::Tcp),
+                ("perftest-tcp-errors", Over::TcpWithErrors),
+                ("perftest-shm", Over::SharedMemory),
+            ],
             false => Vec::new(),
         };
         let gloo = wanted(AgainstArg::Gloo).then(|| Gloo::start(&args.python, cores));
