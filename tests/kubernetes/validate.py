@@ -5,8 +5,8 @@
 
 Kubernetes' own objects, and the pod templates of a LeaderWorkerSet, are checked strictly (no unknown
 field) with the schemas in the PyPI package kubernetes-validate, for Kubernetes VERSION (default: its
-latest); a LeaderWorkerSet itself with leaderworkerset.schema.json beside this file. Not part of the test
-suite, which needs no network: run it when a snapshot of what is rendered changes.
+latest); a LeaderWorkerSet itself with leaderworkerset.schema.json beside this file. Continuous integration
+runs it where a package registry can be reached; the test suite needs no network.
 """
 
 import json
