@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use candle_core::DType;
+use ditmesh_actors::plan::memory::run_bytes;
 use ditmesh_actors::plan::{Plan, footprint, resolve};
 use ditmesh_actors::protocol::RunSpec;
 use ditmesh_actors::request::{
-    Degrees, Dtype, FloatTensor, GenerateRequest, OutputKind, PromptEmbeds,
+    Degrees, Dtype, FloatTensor, GenerateRequest, OutputKind, PromptEmbeds, StepCache, Wire,
 };
 use ditmesh_model::pipeline::describe;
 use ditmesh_model::random_pipeline::{CAPTION_CHANNELS, RandomPixArt};
@@ -109,6 +110,40 @@ fn the_peak_of_every_rank_is_within_a_tenth_of_the_plan() {
     for (degrees, patches, output) in cases {
         let request = GenerateRequest { num_pipeline_patch: Some(patches), output, ..base.clone() };
         check_prediction(dir.path(), &model, degrees, &request);
+    }
+}
+
+/// What decides whether a second run has room: about what a run really takes beside what a forward
+/// pass needs.
+#[test]
+fn a_run_takes_the_bytes_that_its_admission_reckons_with() {
+    let dir = tempfile::tempdir().unwrap();
+    RandomPixArt { hidden: 240, latent: 64, ..SIZES }.write(dir.path()).unwrap();
+    let model = describe_any(dir.path(), DType::F32).unwrap();
+    let plain = GenerateRequest { num_inference_steps: 3, ..request() };
+    let cache = Some(StepCache { threshold: 0.1, ..StepCache::default() });
+    let wire = Some(Wire { residual: true, .."f16".parse().unwrap() });
+    for (degrees, request) in [
+        (degrees(1, 2, 1), GenerateRequest { num_pipeline_patch: Some(8), ..plain.clone() }),
+        (degrees(1, 2, 1), GenerateRequest { num_pipeline_patch: Some(8), wire, ..plain.clone() }),
+        (
+            degrees(1, 2, 2),
+            GenerateRequest { num_pipeline_patch: Some(4), step_cache: cache, ..plain },
+        ),
+    ] {
+        let Outcome { held, .. } = run(dir.path(), degrees, &request);
+        let run = resolve::resolve(&request, &model.spec, degrees).unwrap();
+        let run = RunSpec { embeds_tokens: Some(TOKENS as u32), ..run };
+        let plan = Plan::new(degrees, &model.spec, &run).unwrap();
+        let reckoned = run_bytes(&plan);
+        for (rank, held) in held.iter().enumerate() {
+            let grown = held.end.most - held.loaded.now;
+            let forward = footprint::of_rank(&plan, rank, &model, Dtype::F32).activations;
+            println!("{degrees} rank {rank}: {grown} more, reckoned {reckoned}, forward {forward}");
+            // A fifth for what is on its way: copies in another element type, frames not yet taken.
+            assert!(grown <= (reckoned + forward) * 6 / 5, "{degrees} rank {rank}: too little");
+            assert!(grown * 2 >= reckoned, "{degrees} rank {rank}: too much");
+        }
     }
 }
 
