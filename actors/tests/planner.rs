@@ -159,6 +159,44 @@ fn a_chart_has_every_rank_and_every_kind_of_time() {
     assert!(names.iter().all(|name| chart.contains(name.as_str())));
 }
 
+/// Where nobody fixes degrees, one device up to eight, on nodes of their own, are all used, but where
+/// every mesh of all of them is slower than the one that leaves a device out.
+#[test]
+fn every_number_of_devices_is_used_as_far_as_it_pays() {
+    // Two branches of guidance do not share 5 or 7 devices, and one more is no gain for stages alone; 7
+    // stages deal 57 blocks and 64 rows so unevenly that 6 are as fast.
+    for (name, used) in
+        [("pixart.json", [1, 2, 3, 4, 4, 6, 6, 8]), ("flux.json", [1, 2, 3, 4, 5, 6, 6, 8])]
+    {
+        let model = model(name);
+        for (devices, used) in (1..).zip(used) {
+            let (cluster, wish) = (cluster(devices, 1, 1.0), wish(&model));
+            let decision = choose(&model, &cluster, &wish).unwrap();
+            let best = decision.best().unwrap();
+            let said = format!("{name} on {devices}: {}", best.candidate);
+            assert_eq!(best.candidate.degrees.world_size(), used, "{said}");
+            for whole in whole_meshes(devices as u32) {
+                // What does not fit the model takes no time.
+                let Ok((seconds, ..)) = predict(&model, &cluster, &wish, &whole) else { continue };
+                assert!(seconds >= best.seconds * (1.0 - 1e-9), "{said}, {whole} is faster");
+            }
+        }
+    }
+}
+
+/// Meshes without rings that use so many devices, with few strips and with many.
+fn whole_meshes(devices: u32) -> Vec<Candidate> {
+    let splits = (1..=2).flat_map(|cfg| (1..=devices).map(move |stages| (cfg, stages)));
+    let fits = splits.filter(|(cfg, stages)| devices.is_multiple_of(cfg * stages));
+    fits.flat_map(|(cfg, stages)| {
+        let degrees = degrees(cfg, stages, devices / cfg / stages);
+        let patches = [stages, stages + 1, 2 * stages, 4 * stages];
+        let looked_at = if stages == 1 { 1 } else { patches.len() };
+        patches.into_iter().take(looked_at).map(move |patches| candidate(degrees, patches))
+    })
+    .collect()
+}
+
 /// The bound on the work is what keeps planning short; the seconds are printed for people.
 #[test]
 fn a_thousand_devices_are_planned_in_bounded_work() {
