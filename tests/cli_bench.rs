@@ -135,13 +135,21 @@ fn transport_measures_every_way_that_is_there() {
     assert!(sizes.iter().any(|row| row["name"] == "quic" && row["bytes"] == 1024));
 }
 
-/// Processes are really killed and stopped; what is promised holds with room to spare.
+/// Processes are really killed and stopped; what is aimed at holds, with room for a machine that does
+/// other things besides.
 #[test]
 fn recovery_measures_every_loss() {
     let ended = run(&["bench", "recovery", "--rounds", "1", "--json"].map(str::to_owned));
     let report: Value = serde_json::from_str(ended.done()).unwrap();
-    for key in ["detect_exit_s", "detect_stuck_s", "resume_s", "overhead_s", "join_s"] {
-        assert!(report[key].as_f64().unwrap() < 10.0, "{key} in {report:#}");
+    let most = [
+        ("detect_exit_s", 1.0),
+        ("detect_stuck_s", 2.25),
+        ("resume_s", 2.0),
+        ("overhead_s", 2.5),
+        ("join_s", 3.0),
+    ];
+    for (key, most) in most {
+        assert!(report[key].as_f64().unwrap() < most, "{key} is to be below {most} s: {report:#}");
     }
     // Silence has to last before it means something.
     assert!(report["detect_stuck_s"].as_f64().unwrap() > 1.0, "{report:#}");
