@@ -3,12 +3,13 @@
 
 use std::fmt::Write;
 use std::net::UdpSocket;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ditmesh::{ClusterClient, ClusterStatus, GenerateRequest, Manifest, manifest};
+use ditmesh_actors::launcher::record::{Role, RunFolder};
 use tempfile::TempDir;
 
 use crate::cli_generate::fixtures;
@@ -17,6 +18,9 @@ use crate::cli_process::{Ended, ditmesh};
 /// Longest wait for anything here.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Nodes in the order in which a manifest names them; the first hosts the coordinator.
+const NODES: [&str; 4] = ["a", "b", "c", "d"];
+
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How a test's manifest differs from the plainest one.
@@ -24,10 +28,16 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Settings {
     /// Of the node that hosts the coordinator.
     pub(crate) control_port: u16,
+    /// Nodes; 0 means 2.
+    pub(crate) nodes: usize,
     /// Devices of each node; 0 means 1.
     pub(crate) devices: usize,
+    /// What each device has; 0 says nothing.
+    pub(crate) memory_bytes: u64,
     /// Failure detection as a user has it; otherwise patient, for loaded machines.
     pub(crate) quick: bool,
+    /// Longest time for a step; 0 means the default.
+    pub(crate) step_deadline_ms: u32,
     /// Two sequence ranks in place of two stages.
     pub(crate) ulysses: bool,
     /// Frames ride on UCX; nothing else will do.
@@ -36,7 +46,7 @@ pub(crate) struct Settings {
     pub(crate) elastic: bool,
 }
 
-/// Nodes `a` (coordinator) and `b`, in a folder of their own.
+/// Nodes `a` (coordinator), `b` and so on, in a folder of their own.
 pub(crate) struct Cluster {
     folder: TempDir,
     pub(crate) manifest: Manifest,
@@ -45,11 +55,16 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn new(settings: Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let model = fixtures().join("pipelines/sigma_8x8");
+        let model = model();
         let mut text = String::from("schema = 1\n[cluster]\nname = \"demo\"\n");
-        for (name, port) in [("a", settings.control_port), ("b", 0)] {
+        let mut device = String::from("[[node.device]]\n");
+        if settings.memory_bytes > 0 {
+            writeln!(device, "memory_bytes = {}", settings.memory_bytes).unwrap();
+        }
+        for name in &NODES[..if settings.nodes == 0 { 2 } else { settings.nodes }] {
+            let port = if *name == NODES[0] { settings.control_port } else { 0 };
             writeln!(text, "[[node]]\nname = \"{name}\"\ncontrol_port = {port}").unwrap();
-            text.push_str(&"[[node.device]]\n".repeat(settings.devices.max(1)));
+            text.push_str(&device.repeat(settings.devices.max(1)));
         }
         writeln!(text, "[[model]]\nname = \"m\"\npath = {:?}", model.display()).unwrap();
         if settings.elastic {
@@ -60,8 +75,12 @@ impl Cluster {
             let degree = if settings.ulysses { "ulysses_degree" } else { "pipefusion_degree" };
             writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ {degree} = 2 }}").unwrap();
         }
+        text.push_str("[health]\n");
         if !settings.quick {
-            writeln!(text, "[health]\nsuspect_ms = 5000\ndead_ms = 10000").unwrap();
+            text.push_str("suspect_ms = 5000\ndead_ms = 10000\n");
+        }
+        if settings.step_deadline_ms > 0 {
+            writeln!(text, "step_deadline_ms = {}", settings.step_deadline_ms).unwrap();
         }
         if settings.ucx {
             text.push_str("[transport]\nkind = \"ucx\"\n");
@@ -93,6 +112,12 @@ impl Cluster {
 
     pub(crate) fn status(&self) -> ClusterStatus {
         self.client().blocking_status().unwrap()
+    }
+
+    /// The process that starts the agents, again if they end.
+    pub(crate) fn launcher(&self) -> u32 {
+        let mut records = RunFolder::of(&self.manifest).records().into_iter();
+        records.find(|record| record.role == Role::Launcher).unwrap().pid
     }
 
     /// Waits until the mesh is formed with an epoch above `epoch`.
@@ -136,6 +161,11 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.run(&["down", "-q"]);
     }
+}
+
+/// The model of every cluster here.
+pub(crate) fn model() -> PathBuf {
+    fixtures().join("pipelines/sigma_8x8")
 }
 
 /// Whether the whole product is tested, and not what a change can wait for.

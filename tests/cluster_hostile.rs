@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ditmesh::ClusterStatus;
+use ditmesh::{ClusterClient, ClusterStatus};
 use ditmesh_actors::protocol::{DeviceId, FromCoordinator, Hello, Party, ToCoordinator};
 use ditmesh_actors::session::handshake::hello;
 use ditmesh_transport::join::{JOIN_BYTES_MAX, JoinToken, ask};
@@ -17,13 +17,22 @@ use ditmesh_transport::{
 };
 use tokio::task::JoinSet;
 
-use crate::cluster_harness::{Cluster, Settings, holdings, wait_until};
+use crate::cluster_harness::{Cluster, Settings, holdings, processes, wait_until};
 use crate::cluster_kill::steps;
 use crate::intruder::{Caller, Certificates, FROM, Words};
 
 /// What intruders may add to a process while they are there, in kilobytes: places, packets that wait,
 /// and what the allocator keeps.
 const GROWTH_KB_MAX: usize = 48 << 10;
+
+/// Pictures whose median is the pace before the intruders come.
+const DRAWN_BEFORE: usize = 9;
+
+/// How much longer a picture may take while they are there: they cost computing.
+const SLOWER_MAX: f64 = 3.0;
+
+/// Seconds that a picture may take in any case: tests that run at the same time begin and end.
+const SLOW_S: f64 = 1.0;
 
 /// Callers of each kind at each port.
 const CALLERS: usize = 4;
@@ -202,19 +211,30 @@ async fn stale_member(certificates: &Certificates, worker: FabricAddress, epoch:
     assert!(matches!(error, TransportError::StaleEpoch { .. }), "{error}");
 }
 
-/// Draws until told to stop; how often, and the most kilobytes that each process had.
-fn draw_on(cluster: &Cluster, processes: [u32; 2], stop: &AtomicBool) -> (usize, [usize; 2]) {
+/// Seconds that one picture takes.
+fn draw(client: &ClusterClient) -> f64 {
+    let begun = Instant::now();
+    let generation = client.generate(steps(4)).blocking_finish().unwrap();
+    assert_eq!(generation.report.resumptions, []);
+    begun.elapsed().as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Draws until told to stop; what each picture took, and the most kilobytes that each process had.
+fn draw_on(cluster: &Cluster, processes: &[u32], stop: &AtomicBool) -> (Vec<f64>, Vec<usize>) {
     let client = cluster.client();
-    let (mut drawn, mut most) = (0, [0; 2]);
+    let (mut took, mut most) = (Vec::new(), vec![0; processes.len()]);
     while !stop.load(Ordering::Relaxed) {
-        let generation = client.generate(steps(4)).blocking_finish().unwrap();
-        assert_eq!(generation.report.resumptions, []);
-        drawn += 1;
+        took.push(draw(&client));
         for (most, process) in most.iter_mut().zip(processes) {
-            *most = holdings(process).kilobytes.max(*most);
+            *most = holdings(*process).kilobytes.max(*most);
         }
     }
-    (drawn, most)
+    (took, most)
 }
 
 #[test]
@@ -224,14 +244,16 @@ fn hostile_callers_are_turned_away_counted_and_leave_nothing() {
     let before = cluster.status();
     let (epoch, ports) = (before.mesh.as_ref().unwrap().epoch, Ports::of(&before));
     let certificates = Certificates::load(&cluster.folder().join(".ditmesh/certs"));
-    cluster.client().generate(steps(4)).blocking_finish().unwrap();
-    let processes = [before.nodes[0].process, before.nodes[1].devices[0].process];
-    let held = processes.map(holdings);
+    let client = cluster.client();
+    draw(&client);
+    let quiet = median((0..DRAWN_BEFORE).map(|_| draw(&client)).collect());
+    let processes = processes(&before);
+    let held: Vec<_> = processes.iter().copied().map(holdings).collect();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let (drawn, most, calls) = std::thread::scope(|scope| {
-        let drawing = scope.spawn(|| draw_on(&cluster, processes, &stop));
+    let (took, most, calls) = std::thread::scope(|scope| {
+        let drawing = scope.spawn(|| draw_on(&cluster, &processes, &stop));
         // Told to stop whatever becomes of the callers.
         let _ends = Stopping(&stop);
         let calls = runtime.block_on(async {
@@ -248,17 +270,21 @@ fn hostile_callers_are_turned_away_counted_and_leave_nothing() {
             count
         });
         stop.store(true, Ordering::Relaxed);
-        let (drawn, most) = drawing.join().unwrap();
-        (drawn, most, calls)
+        let (took, most) = drawing.join().unwrap();
+        (took, most, calls)
     });
     drop(runtime);
-    let (after, now) = (cluster.status(), processes.map(holdings));
+    let after = cluster.status();
+    let now: Vec<_> = processes.iter().copied().map(holdings).collect();
+    let (drawn, busy) = (took.len(), median(took));
     eprintln!(
-        "{calls} calls, {} turned away, {drawn} pictures drawn, {held:?} were {most:?} at most and \
-         are {now:?}",
+        "{calls} calls, {} turned away, {drawn} pictures drawn, one took {quiet:.3} s before and \
+         {busy:.3} s meanwhile, {held:?} were {most:?} at most and are {now:?}",
         after.callers_refused
     );
-    assert!(drawn > 0, "nothing was drawn meanwhile");
+    assert!(drawn >= DRAWN_BEFORE, "{drawn} were drawn meanwhile");
+    let slowest = (SLOWER_MAX * quiet).max(SLOW_S);
+    assert!(busy <= slowest, "one took {quiet} s before and {busy} s meanwhile");
     // Every kind at the control port, apart from the questions.
     let refused = after.callers_refused - before.callers_refused;
     assert!(refused >= (4 + 8 + 1) * CALLERS as u64 + 7, "{refused} were counted");
@@ -276,7 +302,7 @@ fn hostile_callers_are_turned_away_counted_and_leave_nothing() {
         (status.mesh.as_ref().map(|mesh| mesh.epoch), lives.collect::<Vec<_>>())
     };
     assert_eq!(of(&after), of(&before), "somebody was lost");
-    cluster.client().generate(steps(4)).blocking_finish().unwrap();
+    draw(&client);
 }
 
 struct Stopping<'a>(&'a AtomicBool);

@@ -7,16 +7,21 @@ use ditmesh::{
     ClusterStatus, Degrees, Event, FloatTensor, GenerateError, GenerateRequest, Generation, Output,
     OutputKind,
 };
-use ditmesh_actors::launcher::record::{Role, RunFolder};
+use ditmesh_actors::launcher::record::RunFolder;
 use ditmesh_actors::request::Resumption;
 
 use crate::cluster_harness::{Cluster, Settings, is_alive, short_request, signal, wait_until};
+use crate::held_thread::HeldThread;
 
 /// Within which a loss is noticed, at the defaults of the manifest.
 const STUCK_LIMIT: Duration = Duration::from_secs(2);
 
-/// What a loss may cost in all on a busy machine, loading and the next mesh included.
-const GOES_ON_LIMIT: Duration = Duration::from_secs(5);
+/// Within which it is noticed that a worker hangs which has a second for a step: that, two more to stop,
+/// and what a busy machine adds.
+const HUNG_LIMIT: Duration = Duration::from_secs(4);
+
+/// What a loss may cost after that on a busy machine, loading and the next mesh included.
+const GOES_ON_LIMIT: Duration = Duration::from_secs(3);
 
 /// Long enough that every kind of loss comes before the end.
 const STEPS: u32 = 400;
@@ -60,6 +65,15 @@ fn disturb(
     cluster: &Cluster,
     disturbance: impl FnOnce(&ClusterStatus),
 ) -> (Generation, Resumption) {
+    disturb_within(STUCK_LIMIT, cluster, disturbance)
+}
+
+/// The same, noticed within `limit`.
+fn disturb_within(
+    limit: Duration,
+    cluster: &Cluster,
+    disturbance: impl FnOnce(&ClusterStatus),
+) -> (Generation, Resumption) {
     let status = cluster.status();
     let client = cluster.client();
     let [mut run, second] = [(); 2].map(|()| client.generate(request()));
@@ -81,8 +95,8 @@ fn disturb(
     heard.retain(|(resumption, _)| !resumption.moved);
     let [(resumption, after)] = heard.as_slice() else { panic!("{heard:?}") };
     let noticed = after.saturating_sub(Duration::from_secs_f64(resumption.seconds));
-    assert!(noticed < STUCK_LIMIT, "noticed after {noticed:?}");
-    assert!(*after < GOES_ON_LIMIT, "went on after {after:?}");
+    assert!(noticed < limit, "noticed after {noticed:?}");
+    assert!(*after < limit + GOES_ON_LIMIT, "went on after {after:?}");
     assert!(resumption.resumed_at_step >= 4, "{resumption:?}");
     let second = second.blocking_finish().unwrap();
     assert!(relative(&second, &generation) < 0.2, "the same request");
@@ -181,6 +195,30 @@ fn a_frozen_worker_is_lost_and_replaced() {
     assert_eq!(ranks, ["a/0", "b/0"]);
 }
 
+/// Its process is heard, and what it computes stands still: the run is stopped at the deadline of its
+/// step, and the worker is ended by force when it does not stop.
+#[test]
+fn a_worker_whose_computing_hangs_is_found_by_its_deadline() {
+    let step_deadline_ms = 1000;
+    let cluster = Cluster::up(Settings {
+        quick: true,
+        ulysses: true,
+        step_deadline_ms,
+        ..Settings::default()
+    });
+    let expected = undisturbed(&cluster);
+    let before = cluster.status();
+    let worker = before.nodes[1].devices[0].process;
+    let mut held = None;
+    let (generation, resumption) =
+        disturb_within(HUNG_LIMIT, &cluster, |_| held = HeldThread::hold(worker, "compute-b/0"));
+    let Some(held) = held else { return };
+    names(&resumption, &["device b/0"], "did not stop");
+    assert!(relative(&generation, &expected) <= 1e-5);
+    held.ended();
+    draws_again(&cluster, &before);
+}
+
 /// Before the first step there is nothing to go on from; after the last one only decoding is left.
 #[test]
 fn a_worker_killed_while_text_is_encoded_or_the_picture_decoded() {
@@ -245,6 +283,16 @@ fn a_killed_coordinator_goes_on_with_what_it_had_begun() {
     assert!(generation.report.epoch > before.mesh.as_ref().unwrap().epoch);
     assert!(relative(&second.blocking_finish().unwrap(), &expected) <= 1e-5);
     assert_eq!(client.blocking_status().unwrap().running, 0);
+    // The other node's processes have come back as they were, each by a new session of its own.
+    let lives = |status: &ClusterStatus| {
+        let node = &status.nodes[1];
+        let device = &node.devices[0];
+        [(node.process, node.incarnation), (device.process, device.incarnation)]
+    };
+    for (before, after) in lives(&before).into_iter().zip(lives(&cluster.status())) {
+        assert_eq!(before.0, after.0, "another process");
+        assert!(before.1 < after.1, "incarnation {} after {}", after.1, before.1);
+    }
 }
 
 /// A request for a mesh that there is not has waited since it was accepted, not since the restart.
@@ -277,19 +325,34 @@ fn a_deadline_goes_on_over_a_restart_of_the_coordinator() {
 /// never heard of the request, goes on from there.
 #[test]
 fn a_coordinator_that_lost_its_disk_gets_the_checkpoint_back() {
-    let cluster = exact();
-    let expected = undisturbed(&cluster);
+    goes_on_without_the_disk(&exact(), &[], "node b held a copy");
+}
+
+/// Two nodes that did not produce it hold a copy each: with the coordinator's disk and one of them gone,
+/// the other's is there.
+#[test]
+fn a_coordinator_that_lost_its_disk_and_a_holder_gets_the_other_copy() {
+    let settings = Settings { quick: true, ulysses: true, nodes: 4, ..Settings::default() };
+    goes_on_without_the_disk(&Cluster::up(settings), &["c"], "node d held a copy");
+}
+
+/// The coordinator dies with its disk, and with it the agents of some nodes: the run goes on from a
+/// copy, for this reason.
+fn goes_on_without_the_disk(cluster: &Cluster, lost: &[&str], cause: &str) {
+    let expected = undisturbed(cluster);
     let before = cluster.status();
     let client = cluster.client();
     let mut run = client.generate(request());
     while !matches!(run.blocking_next_event(), Some(Event::Step { step: 20.., .. })) {}
-    let folder = RunFolder::of(&cluster.manifest);
-    let launcher = folder.records().into_iter().find(|record| record.role == Role::Launcher);
-    let (launcher, agent) = (launcher.unwrap().pid, before.nodes[0].process);
-    // Or it would have started the next one before the disk is gone.
+    let dies = |at: usize, name: &str| at == 0 || lost.contains(&name);
+    let nodes = before.nodes.iter().enumerate().filter(|(at, node)| dies(*at, &node.name));
+    let agents: Vec<u32> = nodes.map(|(_, node)| node.process).collect();
+    let launcher = cluster.launcher();
+    // Or it would have started the next ones before the disk is gone.
     signal(launcher, "STOP");
-    signal(agent, "KILL");
-    wait_until("the agent has ended", || !is_alive(agent));
+    agents.iter().for_each(|agent| signal(*agent, "KILL"));
+    wait_until("the agents have ended", || !agents.iter().any(|agent| is_alive(*agent)));
+    let folder = RunFolder::of(&cluster.manifest);
     std::fs::remove_dir_all(folder.path().join("coordinator")).unwrap();
     signal(launcher, "CONT");
     let mut heard = Vec::new();
@@ -301,7 +364,7 @@ fn a_coordinator_that_lost_its_disk_gets_the_checkpoint_back() {
     }
     let generation = run.blocking_finish().unwrap();
     let [resumption] = heard.as_slice() else { panic!("{heard:?}") };
-    names(resumption, &["the coordinator"], "node b held a copy");
+    names(resumption, &["the coordinator"], cause);
     assert!(resumption.resumed_at_step >= 10, "{resumption:?}");
     let error = relative(&generation, &expected);
     assert!(error <= 1e-5, "{error:e}");

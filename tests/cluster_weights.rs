@@ -44,6 +44,21 @@ pub(crate) fn own_mounts() -> Option<&'static str> {
     found
 }
 
+/// What begins a command that finds an empty folder where the model is.
+pub(crate) fn without_model(mounts: &str, model: &Path) -> Command {
+    let mut command = Command::new("unshare");
+    let hide = "mount -t tmpfs none \"$0\" && exec \"$@\"";
+    command.args([mounts, "sh", "-c", hide]).arg(model);
+    command
+}
+
+/// Sizes of the tensors that are kept below a folder of caches.
+pub(crate) fn kept_tensors(cache: &Path) -> Vec<u64> {
+    let entries = std::fs::read_dir(cache.join("ditmesh/tensors"));
+    let entries = entries.into_iter().flatten().flatten();
+    entries.map(|entry| entry.metadata().unwrap().len()).collect()
+}
+
 impl Cluster {
     fn start(mounts: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -69,9 +84,7 @@ impl Cluster {
         let mut command = match hidden {
             None => Command::new(env!("CARGO_BIN_EXE_ditmesh")),
             Some((mounts, model)) => {
-                let mut command = Command::new("unshare");
-                let hide = "mount -t tmpfs none \"$0\" && exec \"$@\"";
-                command.args([mounts, "sh", "-c", hide]).arg(model);
+                let mut command = without_model(mounts, model);
                 command.arg(env!("CARGO_BIN_EXE_ditmesh"));
                 command
             }
@@ -90,11 +103,8 @@ impl Cluster {
         ditmesh(self.folder.path(), args)
     }
 
-    /// Sizes of the tensors that a node keeps.
     fn kept(&self, node: &str) -> Vec<u64> {
-        let entries = std::fs::read_dir(self.cache(node).join("ditmesh/tensors"));
-        let entries = entries.into_iter().flatten().flatten();
-        entries.map(|entry| entry.metadata().unwrap().len()).collect()
+        kept_tensors(&self.cache(node))
     }
 }
 

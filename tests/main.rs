@@ -27,6 +27,7 @@ mod cluster_slurm;
 mod cluster_ssh;
 mod cluster_traces;
 mod cluster_weights;
+mod held_thread;
 mod house;
 mod intruder;
 mod network_lab;

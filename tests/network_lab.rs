@@ -6,18 +6,30 @@
 //! they are required. Names and addresses are this process's own: several labs may exist at a time.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use delay::{Delay, QUEUE};
 use ditmesh::{ClusterClient, ClusterStatus, GenerateRequest, Generation, Manifest, manifest};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::cli_generate::fixtures;
 use crate::cli_process::ditmesh;
-use crate::cluster_harness::wait_until;
+use crate::cluster_harness::{model, wait_until};
+
+/// The product's own, of its benchmarks: kernels are built without `netem`.
+#[path = "../src/cli/bench/shaped_link/delay.rs"]
+mod delay;
 
 const CONTROL_PORT: u16 = 7431;
+
+/// How long a frame takes over a link that is [`Network::Far`].
+pub(crate) const DELAY: Duration = Duration::from_millis(40);
 
 /// Labs of this process so far.
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -82,6 +94,16 @@ impl Switch {
         format!("10.231.{}.{place}", self.net)
     }
 
+    /// Holds what the rules of a host hand over.
+    fn delay(&self, host: &str) -> Delay {
+        let space = format!("/run/netns/{}", self.space(host));
+        let enter = move || {
+            let space = File::open(space).map_err(|error| error.to_string())?;
+            setns(space, CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())
+        };
+        Delay::start(DELAY, enter).unwrap()
+    }
+
     /// A command on a host.
     fn on(&self, host: &str, line: &str) -> Result<(), String> {
         ip(&format!("netns exec {} {line}", self.space(host))).map(drop)
@@ -99,14 +121,18 @@ impl Drop for Switch {
 }
 
 /// What the network of one host does.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
     Well,
     /// One frame of twenty is lost, each way.
     Lossy,
     /// 5 Mbit/s from the host, with a queue of 400 ms.
     Slow,
+    /// The same, and every frame takes 40 ms more, each way.
+    Far,
     /// Nothing comes from the host.
+    Mute,
+    /// Nothing goes to the host.
     Deaf,
     /// Nothing goes either way.
     Cut,
@@ -119,6 +145,7 @@ struct Agent(&'static str, Child);
 
 /// A cluster whose first host has the coordinator; the client is on the switch.
 pub(crate) struct Lab {
+    delays: Vec<(&'static str, Delay)>,
     agents: Vec<Agent>,
     pub(crate) manifest: Manifest,
     switch: Switch,
@@ -126,9 +153,14 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// One node with one device per host, nobody started; `None`, with the reason printed, where
+    /// One node per host with so many devices, nobody started; `None`, with the reason printed, where
     /// there are no namespaces and none are required.
-    pub(crate) fn new(hosts: &'static [&'static str], degrees: &str, more: &str) -> Option<Self> {
+    pub(crate) fn new(
+        hosts: &'static [&'static str],
+        devices: usize,
+        degrees: &str,
+        more: &str,
+    ) -> Option<Self> {
         let switch = match Switch::new(hosts) {
             Ok(switch) => switch,
             Err(reason) => {
@@ -143,7 +175,8 @@ impl Lab {
         for host in hosts {
             let address = switch.address(host);
             writeln!(text, "[[node]]\nname = \"{host}\"\naddress = \"{address}\"").unwrap();
-            writeln!(text, "control_port = {CONTROL_PORT}\n[[node.device]]").unwrap();
+            writeln!(text, "control_port = {CONTROL_PORT}").unwrap();
+            text.push_str(&"[[node.device]]\n".repeat(devices));
         }
         writeln!(text, "[[model]]\nname = \"m\"\npath = {:?}", model().display()).unwrap();
         writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ {degrees} }}\n{more}").unwrap();
@@ -151,14 +184,18 @@ impl Lab {
         std::fs::write(&path, text).unwrap();
         ditmesh(folder.path(), &["certs", "-q"]).done();
         let manifest = manifest::parse::load(&path).unwrap();
-        Some(Self { agents: Vec::new(), manifest, switch, folder })
+        Some(Self { delays: Vec::new(), agents: Vec::new(), manifest, switch, folder })
     }
 
     /// The same with all nodes in the mesh.
-    pub(crate) fn start(hosts: &'static [&'static str], degrees: &str, more: &str) -> Option<Self> {
-        let mut lab = Self::new(hosts, degrees, more)?;
+    pub(crate) fn start(
+        hosts: &'static [&'static str],
+        devices: usize,
+        degrees: &str,
+    ) -> Option<Self> {
+        let mut lab = Self::new(hosts, devices, degrees, "")?;
         hosts.iter().for_each(|host| lab.agent(host, false));
-        lab.whole(hosts.len());
+        lab.whole(hosts.len() * devices);
         Some(lab)
     }
 
@@ -178,8 +215,13 @@ impl Lab {
         self.agents.push(Agent(host, command.spawn().unwrap()));
     }
 
-    /// Kills the agent of a host, and with it its worker.
+    /// Kills every process of a host at once.
     pub(crate) fn kill(&mut self, host: &str) {
+        let processes = ip(&format!("netns pids {}", self.switch.space(host))).unwrap();
+        for process in processes.split_whitespace() {
+            // One may have ended with another.
+            let _ = kill(Pid::from_raw(process.parse().unwrap()), Signal::SIGKILL);
+        }
         for Agent(_, child) in self.agents.extract_if(.., |agent| agent.0 == host) {
             end(child);
         }
@@ -210,21 +252,29 @@ impl Lab {
     }
 
     /// Makes the network of a host so.
-    pub(crate) fn network(&self, host: &str, network: Network) {
+    pub(crate) fn network(&mut self, host: &'static str, network: Network) {
         let on = |line: &str| self.switch.on(host, line);
         on("iptables -F").unwrap();
+        self.delays.retain(|(of, _)| *of != host);
         // There may be none.
         let _ = on("tc qdisc del dev eth0 root");
+        let slow = "tc qdisc add dev eth0 root tbf rate 5mbit burst 16k latency 400ms";
         let lose = "-m statistic --mode random --probability 0.05 -j DROP";
         let lines = match network {
             Network::Well => Vec::new(),
             Network::Lossy => {
                 ["INPUT", "OUTPUT"].map(|to| format!("iptables -A {to} {lose}")).into()
             }
-            Network::Slow => {
-                vec!["tc qdisc add dev eth0 root tbf rate 5mbit burst 16k latency 400ms".into()]
+            Network::Slow => vec![slow.into()],
+            Network::Far => {
+                self.delays.push((host, self.switch.delay(host)));
+                let hold = format!("NFQUEUE --queue-num {QUEUE} --queue-bypass");
+                let ways = ["INPUT -i", "OUTPUT -o"];
+                let ways = ways.map(|way| format!("iptables -A {way} eth0 -j {hold}"));
+                ways.into_iter().chain([slow.into()]).collect()
             }
-            Network::Deaf => vec!["iptables -A OUTPUT -j DROP".into()],
+            Network::Mute => vec!["iptables -A OUTPUT -j DROP".into()],
+            Network::Deaf => vec!["iptables -A INPUT -j DROP".into()],
             Network::Cut => {
                 ["INPUT", "OUTPUT"].map(|to| format!("iptables -A {to} -j DROP")).into()
             }
@@ -256,11 +306,6 @@ impl Drop for Lab {
             end(child);
         }
     }
-}
-
-/// The model of every lab.
-pub(crate) fn model() -> PathBuf {
-    fixtures().join("pipelines/sigma_8x8")
 }
 
 /// Ends an agent by force; it may have ended already.
