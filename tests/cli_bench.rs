@@ -135,8 +135,8 @@ fn transport_measures_every_way_that_is_there() {
     assert!(sizes.iter().any(|row| row["name"] == "quic" && row["bytes"] == 1024));
 }
 
-/// Processes are really killed and stopped; what is aimed at holds, with room for a machine that does
-/// other things besides.
+/// Processes are really killed and stopped; what is aimed at holds, with room for a machine that
+/// does other things besides.
 #[test]
 fn recovery_measures_every_loss() {
     let ended = run(&["bench", "recovery", "--rounds", "1", "--json"].map(str::to_owned));

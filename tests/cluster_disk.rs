@@ -1,5 +1,5 @@
-//! A disk that is full where the picture should go: the command says so, the cluster has lost nothing,
-//! and what was there stays.
+//! A disk that is full where the picture should go: the command says so, the cluster has lost
+//! nothing, and what was there stays.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;

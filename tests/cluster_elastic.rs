@@ -1,4 +1,5 @@
-//! Nodes that come and go while requests run: processes of their own, joined by token, left in order.
+//! Nodes that come and go while requests run: processes of their own, joined by token, left in
+//! order.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -263,8 +264,8 @@ fn a_node_that_is_forced_out_needs_a_new_token() {
     cluster.run(&["force-leave", "a"]).refused(1, &["hosts the coordinator"]);
 }
 
-/// A run with long to go is moved to the better mesh that a node which joins makes possible, from its
-/// newest checkpoint, and its caller hears of it once.
+/// A run with long to go is moved to the better mesh that a node which joins makes possible, from
+/// its newest checkpoint, and its caller hears of it once.
 #[test]
 fn a_long_run_moves_to_the_better_mesh_when_a_node_joins() {
     let cluster = Cluster::up(elastic());
@@ -290,8 +291,8 @@ fn a_long_run_moves_to_the_better_mesh_when_a_node_joins() {
     assert_eq!(generation.report.ranks.len(), 3);
 }
 
-/// Who was declared gone is neither waited for nor let in by a coordinator that was started again, until it
-/// joins anew.
+/// Who was declared gone is neither waited for nor let in by a coordinator that was started again,
+/// until it joins anew.
 #[test]
 fn a_node_that_was_forced_out_stays_out_over_a_restart_of_the_coordinator() {
     let cluster = Cluster::up(elastic());
@@ -355,8 +356,8 @@ fn a_stuck_request_holds_a_leaving_node_until_its_deadline() {
     client.generate(short_request()).blocking_finish().unwrap();
 }
 
-/// What one device cannot hold waits for another, and whoever asks is told; a deadline ends the wait
-/// with the same words.
+/// What one device cannot hold waits for another, and whoever asks is told; a deadline ends the
+/// wait with the same words.
 #[test]
 fn a_model_that_one_device_cannot_hold_waits_for_another() {
     let cluster = Cluster::up(Settings { quick: true, memory_bytes: MEMORY_BYTES, ..elastic() });

@@ -1,6 +1,6 @@
 //! Hostile input at the ports of processes that run: whatever callers show, say or do not say, each
-//! node stays up and small, those that belong to the cluster draw on, and the cluster's status counts
-//! whom it turned away.
+//! node stays up and small, those that belong to the cluster draw on, and the cluster's status
+//! counts whom it turned away.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::cluster_harness::{Cluster, Settings, holdings, processes, wait_until}
 use crate::cluster_kill::steps;
 use crate::intruder::{Caller, Certificates, FROM, Words};
 
-/// What intruders may add to a process while they are there, in kilobytes: places, packets that wait,
-/// and what the allocator keeps.
+/// What intruders may add to a process while they are there, in kilobytes: places, packets that
+/// wait, and what the allocator keeps.
 const GROWTH_KB_MAX: usize = 48 << 10;
 
 /// Pictures whose median is the pace before the intruders come.
@@ -87,8 +87,8 @@ fn wrong_certificates(certificates: &Certificates, ports: &Ports, calls: &mut Jo
     }
 }
 
-/// With a good certificate: bytes that are no protocol, lengths that are too large, messages that end
-/// early, streams that are never written, and one byte per second.
+/// With a good certificate: bytes that are no protocol, lengths that are too large, messages that
+/// end early, streams that are never written, and one byte per second.
 fn wrong_words(certificates: &Certificates, ports: &Ports, calls: &mut JoinSet<()>) {
     let identity = certificates.good(Role::Node, "b").to_pem();
     let caller = certificates.caller(Some(&identity), b"ditmesh");

@@ -1,5 +1,6 @@
-//! Processes that die or freeze in the middle of a run: the request goes on from its last checkpoint
-//! on whoever is left, its caller hears of it once, and the picture is the one it would have been.
+//! Processes that die or freeze in the middle of a run: the request goes on from its last
+//! checkpoint on whoever is left, its caller hears of it once, and the picture is the one it would
+//! have been.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use crate::held_thread::HeldThread;
 /// Within which a loss is noticed, at the defaults of the manifest.
 const STUCK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Within which it is noticed that a worker hangs which has a second for a step: that, two more to stop,
-/// and what a busy machine adds.
+/// Within which it is noticed that a worker hangs which has a second for a step: that, two more to
+/// stop, and what a busy machine adds.
 const HUNG_LIMIT: Duration = Duration::from_secs(4);
 
 /// What a loss may cost after that on a busy machine, loading and the next mesh included.
@@ -195,8 +196,8 @@ fn a_frozen_worker_is_lost_and_replaced() {
     assert_eq!(ranks, ["a/0", "b/0"]);
 }
 
-/// Its process is heard, and what it computes stands still: the run is stopped at the deadline of its
-/// step, and the worker is ended by force when it does not stop.
+/// Its process is heard, and what it computes stands still: the run is stopped at the deadline of
+/// its step, and the worker is ended by force when it does not stop.
 #[test]
 fn a_worker_whose_computing_hangs_is_found_by_its_deadline() {
     let step_deadline_ms = 1000;
@@ -321,15 +322,15 @@ fn a_deadline_goes_on_over_a_restart_of_the_coordinator() {
     assert!((12.0..18.0).contains(&waited), "{waited} s");
 }
 
-/// Its disk is lost with it: the other node's agent holds a copy, and the next coordinator, which has
-/// never heard of the request, goes on from there.
+/// Its disk is lost with it: the other node's agent holds a copy, and the next coordinator, which
+/// has never heard of the request, goes on from there.
 #[test]
 fn a_coordinator_that_lost_its_disk_gets_the_checkpoint_back() {
     goes_on_without_the_disk(&exact(), &[], "node b held a copy");
 }
 
-/// Two nodes that did not produce it hold a copy each: with the coordinator's disk and one of them gone,
-/// the other's is there.
+/// Two nodes that did not produce it hold a copy each: with the coordinator's disk and one of them
+/// gone, the other's is there.
 #[test]
 fn a_coordinator_that_lost_its_disk_and_a_holder_gets_the_other_copy() {
     let settings = Settings { quick: true, ulysses: true, nodes: 4, ..Settings::default() };

@@ -1,7 +1,7 @@
-//! Nodes in network namespaces of their own: a network that loses frames, is slow or far away, or is
-//! cut, in one direction or both, between a node and everybody or between workers only, while a
-//! picture is drawn; a node that dies with all its processes, the coordinator's too; and a peer that dies
-//! while it gives weights away.
+//! Nodes in network namespaces of their own: a network that loses frames, is slow or far away, or
+//! is cut, in one direction or both, between a node and everybody or between workers only, while a
+//! picture is drawn; a node that dies with all its processes, the coordinator's too; and a peer
+//! that dies while it gives weights away.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,8 @@ use crate::cluster_harness::{full_scale, wait_until};
 use crate::cluster_kill::{relative, steps};
 use crate::network_lab::{DELAY, Lab, Network};
 
-/// How long the cluster draws in a network that is bad but no more than that: twice as long as silence
-/// may last.
+/// How long the cluster draws in a network that is bad but no more than that: twice as long as
+/// silence may last.
 const BAD_FOR: Duration = Duration::from_secs(3);
 
 /// Within which a loss is noticed: `dead_ms`, the look after it, and what a busy machine adds.
@@ -99,8 +99,8 @@ fn slow_and_lossy_is_alive_and_a_cut_is_a_loss_that_mends() {
     }
 }
 
-/// All processes of a node end at once, and nobody is there to say so; then those of the coordinator's
-/// node, which its system starts again.
+/// All processes of a node end at once, and nobody is there to say so; then those of the
+/// coordinator's node, which its system starts again.
 #[test]
 fn a_node_that_is_killed_is_a_loss_be_it_the_coordinators() {
     let Some(mut lab) = Lab::start(&["a", "b"], 1, "ulysses_degree = 2") else { return };
@@ -125,8 +125,8 @@ fn a_node_that_is_killed_is_a_loss_be_it_the_coordinators() {
     lab.whole(2);
 }
 
-/// Two workers lose each other, and the coordinator reaches both: a mesh without their link goes on,
-/// nobody is taken for dead, and the link is not tried again at once.
+/// Two workers lose each other, and the coordinator reaches both: a mesh without their link goes
+/// on, nobody is taken for dead, and the link is not tried again at once.
 #[test]
 fn a_cut_that_the_coordinator_cannot_see_is_planned_around() {
     planned_around(1, "ulysses_degree = 3", &steps(150));
@@ -171,8 +171,8 @@ fn planned_around(devices: usize, degrees: &str, long: &GenerateRequest) {
     }
 }
 
-/// The peer that gives a node its weights is killed in the middle: the node goes on with what it has
-/// from another one.
+/// The peer that gives a node its weights is killed in the middle: the node goes on with what it
+/// has from another one.
 #[test]
 fn a_donor_that_dies_in_the_middle_is_replaced_by_another() {
     let hosts = &["a", "b", "c"];

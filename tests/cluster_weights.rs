@@ -28,8 +28,8 @@ struct Cluster {
     agents: Vec<Agent>,
 }
 
-/// Options of `unshare` that give a process mounts of its own here. `None`, which is said, if none do
-/// and nobody requires it.
+/// Options of `unshare` that give a process mounts of its own here. `None`, which is said, if none
+/// do and nobody requires it.
 pub(crate) fn own_mounts() -> Option<&'static str> {
     let found = ["-m", "-rm"].into_iter().find(|options| {
         let mut probe = Command::new("unshare");

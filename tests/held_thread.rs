@@ -1,4 +1,5 @@
-//! One thread of another process that stands still, by the kernel's tracing, while the others go on.
+//! One thread of another process that stands still, by the kernel's tracing, while the others go
+//! on.
 
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
@@ -12,8 +13,8 @@ use nix::unistd::Pid;
 pub(crate) struct HeldThread(JoinHandle<()>);
 
 impl HeldThread {
-    /// Holds the thread of this name; `None`, which is said, where tracing is not permitted and namespaces,
-    /// which need as much, are not required.
+    /// Holds the thread of this name; `None`, which is said, where tracing is not permitted and
+    /// namespaces, which need as much, are not required.
     pub(crate) fn hold(process: u32, name: &str) -> Option<Self> {
         let thread = thread(process, name);
         let (tell, told) = channel();
@@ -45,8 +46,8 @@ fn thread(process: u32, name: &str) -> Pid {
     Pid::from_raw(found.file_name().unwrap().to_str().unwrap().parse().unwrap())
 }
 
-/// Whoever traces a thread has to hear of its end, or its process would not be gone; and a tracer that
-/// ends lets it go.
+/// Whoever traces a thread has to hear of its end, or its process would not be gone; and a tracer
+/// that ends lets it go.
 fn trace(thread: Pid, tell: &Sender<Result<(), Errno>>) {
     let seized = ptrace::seize(thread, ptrace::Options::empty());
     let held = seized.and_then(|()| ptrace::interrupt(thread));

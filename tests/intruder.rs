@@ -100,7 +100,8 @@ impl Certificates {
 pub(crate) struct Caller(quinn::Endpoint);
 
 impl Caller {
-    /// A connection, as far as this side can tell: whether its certificate is accepted it hears later.
+    /// A connection, as far as this side can tell: whether its certificate is accepted it hears
+    /// later.
     async fn call(&self, port: SocketAddr) -> Option<quinn::Connection> {
         let calling = self.0.connect(port, SERVER_NAME).unwrap();
         timeout(KEPT_MAX, calling).await.expect("no answer").ok()

@@ -1,9 +1,10 @@
 //! A cluster for a test whose nodes live in network namespaces of their own, on one switch, so that
 //! the network between any two of them can lose frames, be slow, or be cut.
 //!
-//! Where namespaces are not permitted the reason is printed and nothing is tested (cuts cannot be made
-//! on loopback without disturbing everybody else on it), unless `DITMESH_TEST_NAMESPACES` says that
-//! they are required. Names and addresses are this process's own: several labs may exist at a time.
+//! Where namespaces are not permitted the reason is printed and nothing is tested (cuts cannot be
+//! made on loopback without disturbing everybody else on it), unless `DITMESH_TEST_NAMESPACES` says
+//! that they are required. Names and addresses are this process's own: several labs may exist at a
+//! time.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -153,8 +154,8 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// One node per host with so many devices, nobody started; `None`, with the reason printed, where
-    /// there are no namespaces and none are required.
+    /// One node per host with so many devices, nobody started; `None`, with the reason printed,
+    /// where there are no namespaces and none are required.
     pub(crate) fn new(
         hosts: &'static [&'static str],
         devices: usize,

@@ -16,7 +16,8 @@ pub struct Checkpoint {
     pub step: usize,
     /// Pictures.
     pub images: usize,
-    /// f32 `[(1 + history) * images, C, F, H, W]`: latents, then the solver's outputs, oldest first.
+    /// f32 `[(1 + history) * images, C, F, H, W]`: latents, then the solver's outputs, oldest
+    /// first.
     pub state: FloatTensor,
 }
 

@@ -3,8 +3,8 @@
 //! Owns the client's thread and what a caller sees. Does not start or stop processes (that is the
 //! launcher's).
 //!
-//! Invariant: a coordinator that is lost or silent ends every call with a typed error, but a request
-//! only when no coordinator is found again.
+//! Invariant: a coordinator that is lost or silent ends every call with a typed error, but a
+//! request only when no coordinator is found again.
 
 mod link;
 mod thread;

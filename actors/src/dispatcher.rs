@@ -1,16 +1,18 @@
 //! Which request runs next and where: a bounded queue in front of the replicas of one mesh.
 //!
-//! A pure engine: events and the time go in, commands come out. Owns the order of requests, which of
-//! them run together and on which replica. Does not form meshes (it says which one it wants), nor
-//! run anything. A replica that is to give way takes no new run and is named idle when its last ends.
+//! A pure engine: events and the time go in, commands come out. Owns the order of requests, which
+//! of them run together and on which replica. Does not form meshes (it says which one it wants),
+//! nor run anything. A replica that is to give way takes no new run and is named idle when its last
+//! ends.
 //!
 //! Invariants: first come, first served: nobody is started before somebody who came earlier, also
 //! when that one waits for another mesh; a replica has at most [`Room::runs_max`] runs at a time,
 //! and a second one only where both fit its memory; requests become one run only when they follow
 //! each other in the queue, so nobody waits for company; a request that goes on after its
-//! replica was lost waits where it would be had it never run; a request that is withheld is not started
-//! until it is released, nor is anybody behind it; nobody waits beyond a deadline of its own; every request ends by exactly one last
-//! `Start` (then its run's own result), `Fail` or, when it never came in, `Fail` at once.
+//! replica was lost waits where it would be had it never run; a request that is withheld is not
+//! started until it is released, nor is anybody behind it; nobody waits beyond a deadline of its
+//! own; every request ends by exactly one last `Start` (then its run's own result), `Fail` or, when
+//! it never came in, `Fail` at once.
 
 mod event;
 mod need;
@@ -326,7 +328,8 @@ impl Dispatcher {
         commands
     }
 
-    /// A mesh will not form until the devices change: whoever has a deadline of its own waits for that.
+    /// A mesh will not form until the devices change: whoever has a deadline of its own waits for
+    /// that.
     fn form_failed(&mut self, mesh: MeshNeed, error: &GenerateError) -> Vec<DispatcherCommand> {
         let wants = |waiting: &Waiting| waiting.need.mesh == mesh;
         let commands = self.fail_waiting(|waiting, deadline| {
@@ -340,8 +343,8 @@ impl Dispatcher {
         commands
     }
 
-    /// Tells the caller of the first request, once it has waited for a while, what keeps it from a mesh,
-    /// and again when that is something else.
+    /// Tells the caller of the first request, once it has waited for a while, what keeps it from a
+    /// mesh, and again when that is something else.
     fn tell_starving(&mut self, now: Now) -> Vec<DispatcherCommand> {
         let waits = self.starved_since.is_some_and(|since| now.saturating_sub(since) >= TELL_AFTER);
         let Some(first) = self.queue.front().filter(|_| waits) else { return Vec::new() };
@@ -354,8 +357,9 @@ impl Dispatcher {
         vec![DispatcherCommand::Waits { request, cause }]
     }
 
-    /// Fails requests that have waited beyond their deadlines, and those without one for whose mesh the first one has waited long enough, those behind it that
-    /// want the same included once they have waited as long.
+    /// Fails requests that have waited beyond their deadlines, and those without one for whose mesh
+    /// the first one has waited long enough, those behind it that want the same included once they
+    /// have waited as long.
     fn expire(&mut self, now: Now) -> Vec<DispatcherCommand> {
         let (wanted, starved_since, wait_max) = (self.wanted(), self.starved_since, self.wait_max);
         let late = |waiting: &Waiting, deadline: Option<Duration>| match (deadline, starved_since) {

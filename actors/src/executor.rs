@@ -232,8 +232,9 @@ impl Executor {
             Op::Exchange { peer, ref message } => self.exchange(peer, message),
             Op::Denoise { step, patch } => self.denoise(step, patch),
             Op::StepDone { step } => {
-                // The controller grants a step's checkpoint when it has the one before: so a rank is
-                // never further ahead of what a loss would go back to than the step it now begins.
+                // The controller grants a step's checkpoint when it has the one before: so a rank
+                // is never further ahead of what a loss would go back to than the step it now
+                // begins.
                 self.bag.wait_until_taken_by(self.plan.controller())?;
                 let event = Event::Step { step: step as u32 + 1, of: self.plan.steps() as u32 };
                 self.report(event);

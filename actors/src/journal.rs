@@ -1,12 +1,12 @@
-//! What a coordinator must not forget: epochs, members, who was forced to leave, requests that have no
-//! result, and the index of their checkpoints.
+//! What a coordinator must not forget: epochs, members, who was forced to leave, requests that have
+//! no result, and the index of their checkpoints.
 //!
-//! Owns the entries, what they add up to ([`Remembered`]) and their form in a file. The file itself and the
-//! thread that writes it are in [`file`] and [`keeper`]. Pure.
+//! Owns the entries, what they add up to ([`Remembered`]) and their form in a file. The file itself
+//! and the thread that writes it are in [`file`] and [`keeper`]. Pure.
 //!
-//! Invariants: an entry counts only when it is whole, by its length and digest; whatever follows the
-//! first one that is not is dropped, as a write that a crash cut short leaves it. What is remembered of a
-//! request is enough to run it again without its caller.
+//! Invariants: an entry counts only when it is whole, by its length and digest; whatever follows
+//! the first one that is not is dropped, as a write that a crash cut short leaves it. What is
+//! remembered of a request is enough to run it again without its caller.
 
 pub(crate) mod file;
 pub(crate) mod keeper;
@@ -61,8 +61,8 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// How long it has waited for its turn at `now_ms`; a request that had begun waits anew, as after
-    /// any loss.
+    /// How long it has waited for its turn at `now_ms`; a request that had begun waits anew, as
+    /// after any loss.
     pub(crate) fn waited(&self, now_ms: u64) -> Duration {
         let waited_ms = self.waits_since_ms.map_or(0, |since| now_ms.saturating_sub(since));
         Duration::from_millis(waited_ms)
@@ -151,7 +151,8 @@ impl Remembered {
     }
 }
 
-/// Appends an entry in its form in a file: length (u32), digest (u64), both little-endian, and body.
+/// Appends an entry in its form in a file: length (u32), digest (u64), both little-endian, and
+/// body.
 pub(crate) fn append(bytes: &mut Vec<u8>, entry: &Entry) {
     let Ok(body) = rkyv::to_bytes::<rancor::Error>(entry) else { return };
     let Ok(len) = u32::try_from(body.len()) else { return };

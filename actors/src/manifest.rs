@@ -367,8 +367,8 @@ pub struct HealthSection {
     /// Longest wait of one operation of a run, the peers' computing included: a backstop, for the
     /// dead are found by their silence.
     pub op_deadline_ms: u32,
-    /// A step that takes longer than this, and than `step_deadline_factor` times what it is planned to
-    /// take, is that of a device that hangs.
+    /// A step that takes longer than this, and than `step_deadline_factor` times what it is planned
+    /// to take, is that of a device that hangs.
     pub step_deadline_ms: u32,
     /// See `step_deadline_ms`; the slowest step that a run has made counts as planned.
     pub step_deadline_factor: u32,

@@ -6,10 +6,10 @@
 //!
 //! Invariants: an incarnation that was seen is never accepted again; every `DeviceReady` is
 //! followed by at most one `DeviceLost` of the same incarnation; a device is ready only while both
-//! its worker and its node's agent are alive and neither is quarantined; nobody is quarantined who is
-//! there while no device is ready; a node that leaves is
-//! released exactly once, at its deadline at the latest; one that was forced out is refused until it
-//! is admitted anew.
+//! its worker and its node's agent are alive and neither is quarantined; nobody is quarantined who
+//! is there while no device is ready; a node that leaves is
+//! released exactly once, at its deadline at the latest; one that was forced out is refused until
+//! it is admitted anew.
 
 pub mod cuts;
 mod event;
@@ -90,7 +90,8 @@ impl Membership {
         }
     }
 
-    /// The same, absent, with a member whose life `incarnation` was here before: older ones are refused.
+    /// The same, absent, with a member whose life `incarnation` was here before: older ones are
+    /// refused.
     pub fn knowing(mut self, member: &Member, incarnation: Incarnation) -> Self {
         if let Some(presence) = self.members.get_mut(member) {
             presence.incarnation = presence.incarnation.max(incarnation);
@@ -98,7 +99,8 @@ impl Membership {
         self
     }
 
-    /// The same, with a node that was declared gone for good: it is refused until it is admitted anew.
+    /// The same, with a node that was declared gone for good: it is refused until it is admitted
+    /// anew.
     pub fn without(mut self, node: &str) -> Self {
         self.leaving.force(node);
         if let Some(presence) = self.members.get_mut(&Member::Agent(node.into())) {

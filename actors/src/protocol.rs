@@ -366,8 +366,8 @@ pub struct Start {
     pub run: u64,
     /// What to run, with every default filled in.
     pub spec: RunSpec,
-    /// Whether other runs are under way: the rank then answers [`ToCoordinator::Proposed`] and waits
-    /// for [`FromCoordinator::Enter`].
+    /// Whether other runs are under way: the rank then answers [`ToCoordinator::Proposed`] and
+    /// waits for [`FromCoordinator::Enter`].
     pub propose: bool,
     /// Digest of the plan; the receiver plans again and compares.
     pub plan_digest: u64,
@@ -461,8 +461,8 @@ pub enum ClientCall {
     /// Draw a picture. Latents and embeddings of the request follow as a blob when
     /// `inputs_follow`; they are then absent from `request`.
     Generate {
-        /// Names it for good: asked again with the same key, also of a coordinator that was restarted,
-        /// it is the same request.
+        /// Names it for good: asked again with the same key, also of a coordinator that was
+        /// restarted, it is the same request.
         key: RequestKey,
         /// The request.
         request: Box<GenerateRequest>,

@@ -258,10 +258,10 @@ pub struct GenerateRequest {
     /// Steps between checkpoints, from which the request goes on when a device is lost; 0 keeps
     /// none, so that it begins again. `None` takes the group's setting.
     pub checkpoint_every: Option<u32>,
-    /// Seconds that it may wait in the queue, before it runs or after a loss; then it ends with what it
-    /// waited for. It waits that long for a mesh too, also for one that the devices of the moment cannot
-    /// hold. `None` waits for its turn as long as that takes, and for a mesh as long as the cluster's
-    /// deadlines for forming say.
+    /// Seconds that it may wait in the queue, before it runs or after a loss; then it ends with
+    /// what it waited for. It waits that long for a mesh too, also for one that the devices of the
+    /// moment cannot hold. `None` waits for its turn as long as that takes, and for a mesh as long
+    /// as the cluster's deadlines for forming say.
     pub deadline_s: Option<u32>,
     /// What to return.
     pub output: OutputKind,

@@ -41,8 +41,8 @@ pub struct ClusterStatus {
     pub running: u32,
     /// Machines that asked to join and were not let in.
     pub joins_refused: u64,
-    /// Callers at the coordinator's ports that were turned away: without a certificate of the cluster,
-    /// too slow, with another protocol, or as somebody they are not.
+    /// Callers at the coordinator's ports that were turned away: without a certificate of the
+    /// cluster, too slow, with another protocol, or as somebody they are not.
     pub callers_refused: u64,
     /// Requests that have no result yet, in order.
     pub requests: Vec<RequestStatus>,

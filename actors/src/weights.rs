@@ -1,8 +1,8 @@
 //! Weights without a shared disk: a node that lacks a model's folder gets what it reads from peers.
 //!
 //! Owns what is offered (`store`), what is asked for and how it is proved (`fetcher`), and what is
-//! kept on disk (`cache`). Bytes travel as blobs of the fabric, behind every frame. Knows nothing of
-//! blocks or stages: a tensor is fetched when the model reads it, and only then.
+//! kept on disk (`cache`). Bytes travel as blobs of the fabric, behind every frame. Knows nothing
+//! of blocks or stages: a tensor is fetched when the model reads it, and only then.
 //!
 //! Invariants: the coordinator's node is the reference: the list of files and the digest of every
 //! tensor come from it, the bytes from any member that has them; no byte is used before the SHA-256
@@ -39,8 +39,8 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// Looks for the model of `form` on this host, and among the members of its mesh where it is not
-    /// here. Blocks on disk and network.
+    /// Looks for the model of `form` on this host, and among the members of its mesh where it is
+    /// not here. Blocks on disk and network.
     ///
     /// # Errors
     /// [`WeightsError`], when no peer can say what the model is.
@@ -84,8 +84,8 @@ impl Place {
     }
 }
 
-/// The fetcher of a worker: weights that are loaded keep it, because more of them may be read later, and
-/// later meshes tell it whom to ask then.
+/// The fetcher of a worker: weights that are loaded keep it, because more of them may be read
+/// later, and later meshes tell it whom to ask then.
 #[derive(Clone, Default)]
 pub(crate) struct Fetchers(Arc<Mutex<Option<Arc<Fetcher>>>>);
 
@@ -112,7 +112,8 @@ fn is_pipeline(folder: &Path) -> bool {
     folder.join("model_index.json").is_file()
 }
 
-/// The model that ships with the program, where `named` is that on another host: it need not travel.
+/// The model that ships with the program, where `named` is that on another host: it need not
+/// travel.
 fn unpacked(named: &Path) -> Option<PathBuf> {
     #[cfg(feature = "builtin")]
     {
@@ -128,8 +129,8 @@ fn unpacked(named: &Path) -> Option<PathBuf> {
     None
 }
 
-/// Whom to ask: the reference, which is the mesh's controller on the coordinator's node, and everybody
-/// on other hosts who may have the bytes. Each rank begins with another one.
+/// Whom to ask: the reference, which is the mesh's controller on the coordinator's node, and
+/// everybody on other hosts who may have the bytes. Each rank begins with another one.
 fn members(form: &Form, device: &DeviceId) -> Result<Peers, WeightsError> {
     let peer = |member: &crate::protocol::Member| {
         let address = member.fabric_address.parse().ok()?;

@@ -1,13 +1,13 @@
 //! The worker actor: one per device, owner of a partition of the DiT.
 //!
 //! Owns the device's compute thread, the links of the mesh it is in, and its runs. Takes
-//! orders (form, start, enter, abort, dissolve) and reports; knows nothing of sessions or of who sits at
-//! the other end of its orders.
+//! orders (form, start, enter, abort, dissolve) and reports; knows nothing of sessions or of who
+//! sits at the other end of its orders.
 //!
 //! Invariants: an order of another epoch than its meshes' is refused with a report; at most
-//! [`RUNS_PER_MESH_MAX`](crate::executor::agenda::RUNS_PER_MESH_MAX) runs of a mesh are under way; a
-//! mesh that is dissolved has its links closed and its runs aborted, while weights stay loaded for
-//! the next mesh. There is one mesh, and for a while the next one beside it.
+//! [`RUNS_PER_MESH_MAX`](crate::executor::agenda::RUNS_PER_MESH_MAX) runs of a mesh are under way;
+//! a mesh that is dissolved has its links closed and its runs aborted, while weights stay loaded
+//! for the next mesh. There is one mesh, and for a while the next one beside it.
 
 mod compute;
 mod device;

@@ -1,16 +1,16 @@
 //! xDiT's Ethernet table against the simulator (arXiv 2411.01738, 2 nodes x 8 L40).
 //!
-//! Each row gives the seconds of one picture on 1, 8 and 16 devices. The first is taken as given: it
-//! makes the devices' rate for this model and size (one rate for everything, which so holds the
+//! Each row gives the seconds of one picture on 1, 8 and 16 devices. The first is taken as given:
+//! it makes the devices' rate for this model and size (one rate for everything, which so holds the
 //! efficiency of their kernels). The others are predicted with three constants that are alike for
-//! all rows and fitted on four of them: GB/s of a device within a node, GB/s of a node's uplink, and
-//! seconds for each message. The other rows are held out.
+//! all rows and fitted on four of them: GB/s of a device within a node, GB/s of a node's uplink,
+//! and seconds for each message. The other rows are held out.
 //!
 //! Taken where the table says nothing: activations travel in 16 bits; PixArt and SD3 take 20 steps,
-//! FLUX.1 28, CogVideoX 50, the first of them synchronous; FLUX.1 runs its text with every patch, as
-//! xDiT does; only the transformer is timed. The mesh is the one the paper names, or the fastest the
-//! simulator finds that uses all devices (the paper reports its best), with degrees that divide the
-//! heads.
+//! FLUX.1 28, CogVideoX 50, the first of them synchronous; FLUX.1 runs its text with every patch,
+//! as xDiT does; only the transformer is timed. The mesh is the one the paper names, or the fastest
+//! the simulator finds that uses all devices (the paper reports its best), with degrees that divide
+//! the heads.
 
 #![allow(unreachable_pub, reason = "a test and an example share it")]
 
@@ -236,8 +236,8 @@ impl Case {
     }
 }
 
-/// Rows in which 8 and 16 devices come out in the wrong order, plus the mean square of the logarithm
-/// of predicted over measured: which is faster counts before by how much.
+/// Rows in which 8 and 16 devices come out in the wrong order, plus the mean square of the
+/// logarithm of predicted over measured: which is faster counts before by how much.
 fn loss(cases: &mut [Case], meshes: &[Vec<Candidate>], constants: &Constants) -> f64 {
     let (mut sum, mut count, mut wrong) = (0.0, 0.0, 0.0);
     for (case, meshes) in cases.iter_mut().zip(meshes) {
@@ -258,8 +258,8 @@ fn loss(cases: &mut [Case], meshes: &[Vec<Candidate>], constants: &Constants) ->
     wrong + sum / count
 }
 
-/// Fits the three constants on the rows that are marked, from several guesses: the search is a local
-/// one.
+/// Fits the three constants on the rows that are marked, from several guesses: the search is a
+/// local one.
 pub fn fit() -> (Constants, f64) {
     let mut cases = fitted_cases();
     let found = GUESSES.map(|guess| fit_from(&mut cases, guess));
@@ -285,8 +285,8 @@ fn best_meshes(cases: &mut [Case], constants: &Constants) -> Vec<Vec<Candidate>>
     cases.iter_mut().map(of_case).collect()
 }
 
-/// Alternately the best meshes, then the constants by a search along each of them with steps that get
-/// smaller.
+/// Alternately the best meshes, then the constants by a search along each of them with steps that
+/// get smaller.
 fn fit_from(cases: &mut [Case], mut now: Constants) -> (Constants, f64) {
     let mut best = f64::INFINITY;
     for _ in 0..FIT_ROUNDS {

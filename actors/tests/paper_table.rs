@@ -2,8 +2,8 @@
 
 use crate::paper::{self, FITTED, TABLE};
 
-/// Rows whose 8 and 16 devices the simulator orders otherwise than the paper. FLUX.1 at 2048 px took
-/// 28 s on 16 L40 and 19 s on 8; nothing the cost model knows of slows it so.
+/// Rows whose 8 and 16 devices the simulator orders otherwise than the paper. FLUX.1 at 2048 px
+/// took 28 s on 16 L40 and 19 s on 8; nothing the cost model knows of slows it so.
 const WRONG_ORDER: [(&str, u32); 2] = [("pixart", 1024), ("flux", 2048)];
 
 /// Mean absolute error of the fitted figures and of those held out; both are 0.2 today.

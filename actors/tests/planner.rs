@@ -159,12 +159,12 @@ fn a_chart_has_every_rank_and_every_kind_of_time() {
     assert!(names.iter().all(|name| chart.contains(name.as_str())));
 }
 
-/// Where nobody fixes degrees, one device up to eight, on nodes of their own, are all used, but where
-/// every mesh of all of them is slower than the one that leaves a device out.
+/// Where nobody fixes degrees, one device up to eight, on nodes of their own, are all used, but
+/// where every mesh of all of them is slower than the one that leaves a device out.
 #[test]
 fn every_number_of_devices_is_used_as_far_as_it_pays() {
-    // Two branches of guidance do not share 5 or 7 devices, and one more is no gain for stages alone; 7
-    // stages deal 57 blocks and 64 rows so unevenly that 6 are as fast.
+    // Two branches of guidance do not share 5 or 7 devices, and one more is no gain for stages
+    // alone; 7 stages deal 57 blocks and 64 rows so unevenly that 6 are as fast.
     for (name, used) in
         [("pixart.json", [1, 2, 3, 4, 4, 6, 6, 8]), ("flux.json", [1, 2, 3, 4, 5, 6, 6, 8])]
     {

@@ -1,5 +1,5 @@
-//! Random models, pictures and meshes, and one device, against one process that knows no ranks: what
-//! divides and what does not makes no difference. `DITMESH_TEST_SCALE=full` tries many.
+//! Random models, pictures and meshes, and one device, against one process that knows no ranks:
+//! what divides and what does not makes no difference. `DITMESH_TEST_SCALE=full` tries many.
 
 use std::collections::HashMap;
 use std::path::Path;

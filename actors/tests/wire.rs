@@ -1,5 +1,5 @@
-//! Activations in fewer bytes: how near the pictures stay, how many bytes travel, and that both ends
-//! of an edge hold the same.
+//! Activations in fewer bytes: how near the pictures stay, how many bytes travel, and that both
+//! ends of an edge hold the same.
 
 use ditmesh_actors::plan::mesh::Coordinates;
 use ditmesh_actors::plan::{Plan, bytes, memory, resolve};

@@ -1,12 +1,13 @@
 //! How much quality the faster ways cost, on the model that ships.
 //!
 //! `cargo run --example quality -- [--prompts K] [--seed N] [--jobs J] [--stages N] [--minutes T]
-//! [--only TEXT] [--sheet DIR] [--write FILE]` draws K prompts of the model (80 of its 160; 20 steps, guidance
-//! 4.5, seed N for all) on one device, and with PipeFusion, step caches and mixes of them. For each
-//! it prints PSNR and SSIM against the serial pictures, the share of pictures whose nearest
-//! neighbour among all training pictures is the one that was named (recall), how stale keys and
-//! values were and the share of blocks that were run. `--write` puts the table into a Markdown
-//! file, `--only` leaves out settings whose name lacks TEXT, `--sheet` writes contact sheets of the serial pictures and of PipeFusion with 4 patches.
+//! [--only TEXT] [--sheet DIR] [--write FILE]` draws K prompts of the model (80 of its 160; 20
+//! steps, guidance 4.5, seed N for all) on one device, and with PipeFusion, step caches and mixes
+//! of them. For each it prints PSNR and SSIM against the serial pictures, the share of pictures
+//! whose nearest neighbour among all training pictures is the one that was named (recall), how
+//! stale keys and values were and the share of blocks that were run. `--write` puts the table into
+//! a Markdown file, `--only` leaves out settings whose name lacks TEXT, `--sheet` writes contact
+//! sheets of the serial pictures and of PipeFusion with 4 patches.
 //!
 //! What PipeFusion draws depends on patches and sync steps and not on the number of stages, so one
 //! stage per mesh is the default: J meshes of one thread each draw side by side. Bounded in time:

@@ -1,4 +1,5 @@
-//! Times PixArt blocks on a GPU: a whole stack of them at the sizes of PixArt-XL/2, in f32 and bf16.
+//! Times PixArt blocks on a GPU: a whole stack of them at the sizes of PixArt-XL/2, in f32 and
+//! bf16.
 //!
 //! `cargo bench --profile dev --features cuda -p ditmesh-model --bench gpu`
 //!

@@ -48,7 +48,8 @@ pub fn strips(rows: usize, patches: usize) -> Vec<PatchRange> {
         .collect()
 }
 
-/// The share of `total` items that member `index` of `members` owns: `floor(i*n/S)..floor((i+1)*n/S)`.
+/// The share of `total` items that member `index` of `members` owns:
+/// `floor(i*n/S)..floor((i+1)*n/S)`.
 ///
 /// Deals rows to sequence ranks and heads to Ulysses ranks; a share can be empty.
 pub fn share(total: usize, index: usize, members: usize) -> Range<usize> {

@@ -109,8 +109,8 @@ impl Screen {
     }
 }
 
-/// `text` in one row for each line, with the cursor in the one after the last; of more than that the
-/// beginning, and how many lines are missing.
+/// `text` in one row for each line, with the cursor in the one after the last; of more than that
+/// the beginning, and how many lines are missing.
 fn fitted(text: &str, size: Size) -> String {
     let (room, lines) = (size.rows - 1, text.lines().count());
     let kept = if lines > room { room - 1 } else { lines };

@@ -5,13 +5,13 @@
 //! dimension). Does not know shapes, messages or why anybody wants fewer bytes. Pure.
 //!
 //! Invariants: a row does not depend on the others, so any run of whole rows can be written or read
-//! alone; writing the floats that were read gives the same codes; two ends that hold the same floats
-//! and apply the same payload hold the same floats again, to the bit, because both do the same
-//! operations in the same order.
+//! alone; writing the floats that were read gives the same codes; two ends that hold the same
+//! floats and apply the same payload hold the same floats again, to the bit, because both do the
+//! same operations in the same order.
 //!
 //! Of numbers that are not finite: the 16-bit types keep them, and a finite number beyond a type's
-//! range becomes the nearest one inside. A row of 8-bit codes that has one comes out as NaN from end
-//! to end, so that it cannot pass for a picture.
+//! range becomes the nearest one inside. A row of 8-bit codes that has one comes out as NaN from
+//! end to end, so that it cannot pass for a picture.
 
 mod floats;
 mod rows;
@@ -24,8 +24,8 @@ use crate::frame::Dtype;
 /// Writes `values`, whole rows of `row` elements, as a payload of `dtype`.
 ///
 /// # Errors
-/// [`TransportError::Mismatch`] when `payload` has not exactly their length or `values` are no whole
-/// rows, [`TransportError::Malformed`] for an element type that floats do not travel in.
+/// [`TransportError::Mismatch`] when `payload` has not exactly their length or `values` are no
+/// whole rows, [`TransportError::Malformed`] for an element type that floats do not travel in.
 pub fn encode(
     dtype: Dtype,
     row: usize,

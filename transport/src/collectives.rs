@@ -9,9 +9,9 @@
 //! a piece that is passed on was received in an earlier round. So transfers have one order that all
 //! members keep, and none of them waits for a later one.
 //!
-//! The rotation is the pairwise exchange of Thakur, Rabenseifner, Gropp, "Optimization of collective
-//! communication operations in MPICH" (2005), section 3; the ring and the binomial tree are from
-//! there too.
+//! The rotation is the pairwise exchange of Thakur, Rabenseifner, Gropp, "Optimization of
+//! collective communication operations in MPICH" (2005), section 3; the ring and the binomial tree
+//! are from there too.
 
 mod runner;
 
@@ -47,8 +47,8 @@ pub fn all_to_all(group: &[PeerId], me: PeerId) -> Vec<Transfer> {
     rotation(group, me, |_, to| to)
 }
 
-/// Every member ends up with every piece: piece `j` is what `group[j]` brought. Each goes straight to
-/// everybody: for links that do not share a wire.
+/// Every member ends up with every piece: piece `j` is what `group[j]` brought. Each goes straight
+/// to everybody: for links that do not share a wire.
 pub fn all_gather(group: &[PeerId], me: PeerId) -> Vec<Transfer> {
     rotation(group, me, |own, _| own)
 }

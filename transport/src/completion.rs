@@ -1,10 +1,11 @@
 //! One-shot results that a plain thread and an async task can both wait for.
 //!
 //! Owns the pair [`Completer`] / [`Completion`]. Knows no runtime: a thread spins for
-//! [`SPIN`] (not where it would keep the only core from whoever is to deliver) and then parks, a task leaves its waker. Invariants: the value is delivered at most
-//! once; a dropped [`Completer`] resolves [`TransportError::Closed`], so no wait hangs on a sender
-//! that is gone; an expired deadline leaves the completion usable. What a pair shares is used again
-//! where it came from a `CompletionPool`.
+//! [`SPIN`] (not where it would keep the only core from whoever is to deliver) and then parks, a
+//! task leaves its waker. Invariants: the value is delivered at most once; a dropped [`Completer`]
+//! resolves [`TransportError::Closed`], so no wait hangs on a sender that is gone; an expired
+//! deadline leaves the completion usable. What a pair shares is used again where it came from a
+//! `CompletionPool`.
 
 mod pool;
 

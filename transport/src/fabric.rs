@@ -147,7 +147,8 @@ pub trait Fabric: Send + Sync {
         })
     }
 
-    /// Callers that were turned away at this fabric's ports so far. Within one process there are none.
+    /// Callers that were turned away at this fabric's ports so far. Within one process there are
+    /// none.
     fn callers_refused(&self) -> u64 {
         0
     }

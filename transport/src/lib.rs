@@ -2,8 +2,8 @@
 //!
 //! Owns regions and frames, links with posted receives and grants, the fabrics that form meshes of
 //! links (in this process, over QUIC, simulated), collectives as schedules over point-to-point, how
-//! floats become fewer bytes, the control channel, and the identities of processes. Does not know what is computed: no candle, no
-//! model, no plan.
+//! floats become fewer bytes, the control channel, and the identities of processes. Does not know
+//! what is computed: no candle, no model, no plan.
 //!
 //! Invariants: the receiver posts a place before a frame travels; nothing from the wire is believed
 //! before its bounds are checked; every wait has a deadline, and the loss of a peer resolves

@@ -4,10 +4,10 @@
 //! Owns the fabric that dials and admits peers, and the links. The control connection carries
 //! grants, refusals and aborts; the bulk connection carries frames and nothing else, so a grant
 //! never waits behind a payload. Whichever bulk connection is free takes the next
-//! frame; each has a stream per [`Priority`](crate::Priority). The lower peer dials. Does not decide who belongs to a mesh.
-//! Invariants: nothing is allocated for a peer before certificate, version, cluster and epoch are
-//! right; a payload is copied at most once on each side; the end of any connection closes the
-//! link and resolves everything that waits.
+//! frame; each has a stream per [`Priority`](crate::Priority). The lower peer dials. Does not
+//! decide who belongs to a mesh. Invariants: nothing is allocated for a peer before certificate,
+//! version, cluster and epoch are right; a payload is copied at most once on each side; the end of
+//! any connection closes the link and resolves everything that waits.
 
 mod admission;
 mod blobs;
@@ -62,7 +62,8 @@ pub struct QuicConfig {
     /// The address that peers are told, where it is not the one listened on.
     pub advertise: Option<IpAddr>,
     /// Bulk connections per pair of peers, at most
-    /// [`BULK_LANES_MAX`](crate::fabric::BULK_LANES_MAX); a pair uses the lesser of the two numbers.
+    /// [`BULK_LANES_MAX`](crate::fabric::BULK_LANES_MAX); a pair uses the lesser of the two
+    /// numbers.
     pub bulk_lanes: u8,
     /// How bulk connections find their rate.
     pub congestion: Congestion,
@@ -84,8 +85,8 @@ pub struct QuicConfig {
 }
 
 impl QuicConfig {
-    /// The measured settings: two bulk connections, Cubic, 8,952-byte packets, 4 MiB buffers, idle timeout 1.5 s, keep-alive
-    /// 300 ms: a silent peer is lost after 1.5 to 1.8 s.
+    /// The measured settings: two bulk connections, Cubic, 8,952-byte packets, 4 MiB buffers, idle
+    /// timeout 1.5 s, keep-alive 300 ms: a silent peer is lost after 1.5 to 1.8 s.
     pub fn new(identity: Identity, control_bind: SocketAddr, bulk_bind: SocketAddr) -> Self {
         Self {
             identity,

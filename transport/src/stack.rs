@@ -1,4 +1,5 @@
-//! QUIC on one UDP port: the protocol is quinn's (`quinn-proto`, which does no I/O), the I/O is here.
+//! QUIC on one UDP port: the protocol is quinn's (`quinn-proto`, which does no I/O), the I/O is
+//! here.
 //!
 //! Owns the socket, the memory that packets are received into, timers, and the handles of
 //! connections and streams. One task per port (`turn.rs`) does everything in turns: what is to be
@@ -7,8 +8,8 @@
 //! driver that comes with quinn copies every packet once more, passes it through a queue and a
 //! second task, and sends at most ten at once. Does not know TLS settings, gates, or what is said.
 //! Invariants: locks are taken in the order port, connection, work list, and never across an await;
-//! a connection ends when its last handle is dropped; whoever waits on a connection is woken when it
-//! ends, for whatever reason, the end of the task included.
+//! a connection ends when its last handle is dropped; whoever waits on a connection is woken when
+//! it ends, for whatever reason, the end of the task included.
 
 mod caller;
 mod connection;

@@ -1,4 +1,5 @@
-//! Collectives over every transport, in chunks and several at once, and their freedom from deadlock.
+//! Collectives over every transport, in chunks and several at once, and their freedom from
+//! deadlock.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -87,8 +87,8 @@ fn whoever_is_missing_is_named_at_the_deadline() {
     }
 }
 
-/// A peer that is not there at all is given up long before the deadline, and named; one that is there
-/// and has not joined yet is waited for.
+/// A peer that is not there at all is given up long before the deadline, and named; one that is
+/// there and has not joined yet is waited for.
 #[test]
 fn a_peer_that_does_not_answer_is_named_early() {
     let mut config = quic_config(identity(Role::Node, "n0"));

@@ -14,8 +14,8 @@ use crate::support::{
     CLUSTER, addresses, block_on, form_all, form_of, identity, loopback, quic_fabrics, soon,
 };
 
-/// What a flood may add to this process, in bytes: the handshakes that may be under way, the packets
-/// of callers that wait, and what the allocator keeps of the rest.
+/// What a flood may add to this process, in bytes: the handshakes that may be under way, the
+/// packets of callers that wait, and what the allocator keeps of the rest.
 const FLOOD_BYTES_MAX: u64 = 48 << 20;
 
 fn ports(fabric: &Arc<dyn Fabric>) -> Vec<SocketAddr> {

@@ -1,4 +1,5 @@
-//! The door for machines without a certificate: when it is open, what it lets through, and what not.
+//! The door for machines without a certificate: when it is open, what it lets through, and what
+//! not.
 
 use std::time::Duration;
 

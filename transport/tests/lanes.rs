@@ -121,7 +121,8 @@ fn nothing_of_a_payloads_size_is_allocated_in_the_steady_state() {
 }
 
 /// Posting, sending, waiting and driving are one thread's here, whose allocations are counted. What
-/// UCX itself takes from an allocator is its own, and so is what the QUIC stack does for the grants.
+/// UCX itself takes from an allocator is its own, and so is what the QUIC stack does for the
+/// grants.
 fn allocates_nothing(test: &str, fabrics: impl FnOnce() -> Option<Vec<Arc<dyn Fabric>>>) {
     alone(test, || {
         let Some(fabrics) = fabrics() else { return };

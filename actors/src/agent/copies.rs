@@ -1,10 +1,10 @@
 //! Copies of checkpoints that this agent holds for the coordinator, in memory.
 //!
-//! Owns the whole copies, the newest of each request, and those that are still coming. Pure. What is
-//! in a copy is not looked at.
+//! Owns the whole copies, the newest of each request, and those that are still coming. Pure. What
+//! is in a copy is not looked at.
 //!
-//! Invariants: at most [`HELD_BYTES_MAX`], the copy that was given longest ago goes first; a copy gives
-//! way to one of a later step only when that is whole, and never to one of an earlier step.
+//! Invariants: at most [`HELD_BYTES_MAX`], the copy that was given longest ago goes first; a copy
+//! gives way to one of a later step only when that is whole, and never to one of an earlier step.
 
 use std::collections::BTreeMap;
 

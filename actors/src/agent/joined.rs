@@ -1,5 +1,5 @@
-//! An agent on a machine that joins a running cluster: asks to be let in with a token, then lives as
-//! the agent of the node that it has become.
+//! An agent on a machine that joins a running cluster: asks to be let in with a token, then lives
+//! as the agent of the node that it has become.
 //!
 //! Owns what of it stays on this machine: certificate and key, and the orders with which it starts
 //! again without a token. The private key is made here and never leaves.

@@ -1,8 +1,9 @@
 //! Who keeps an agent: tells it to end, and is told that it listens.
 //!
 //! Owns the two ways: a launcher at the other end of stdin and stdout, or the system (Slurm's step,
-//! a pod, a shell), which looks at the agent's health. Either may send SIGTERM, which takes the node
-//! out without losing what runs there; a launcher that has gone, and a second signal, end it at once.
+//! a pod, a shell), which looks at the agent's health. Either may send SIGTERM, which takes the
+//! node out without losing what runs there; a launcher that has gone, and a second signal, end it
+//! at once.
 
 use std::future::Future;
 use std::net::SocketAddr;

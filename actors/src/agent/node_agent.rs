@@ -1,7 +1,7 @@
 //! The actor of one host: keeps its workers alive and the coordinator informed.
 //!
-//! Owns the workers' restart budgets and their incarnations, and the copies of checkpoints that it holds
-//! for the coordinator. How a worker is started is its
+//! Owns the workers' restart budgets and their incarnations, and the copies of checkpoints that it
+//! holds for the coordinator. How a worker is started is its
 //! home's. Never touches a device or weights.
 //!
 //! Invariant: it ends only after all its workers have.

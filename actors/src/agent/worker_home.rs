@@ -120,8 +120,8 @@ impl ProcessHome {
     }
 }
 
-/// Waits for a child that lives as long as its stdin is open; how it ended, in words. A word through
-/// `over` ends it by force, its closing in peace.
+/// Waits for a child that lives as long as its stdin is open; how it ended, in words. A word
+/// through `over` ends it by force, its closing in peace.
 async fn live_and_end(child: &mut Child, stdin: ChildStdin, over: oneshot::Receiver<()>) -> String {
     let (ended, patience) = tokio::select! {
         status = child.wait() => (Some(status), STOP_DEADLINE),

@@ -1,8 +1,8 @@
 //! The actor of a client: its calls and their answers.
 //!
 //! Owns the table of open calls. Supervises the session; when that is lost it goes back to the
-//! coordinator, which may be another process by then, and asks for the open requests again, each by its
-//! key. Only when nobody is found every open call ends with the loss, and so does this actor.
+//! coordinator, which may be another process by then, and asks for the open requests again, each by
+//! its key. Only when nobody is found every open call ends with the loss, and so does this actor.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;

@@ -1,13 +1,13 @@
 //! Copies of checkpoints on other nodes: who is given one, and who is asked for one.
 //!
 //! A pure engine beside membership and dispatcher. The coordinator has every checkpoint itself, in
-//! memory and in its journal; agents hold copies for a coordinator that has lost both. Owns who holds
-//! what, the copies on their way and those that are asked back. Does not own what is in them.
+//! memory and in its journal; agents hold copies for a coordinator that has lost both. Owns who
+//! holds what, the copies on their way and those that are asked back. Does not own what is in them.
 //!
 //! Invariants: one copy of a request is on its way to a holder at a time, and the newest checkpoint
-//! follows it, so that a slow link makes copies rarer and nothing else; a copy that is asked back comes,
-//! from one holder or the next, or is given up within [`RECALL_MAX`]; a request that has ended is
-//! dropped by whoever holds it.
+//! follows it, so that a slow link makes copies rarer and nothing else; a copy that is asked back
+//! comes, from one holder or the next, or is given up within [`RECALL_MAX`]; a request that has
+//! ended is dropped by whoever holds it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -174,8 +174,8 @@ impl Copies {
         asked.into_iter().flat_map(|key| self.ask_another(key)).collect()
     }
 
-    /// Asks back what agents hold of a request of which `steps` steps are here; nothing when that is no
-    /// more. [`CopiesCommand::Recalled`] follows in any case.
+    /// Asks back what agents hold of a request of which `steps` steps are here; nothing when that
+    /// is no more. [`CopiesCommand::Recalled`] follows in any case.
     pub(super) fn recall(&mut self, now: Now, key: RequestKey, steps: u32) -> Commands {
         self.unclaimed.remove(&key);
         if self.recalls.contains_key(&key) {
@@ -282,8 +282,8 @@ fn say(node: &str, message: FromCoordinator) -> CopiesCommand {
     CopiesCommand::Say { node: node.into(), message }
 }
 
-/// Who holds a request's copies, of the nodes whose agents are there: not the coordinator's, which has
-/// the original; first those that did not produce it, of these whoever holds it already.
+/// Who holds a request's copies, of the nodes whose agents are there: not the coordinator's, which
+/// has the original; first those that did not produce it, of these whoever holds it already.
 pub(super) fn holders(
     there: &[String],
     coordinator: &str,

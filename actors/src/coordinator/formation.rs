@@ -5,11 +5,11 @@
 //! actors or requests, nor what mesh devices make ([`MeshPlans`], asked for by `Plan`).
 //!
 //! Invariants: a device sits in at most one serving replica, and in at most one of the next mesh;
-//! epochs only grow; a mesh that serves is given up for a better one only at a request boundary, or at
-//! a step boundary where somebody says so, and only once the better one is formed or where both do not
-//! fit; a mesh whose forming failed is not tried again until somebody wants one or the devices change,
-//! except that links are tried [`LINK_RETRIES_MAX`] times in a row: a peer that died may reach here
-//! first as a failed link.
+//! epochs only grow; a mesh that serves is given up for a better one only at a request boundary, or
+//! at a step boundary where somebody says so, and only once the better one is formed or where both
+//! do not fit; a mesh whose forming failed is not tried again until somebody wants one or the
+//! devices change, except that links are tried [`LINK_RETRIES_MAX`] times in a row: a peer that
+//! died may reach here first as a failed link.
 
 mod roster;
 mod seats;
@@ -114,8 +114,8 @@ pub(super) struct Formation {
 type Commands = Vec<FormationCommand>;
 
 impl Formation {
-    /// `devices` of the group in order, none of them ready; the mesh to form first; the newest epoch
-    /// that may have been used.
+    /// `devices` of the group in order, none of them ready; the mesh to form first; the newest
+    /// epoch that may have been used.
     pub(super) fn new(devices: Vec<DeviceId>, wanted: MeshNeed, epoch: u64) -> Self {
         Self {
             roster: Roster::new(devices),
@@ -302,8 +302,8 @@ impl Formation {
         commands
     }
 
-    /// Forms what is missing of a target: beside the outdated replicas, or at once without any. Where both
-    /// do not fit, the outdated ones go first.
+    /// Forms what is missing of a target: beside the outdated replicas, or at once without any.
+    /// Where both do not fit, the outdated ones go first.
     fn build(&mut self, target: &MeshPlan, kept: &[ReplicaId], outdated: bool) -> Commands {
         let wanted = target.degrees.data_degree as usize;
         if kept.len() >= wanted {

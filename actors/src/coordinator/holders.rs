@@ -1,7 +1,7 @@
 //! Copies of checkpoints between the coordinator and the agents that hold them.
 //!
-//! Owns what is done about the engine's commands ([`super::copies`]), and which requests want a copy
-//! back: those that wait, when an agent holds a later step than is here.
+//! Owns what is done about the engine's commands ([`super::copies`]), and which requests want a
+//! copy back: those that wait, when an agent holds a later step than is here.
 
 use std::collections::BTreeSet;
 
@@ -84,8 +84,8 @@ impl State {
         }
     }
 
-    /// Asks back the copy of a request that waits, when it holds more than is here. The request is not
-    /// started meanwhile.
+    /// Asks back the copy of a request that waits, when it holds more than is here. The request is
+    /// not started meanwhile.
     pub(super) async fn recall(&mut self, myself: &ActorRef<CoordinatorMsg>, request: RequestId) {
         let Some(key) = self.memory.key_of(request) else { return };
         let steps = match self.requests.get(&request) {

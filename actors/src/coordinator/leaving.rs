@@ -1,8 +1,8 @@
 //! Nodes that leave: drained, at their deadline, or because somebody says so.
 //!
-//! Owns what is done for a node on its way out. When that is, is membership's; which mesh follows is
-//! formation's. The node that hosts the coordinator takes its devices out and stays, unless it is
-//! the last one: then the cluster ends.
+//! Owns what is done for a node on its way out. When that is, is membership's; which mesh follows
+//! is formation's. The node that hosts the coordinator takes its devices out and stays, unless it
+//! is the last one: then the cluster ends.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! Links between nodes, as they were measured when meshes were formed.
 //!
 //! Owns which pairs of ranks measure when a mesh is formed, and what the planner and `status` are
-//! told. Knows no clock: `now` is an argument. Invariant: a pair of nodes is measured by one pair of
-//! its ranks, and again when a mesh is formed anew and its figures are older than
+//! told. Knows no clock: `now` is an argument. Invariant: a pair of nodes is measured by one pair
+//! of its ranks, and again when a mesh is formed anew and its figures are older than
 //! [`FIGURES_AGE_MAX`] or frames came more slowly by [`DRIFT_FACTOR`].
 
 use std::collections::BTreeMap;

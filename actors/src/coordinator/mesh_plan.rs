@@ -48,7 +48,8 @@ pub(crate) struct MeshPlans {
 }
 
 impl MeshPlans {
-    /// For `live` devices, those first that should stay where they are; without links that are `cut`.
+    /// For `live` devices, those first that should stay where they are; without links that are
+    /// `cut`.
     pub(crate) fn of(model: &Model, live: &[DeviceId], cut: &[Pair]) -> Self {
         let plan = |guided| {
             let plan = |live: &[DeviceId]| plan(model, live, guided);
@@ -116,8 +117,8 @@ fn links(model: &Model, degrees: Degrees) -> Vec<(usize, usize)> {
     (0..world).flat_map(of).filter(|&(a, b)| a < b && b < world).collect()
 }
 
-/// A mesh that needs no link that is cut: the planned one, the same with two devices in each other's
-/// place, or else one without the device of the cut link that has the higher rank.
+/// A mesh that needs no link that is cut: the planned one, the same with two devices in each
+/// other's place, or else one without the device of the cut link that has the higher rank.
 fn uncut(
     live: &[DeviceId],
     cut: &[Pair],

@@ -76,8 +76,8 @@ impl Model {
     /// built-in model.
     ///
     /// # Errors
-    /// [`GenerateError::Refused`] when the manifest's degrees do not fit the model, `Failed` when the
-    /// model cannot be read.
+    /// [`GenerateError::Refused`] when the manifest's degrees do not fit the model, `Failed` when
+    /// the model cannot be read.
     pub(crate) fn of(manifest: &Manifest) -> Result<Self, GenerateError> {
         let group = manifest.groups.first();
         let section = section_of(manifest, group).map_err(GenerateError::Failed)?;
@@ -137,9 +137,9 @@ impl Model {
         self.fixed.map(|fixed| if guided { fixed } else { Degrees { cfg_degree: 1, ..fixed } })
     }
 
-    /// The fastest mesh of one replica on the first of these devices, its number of patches, and what
-    /// its steps take: the planner's choice for the model's own size and the command line's number of
-    /// steps.
+    /// The fastest mesh of one replica on the first of these devices, its number of patches, and
+    /// what its steps take: the planner's choice for the model's own size and the command line's
+    /// number of steps.
     ///
     /// # Errors
     /// When the devices cannot hold the model, in words.
@@ -174,9 +174,9 @@ impl Model {
         step_times(degrees, simulation.last_step_seconds())
     }
 
-    /// What the stages of this run are planned to take on a mesh, whose steps take `step` at the model's
-    /// own size. A guess is good enough to compare meshes, not to tell that one hangs: nothing where a
-    /// device was not measured.
+    /// What the stages of this run are planned to take on a mesh, whose steps take `step` at the
+    /// model's own size. A guess is good enough to compare meshes, not to tell that one hangs:
+    /// nothing where a device was not measured.
     pub(crate) fn planned(
         &self,
         step: Option<StepTimes>,
@@ -225,8 +225,8 @@ impl Model {
         known.then_some(CONVOLUTION_SLOWNESS * each * run.images.len() as f64)
     }
 
-    /// What a step of this run is planned to take, given what one of the model's own size does: more
-    /// pixels cost up to their square (attention), each picture its own.
+    /// What a step of this run is planned to take, given what one of the model's own size does:
+    /// more pixels cost up to their square (attention), each picture its own.
     fn planned_step(&self, step: Duration, run: &RunSpec) -> Duration {
         let (height, width) = self.description.size;
         let pixels = |height: u32, width: u32| f64::from(height) * f64::from(width);
@@ -248,14 +248,16 @@ impl Model {
         planner::shortage(&self.description, &cluster, &wish, &candidate)
     }
 
-    /// These devices, faster ones first; `None` when they are in that order, or not all are measured.
+    /// These devices, faster ones first; `None` when they are in that order, or not all are
+    /// measured.
     pub(crate) fn fastest_first(&self, live: &[DeviceId]) -> Option<Vec<DeviceId>> {
         let sorted = self.cluster_of(live).fastest_first(self.dtype)?;
         let named = |name: &String| live.iter().find(|device| device.to_string() == *name).cloned();
         sorted.devices.iter().map(|device| named(&device.name)).collect()
     }
 
-    /// What each rank of a mesh holds while it runs at the model's own size, with guidance where that has it.
+    /// What each rank of a mesh holds while it runs at the model's own size, with guidance where
+    /// that has it.
     pub(crate) fn footprints(
         &self,
         degrees: Degrees,
@@ -287,7 +289,8 @@ impl Model {
         cluster.take_in(node, calibration);
     }
 
-    /// From now on plans reckon with what was measured; returns what the manifest does not overrule.
+    /// From now on plans reckon with what was measured; returns what the manifest does not
+    /// overrule.
     pub(crate) fn learn(&self, given: &[LinkSection], measured: Vec<NodeLink>) -> Vec<NodeLink> {
         let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
         let learned = measured.into_iter().filter(|link| cluster.learn(given, link.clone()));

@@ -1,11 +1,12 @@
-//! Whether a run goes on: how long its text, a step of it and its decoding may take, while everybody in
-//! it is heard.
+//! Whether a run goes on: how long its text, a step of it and its decoding may take, while
+//! everybody in it is heard.
 //!
-//! A pure rule per run. Silence is membership's; this finds a device that computes for ever and sends its
-//! heartbeats all the same. Owns the limit: [`StepLimit::floor`], or [`StepLimit::factor`] times what is
-//! planned ([`Planned`]) where the cost model knows the devices; of a step never less than that times the
-//! slowest one that this run has made. Where nobody knows it is [`StepLimit::longest`]. Text and decoding
-//! of another run on the same mesh hold this one up as long as they may take themselves.
+//! A pure rule per run. Silence is membership's; this finds a device that computes for ever and
+//! sends its heartbeats all the same. Owns the limit: [`StepLimit::floor`], or
+//! [`StepLimit::factor`] times what is planned ([`Planned`]) where the cost model knows the
+//! devices; of a step never less than that times the slowest one that this run has made. Where
+//! nobody knows it is [`StepLimit::longest`]. Text and decoding of another run on the same mesh
+//! hold this one up as long as they may take themselves.
 
 use std::time::Duration;
 
@@ -81,8 +82,8 @@ impl Progress {
         self.encoded(now, !is_last);
     }
 
-    /// What went by is nobody's fault: the coordinator did not run itself, or another run was at its
-    /// text or its decoding.
+    /// What went by is nobody's fault: the coordinator did not run itself, or another run was at
+    /// its text or its decoding.
     pub(super) fn excuse(&mut self, now: Now) {
         self.since = now;
     }
@@ -98,7 +99,8 @@ impl Progress {
         planned.map_or(longest, |planned| floor.max(planned.saturating_mul(factor)).min(longest))
     }
 
-    /// How long it may hold up other runs on its mesh; `None` while it makes steps, which take turns.
+    /// How long it may hold up other runs on its mesh; `None` while it makes steps, which take
+    /// turns.
     pub(super) fn holds_up(&self) -> Option<Duration> {
         (self.stage != Stage::Stepping).then(|| self.limit())
     }

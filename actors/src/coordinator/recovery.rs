@@ -1,7 +1,7 @@
 //! Requests that outlive their mesh: what one keeps when a device is lost, and how it goes on.
 //!
-//! Owns a request's newest checkpoint, the account of its losses, and when to give it up. Which mesh
-//! comes next is formation's, when it runs there the dispatcher's.
+//! Owns a request's newest checkpoint, the account of its losses, and when to give it up. Which
+//! mesh comes next is formation's, when it runs there the dispatcher's.
 //!
 //! Invariants: a checkpoint never gives way to an older one; a request that is lost
 //! [`FRUITLESS_LOSSES_MAX`] times without a step between ends with the last loss, so that one that
@@ -61,8 +61,8 @@ impl Journey {
         journey
     }
 
-    /// Of a request whose checkpoint came back from the node that held a copy: the coordinator knew an
-    /// `earlier` one, or none.
+    /// Of a request whose checkpoint came back from the node that held a copy: the coordinator knew
+    /// an `earlier` one, or none.
     pub(super) fn recalled(earlier: Self, checkpoint: Checkpoint, node: &str) -> Self {
         let held = format!("node {node} held a copy of the checkpoint");
         let (cause, moment) = match &earlier.loss {
@@ -136,8 +136,8 @@ pub(super) fn open_mesh(spec: &RunSpec) -> MeshNeed {
 }
 
 impl State {
-    /// The mesh `epoch` is lost: ends its runs here and says which of their requests go on, and what
-    /// they need from now on. Degrees give way to those of whatever mesh there will be.
+    /// The mesh `epoch` is lost: ends its runs here and says which of their requests go on, and
+    /// what they need from now on. Degrees give way to those of whatever mesh there will be.
     pub(super) fn set_aside(&mut self, epoch: u64, loss: &MeshLoss) -> Vec<(RequestId, Need)> {
         let (who, cause) = (loss.who(), loss.to_string());
         let mut going_on = Vec::new();
@@ -163,8 +163,8 @@ impl State {
         going_on.into_iter().filter_map(|id| Some((id, self.need_of(id)?))).collect()
     }
 
-    /// Whether all that runs on a mesh, which gives way to the one that was formed last, is worth moving
-    /// there at once. A request that names its degrees stays.
+    /// Whether all that runs on a mesh, which gives way to the one that was formed last, is worth
+    /// moving there at once. A request that names its degrees stays.
     pub(super) fn is_worth_moving(&self, epoch: u64) -> bool {
         let better =
             self.replicas.iter().rfind(|(other, replica)| **other != epoch && replica.is_formed());

@@ -378,12 +378,13 @@ impl State {
         self.settle(myself, number).await;
     }
 
-    /// Ends a run when both its ranks and the controller are done with it; one whose links failed is
-    /// ended by the loss of its mesh.
+    /// Ends a run when both its ranks and the controller are done with it; one whose links failed
+    /// is ended by the loss of its mesh.
     async fn settle(&mut self, myself: &ActorRef<CoordinatorMsg>, number: u64) {
         let Some(run) = self.runs.get(&number).filter(|run| run.is_over()) else { return };
         if run.is_lost() {
-            // Its replica reports the loss; a link that only the controller misses it hears of here.
+            // Its replica reports the loss; a link that only the controller misses it hears of
+            // here.
             if let (Some(cause), Some(replica)) =
                 (run.controller_loss(), self.replicas.get(&run.replica))
             {

@@ -1,5 +1,5 @@
-//! What a replica takes: how many runs, of how many pictures, in how much memory; and whether the next
-//! mesh finds room beside the present one.
+//! What a replica takes: how many runs, of how many pictures, in how much memory; and whether the
+//! next mesh finds room beside the present one.
 //!
 //! Owns the rule that runs share a mesh where that fills a pipeline: on a mesh of one stage nobody
 //! waits for a stage, and a second run would only make the first one late.
@@ -30,8 +30,9 @@ impl State {
         Room { runs_max, images_max, bytes }
     }
 
-    /// Why a mesh cannot be built beside those that its devices are in: what these hold while they run, and
-    /// its own weights, are more than a device has. `None` when it can, or nobody says what there is.
+    /// Why a mesh cannot be built beside those that its devices are in: what these hold while they
+    /// run, and its own weights, are more than a device has. `None` when it can, or nobody says
+    /// what there is.
     pub(super) fn no_room_beside(&self, order: &FormOrder) -> Option<String> {
         let Some(Ok(model)) = &self.model else { return None };
         let known = |device: &DeviceId| self.memory_bytes(device).is_some();

@@ -137,8 +137,8 @@ impl Run {
         }
     }
 
-    /// Looks whether it goes on, unless the coordinator `slept`, or others hold it up so long; why not,
-    /// once.
+    /// Looks whether it goes on, unless the coordinator `slept`, or others hold it up so long; why
+    /// not, once.
     pub(super) fn stalls(&mut self, now: Now, slept: bool, held_up: Duration) -> Option<String> {
         let ending =
             self.verdict.is_none() || self.outcomes.is_some() || self.controller_failure.is_some();
@@ -206,7 +206,8 @@ impl Run {
         self.steps_done + 1
     }
 
-    /// Steps of the whole denoising, those that are done, and those that its newest checkpoint holds.
+    /// Steps of the whole denoising, those that are done, and those that its newest checkpoint
+    /// holds.
     pub(super) fn account(&self) -> (u32, u32, u32) {
         let kept = self.newest_checkpoint().map_or(self.plan.run.first_step, |c| c.step as u32 + 1);
         (self.plan.steps() as u32, self.steps_done, kept)

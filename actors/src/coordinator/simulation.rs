@@ -1,15 +1,15 @@
 //! The whole cluster as one discrete-event loop in virtual time: no tokio, no ractor, no network.
 //!
 //! The engines are the real ones: membership, formation, dispatcher, copies and who holds them, the
-//! journal's [`Remembered`](crate::journal::Remembered), and the programs of real plans, which ranks walk
-//! through with invented durations. What carries their commands out is written once more here
-//! (`desk`), as are processes ([`processes`]), links and clients. Faults come first, then all are
-//! removed (some cuts apart that only two nodes see), and the cluster must heal and finish every
-//! request.
+//! journal's [`Remembered`](crate::journal::Remembered), and the programs of real plans, which
+//! ranks walk through with invented durations. What carries their commands out is written once more
+//! here (`desk`), as are processes ([`processes`]), links and clients. Faults come first, then all
+//! are removed (some cuts apart that only two nodes see), and the cluster must heal and finish
+//! every request.
 //!
-//! A seed is a run: the same seed gives the same log, line by line. `DITMESH_SIMULATION_SEED=n` runs
-//! one seed and prints its log. Every invariant is a file in [`invariants`], and for each there is a
-//! [`Sabotage`] that removes its guard and must be caught.
+//! A seed is a run: the same seed gives the same log, line by line. `DITMESH_SIMULATION_SEED=n`
+//! runs one seed and prints its log. Every invariant is a file in [`invariants`], and for each
+//! there is a [`Sabotage`] that removes its guard and must be caught.
 
 #![allow(clippy::print_stdout, reason = "a seed that fails is read from its log")]
 
@@ -30,7 +30,8 @@ use std::time::Duration;
 
 use world::{Ending, World};
 
-/// Seeds of a run of the tests, in which every sabotage must be caught; [`SEEDS_FULL`] at full scale.
+/// Seeds of a run of the tests, in which every sabotage must be caught; [`SEEDS_FULL`] at full
+/// scale.
 const SEEDS: u64 = 300;
 const SEEDS_FULL: u64 = 5_000;
 

@@ -1,8 +1,8 @@
 //! Whether a run is worth moving to a better mesh that is ready, rather than ending where it is.
 //!
-//! Owns the rule, pure: by the planner's seconds of a step on both meshes, what is left to do here is
-//! weighed against what is left from its newest checkpoint there, the one synchronous step that a
-//! pipeline makes more included. As those are predictions, it has to save that much again.
+//! Owns the rule, pure: by the planner's seconds of a step on both meshes, what is left to do here
+//! is weighed against what is left from its newest checkpoint there, the one synchronous step that
+//! a pipeline makes more included. As those are predictions, it has to save that much again.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! The join tokens that are out: what the coordinator keeps of each, one file per token.
 //!
-//! Owns that a token is good once, until it expires, and for its name only. The files hold hashes; the
-//! secrets were told once and are nowhere. The time comes in as an argument.
+//! Owns that a token is good once, until it expires, and for its name only. The files hold hashes;
+//! the secrets were told once and are nowhere. The time comes in as an argument.
 //!
 //! Invariant: a token's file is gone, and that is on disk, before anything is done for its holder.
 
@@ -102,7 +102,8 @@ impl Tokens {
         }
     }
 
-    /// When the last of the tokens that are out expires, in seconds since 1970. Forgets the expired.
+    /// When the last of the tokens that are out expires, in seconds since 1970. Forgets the
+    /// expired.
     pub(super) fn last_expiry(&self, now_s: u64) -> Option<u64> {
         self.all(now_s).into_iter().max()
     }

@@ -2,8 +2,8 @@
 //!
 //! Owns the file's format and name. `ditmesh bench device` adds a device profile under a name (the
 //! default is [`device_name`]), `up` adds links; a plan reads both. Two places are looked at, the
-//! cluster's `<state_dir>/cache` before the user's cache folder. Invariant: the file appears whole or
-//! not at all (temporary file and rename).
+//! cluster's `<state_dir>/cache` before the user's cache folder. Invariant: the file appears whole
+//! or not at all (temporary file and rename).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -135,7 +135,8 @@ impl Calibration {
         Self { schema: SCHEMA, devices, links: self.links.or(below.links), pairs }
     }
 
-    /// Keeps what was measured between nodes in the cluster's calibration, in place of older figures.
+    /// Keeps what was measured between nodes in the cluster's calibration, in place of older
+    /// figures.
     ///
     /// # Errors
     /// When the file is there and cannot be used, or cannot be written.

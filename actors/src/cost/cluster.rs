@@ -80,7 +80,8 @@ impl Cluster {
         }
     }
 
-    /// Adds a node, or takes its devices for others than before, by what was measured of them there.
+    /// Adds a node, or takes its devices for others than before, by what was measured of them
+    /// there.
     pub fn take_in(&mut self, node: &NodeSection, calibration: &Calibration) {
         let at = self.nodes.iter().position(|name| *name == node.name).unwrap_or_else(|| {
             self.nodes.push(node.name.clone());
@@ -90,8 +91,8 @@ impl Cluster {
         self.devices.extend(devices(node, at, calibration));
     }
 
-    /// Takes what was measured between two nodes in place of what was known; false where the manifest
-    /// says something else, which stands.
+    /// Takes what was measured between two nodes in place of what was known; false where the
+    /// manifest says something else, which stands.
     pub fn learn(&mut self, given: &[LinkSection], measured: NodeLink) -> bool {
         let NodeLink { a, b, .. } = &measured;
         let class = if a == b { LinkClass::SameNode } else { LinkClass::OtherNode };
@@ -115,8 +116,8 @@ impl Cluster {
         Self { devices, ..self.clone() }
     }
 
-    /// The same devices, those first that are clearly faster, in products of `dtype`; devices that are
-    /// alike stay in their order. `None` when they are in that order, or some are not measured.
+    /// The same devices, those first that are clearly faster, in products of `dtype`; devices that
+    /// are alike stay in their order. `None` when they are in that order, or some are not measured.
     pub fn fastest_first(&self, dtype: Dtype) -> Option<Self> {
         if self.unmeasured() > 0 {
             return None;

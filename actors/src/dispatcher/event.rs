@@ -20,8 +20,8 @@ pub enum DispatcherEvent {
         /// How much of that it has waited before it came here.
         waited: Duration,
     },
-    /// A request, submitted or about to be, is not to be started yet: what it goes on from is on its
-    /// way.
+    /// A request, submitted or about to be, is not to be started yet: what it goes on from is on
+    /// its way.
     Withheld {
         /// Which.
         request: RequestId,

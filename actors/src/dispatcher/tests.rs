@@ -383,7 +383,8 @@ fn a_request_waits_until_its_deadline_and_is_told_what_for() {
     assert!(dispatcher.deadlines.is_empty(), "{:?}", dispatcher.deadlines);
 }
 
-/// A restart of the coordinator does not set its clock back, and a time that is over by then is told.
+/// A restart of the coordinator does not set its clock back, and a time that is over by then is
+/// told.
 #[test]
 fn what_a_request_waited_before_counts_towards_its_deadline() {
     let mut dispatcher = dispatcher();
@@ -410,8 +411,8 @@ fn what_a_request_waited_before_counts_towards_its_deadline() {
     assert!(expired(&dispatcher.at(50, E::Tick), 4).is_some());
 }
 
-/// What the devices cannot hold is told, and waited for as long as its caller says, also beyond what a
-/// mesh takes to form and when forming it has failed.
+/// What the devices cannot hold is told, and waited for as long as its caller says, also beyond
+/// what a mesh takes to form and when forming it has failed.
 #[test]
 fn a_deadline_of_its_own_waits_for_a_mesh_that_there_is_not() {
     let mut dispatcher = dispatcher();

@@ -1,8 +1,8 @@
-//! What a compute thread does next: the units of up to two runs in one order, which the worker actor
-//! extends while the thread works it off.
+//! What a compute thread does next: the units of up to two runs in one order, which the worker
+//! actor extends while the thread works it off.
 //!
-//! Owns the order, how far the thread is in it, and the points it may not pass. Does not know what a
-//! unit is made of, nor what a run is (`R`).
+//! Owns the order, how far the thread is in it, and the points it may not pass. Does not know what
+//! a unit is made of, nor what a run is (`R`).
 //!
 //! A run that comes while another is under way is *proposed*: the agenda stops before an entry that
 //! its thread has not begun ([`Agenda::propose`]) and the coordinator hears where. All ranks then
@@ -10,8 +10,8 @@
 //! ([`Agenda::admit`]); nobody is refused.
 //!
 //! Invariants: entries have the same number on every rank, counted from the forming of the mesh,
-//! also those of runs that have ended, which are passed over; a run ends exactly once, by the thread
-//! when that is in the middle of it and by the worker otherwise ([`Agenda::retire`]).
+//! also those of runs that have ended, which are passed over; a run ends exactly once, by the
+//! thread when that is in the middle of it and by the worker otherwise ([`Agenda::retire`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

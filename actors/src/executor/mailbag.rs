@@ -1,7 +1,7 @@
 //! The frames of one rank in one run: receives posted ahead in program order, sends under way.
 //!
-//! Owns the posting window, the accounting of bytes and the run's stopwatch. Does not know what a frame
-//! means.
+//! Owns the posting window, the accounting of bytes and the run's stopwatch. Does not know what a
+//! frame means.
 //!
 //! Invariants: receives are posted in program order; at least the one that is waited for is
 //! posted; beyond it at most [`POST_AHEAD_FRAMES`] and [`POSTED_BYTES_MAX`].

@@ -1,5 +1,5 @@
-//! What both ends of a pipeline edge hold of the hidden states that went over it, where those travel
-//! as changes.
+//! What both ends of a pipeline edge hold of the hidden states that went over it, where those
+//! travel as changes.
 //!
 //! Owns the floats and which of them a message covers. The sender keeps what the receiver has made
 //! of its changes and not what it computed, so both ends hold the same to the bit

@@ -16,7 +16,8 @@ use crate::protocol::{Form, FromCoordinator, RankOutcome, Start};
 /// Longest time for all ranks to end an aborted run.
 pub(crate) const ABORT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The same of a run that does not go on: who waits stops at once, and whoever computes was given time.
+/// The same of a run that does not go on: who waits stops at once, and whoever computes was given
+/// time.
 pub(crate) const STALLED_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Supervises the [`CfgGroup`] of one mesh.

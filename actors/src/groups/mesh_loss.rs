@@ -29,7 +29,8 @@ pub(crate) enum MeshLoss {
     /// Ranks that did not end an aborted run in time.
     #[error("{devices} did not stop run {run} within {milliseconds} ms")]
     Stuck { devices: String, run: u64, milliseconds: u64 },
-    /// A run that did not go on although all its ranks are heard and stopped when they were told to.
+    /// A run that did not go on although all its ranks are heard and stopped when they were told
+    /// to.
     #[error("a run did not go on: {cause}")]
     Stalled { cause: String },
     /// A rank could not load its partition or reach its peers.

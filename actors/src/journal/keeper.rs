@@ -1,11 +1,11 @@
 //! The thread that writes a coordinator's journal, and the handle to it.
 //!
-//! Owns the order of writes and that the coordinator never waits for the disk, except before it uses
-//! epochs that no journal names. Of checkpoints only the newest of each request waits to be written, so
-//! a slow disk makes them rarer and nothing else.
+//! Owns the order of writes and that the coordinator never waits for the disk, except before it
+//! uses epochs that no journal names. Of checkpoints only the newest of each request waits to be
+//! written, so a slow disk makes them rarer and nothing else.
 //!
-//! A disk that fails is told once in the log: the cluster goes on, and a coordinator that is killed then
-//! forgets what was not written.
+//! A disk that fails is told once in the log: the cluster goes on, and a coordinator that is killed
+//! then forgets what was not written.
 
 use std::collections::BTreeMap;
 use std::io;

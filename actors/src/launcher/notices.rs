@@ -1,7 +1,7 @@
 //! What agents say on their stdout: one line of JSON for each notice.
 //!
-//! Invariant: bounded, whatever the other side prints; lines that are no notice (what a shell on the
-//! other host prints at login) are passed over.
+//! Invariant: bounded, whatever the other side prints; lines that are no notice (what a shell on
+//! the other host prints at login) are passed over.
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines, Take};
 

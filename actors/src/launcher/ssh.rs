@@ -1,8 +1,8 @@
 //! Agents on other hosts, started by the user's own OpenSSH.
 //!
 //! Owns one connection and one remote process per node. Who may log in, as whom and by which way is
-//! `ssh`'s own business (`~/.ssh/config`, keys, the agent of keys). Orders and keys go down the remote
-//! process's stdin; its arguments hold nothing.
+//! `ssh`'s own business (`~/.ssh/config`, keys, the agent of keys). Orders and keys go down the
+//! remote process's stdin; its arguments hold nothing.
 //!
 //! Invariant: an agent ends when its stdin closes, or when nothing came down it for [`LEASE`]. So a
 //! launcher that is killed, stopped or cut off leaves no agent; the local `ssh` that held the

@@ -1,9 +1,9 @@
-//! Links between workers that the coordinator does not see: who has lost whom, and which links count
-//! as cut.
+//! Links between workers that the coordinator does not see: who has lost whom, and which links
+//! count as cut.
 //!
-//! Owns the rule that one report may be a death that nobody has seen yet, and a second one is a cut,
-//! and how long that counts. Devices of two nodes share the way between their hosts: a report of one
-//! pair is a report of all. The time comes in as an argument.
+//! Owns the rule that one report may be a death that nobody has seen yet, and a second one is a
+//! cut, and how long that counts. Devices of two nodes share the way between their hosts: a report
+//! of one pair is a report of all. The time comes in as an argument.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,7 +67,8 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// An end of a link says that it has lost the other; true when the way between them is newly cut.
+    /// An end of a link says that it has lost the other; true when the way between them is newly
+    /// cut.
     pub(super) fn reported(&mut self, now: Now, link: Pair) -> bool {
         self.reported_way(now, Way::of(link))
     }

@@ -10,7 +10,8 @@
 //! Decided once per step and patch: a patch of an asynchronous step is compared with itself, as the
 //! others of the step do not exist yet. Where a run has patches its synchronous steps are never
 //! reused (they are there to renew keys and values), without patches every step but the first may
-//! be; a run that goes on from a checkpoint computes its first step. Keys and values of blocks that are not run stay as they are in the patch KV cache.
+//! be; a run that goes on from a checkpoint computes its first step. Keys and values of blocks that
+//! are not run stay as they are in the patch KV cache.
 
 use crate::plan::mesh::Coordinates;
 use crate::plan::message::{Message, MessageKind};

@@ -1,8 +1,8 @@
 //! Runs of several pictures: which requests can be one run, and the run they become.
 //!
-//! Owns the rule that the pictures of a run differ in their prompts and seeds only. Their latents are
-//! rows of one batch, branch by branch (`[uncond x n, cond x n]`); a picture of a batch equals the
-//! picture alone up to the order of float additions. Pure.
+//! Owns the rule that the pictures of a run differ in their prompts and seeds only. Their latents
+//! are rows of one batch, branch by branch (`[uncond x n, cond x n]`); a picture of a batch equals
+//! the picture alone up to the order of float additions. Pure.
 
 use super::PlanError;
 use crate::protocol::RunSpec;

@@ -2,9 +2,9 @@
 //!
 //! A program is cut into units: its prologue, one forward pass (of a step or of a patch) with what
 //! surrounds it, its epilogue. All ranks have the same units, so an order of units is an order on
-//! every rank. [`interleave`] makes one order of two runs' units, fair by what they cost: a run that
-//! waits for its pipeline in a synchronous step, in fill or in drain leaves its devices to the other.
-//! Pure, and in integers, so that every rank makes the same order.
+//! every rank. [`interleave`] makes one order of two runs' units, fair by what they cost: a run
+//! that waits for its pipeline in a synchronous step, in fill or in drain leaves its devices to the
+//! other. Pure, and in integers, so that every rank makes the same order.
 //!
 //! Invariants: each run's units stay in order; until one run has no more units, what the two were
 //! given since the second came differs by no more than the dearest unit.

@@ -37,10 +37,10 @@ impl Layout {
         )))
     }
 
-    /// Deals blocks that cost `blocks[i]` to stages that take `slowness[s]` times as long, the first
-    /// and the last of which have `edges` to do beside; the slowest stage is as fast as can be, and
-    /// among layouts alike in that the stages are as equal as can be. Even shares stay when nothing
-    /// is faster.
+    /// Deals blocks that cost `blocks[i]` to stages that take `slowness[s]` times as long, the
+    /// first and the last of which have `edges` to do beside; the slowest stage is as fast as can
+    /// be, and among layouts alike in that the stages are as equal as can be. Even shares stay when
+    /// nothing is faster.
     pub fn balanced(blocks: &[f64], slowness: &[f64], edges: (f64, f64)) -> Self {
         let (count, stages) = (blocks.len(), slowness.len());
         let even = Self::even(count, stages);

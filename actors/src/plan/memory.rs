@@ -11,9 +11,9 @@ use crate::executor::mailbag::{POST_AHEAD_FRAMES, POSTED_BYTES_MAX};
 /// Receives of a program that are looked at for how much is posted at once.
 const RECEIVES_LOOKED_AT: usize = 8 * POST_AHEAD_FRAMES;
 
-/// Bytes on the rank where they are most: patch K,V cache, residuals of a step cache, what both ends
-/// of a pipeline edge hold, text and its keys and values in every block, latents with two steps of
-/// solver history, and places for frames.
+/// Bytes on the rank where they are most: patch K,V cache, residuals of a step cache, what both
+/// ends of a pipeline edge hold, text and its keys and values in every block, latents with two
+/// steps of solver history, and places for frames.
 pub fn run_bytes(plan: &Plan) -> u64 {
     (0..plan.mesh.world_size()).map(|rank| rank_bytes(plan, rank)).max().unwrap_or(0)
 }

@@ -100,7 +100,8 @@ pub enum Op {
     },
     /// Put this rank's rows and those received together to the whole latent.
     Gather,
-    /// Decode this rank's band of latent rows (all of them, when pictures are not decoded in bands).
+    /// Decode this rank's band of latent rows (all of them, when pictures are not decoded in
+    /// bands).
     Decode,
     /// Put this rank's pixel rows and those received together to the whole picture.
     Assemble,

@@ -2,9 +2,9 @@
 //!
 //! Owns which steps are kept, what a checkpoint holds and where a run begins. A checkpoint is taken
 //! strip by strip, by the ranks that compute the strip's next latents, right after they did. It
-//! holds what a scheduler step reads: latents and the solver's history. Noise is drawn once, before the
-//! first step, and solvers here draw none; keys and values are not kept: a run that goes on makes its
-//! first step a synchronous one ([`super::sync`]). Pure.
+//! holds what a scheduler step reads: latents and the solver's history. Noise is drawn once, before
+//! the first step, and solvers here draw none; keys and values are not kept: a run that goes on
+//! makes its first step a synchronous one ([`super::sync`]). Pure.
 
 use super::mesh::Coordinates;
 use super::message::{Message, MessageKind};
@@ -40,8 +40,8 @@ impl Plan {
         (1 + history) * self.images()
     }
 
-    /// The rows of the rank at `at` after a pass of `step`, when the step is one that is kept: every
-    /// `checkpoint_every`-th, and the last one, so that a picture can be decoded again.
+    /// The rows of the rank at `at` after a pass of `step`, when the step is one that is kept:
+    /// every `checkpoint_every`-th, and the last one, so that a picture can be decoded again.
     pub(super) fn checkpoint(&self, at: Coordinates, step: usize, patch: Patch) -> Option<Op> {
         let every = self.run.checkpoint_every as usize;
         let last = step + 1 == self.steps();

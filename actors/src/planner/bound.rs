@@ -147,7 +147,8 @@ impl Bound {
         (self.work.tokens + self.work.text) * self.work.hidden
     }
 
-    /// What the exchanges of one block cost a rank: the sender's time, and that of the busiest port.
+    /// What the exchanges of one block cost a rank: the sender's time, and that of the busiest
+    /// port.
     fn layer(&self, candidate: &Candidate, batch: f64) -> Layer {
         let ulysses = f64::from(candidate.degrees.ulysses_degree);
         let ring = f64::from(candidate.degrees.ring_degree);

@@ -1,7 +1,7 @@
 //! Copies of checkpoints on their way to the agents that hold them, and back.
 //!
-//! They travel in parts, one at a time, so that a heartbeat waits for at most one of them; latents are
-//! small. The key is the client's, which outlives every coordinator.
+//! They travel in parts, one at a time, so that a heartbeat waits for at most one of them; latents
+//! are small. The key is the client's, which outlives every coordinator.
 
 use super::RequestKey;
 

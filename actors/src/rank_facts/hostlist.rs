@@ -1,4 +1,5 @@
-//! Slurm's short form of lists of hosts: `gpu[03-05,9],login1` is gpu03, gpu04, gpu05, gpu9, login1.
+//! Slurm's short form of lists of hosts: `gpu[03-05,9],login1` is gpu03, gpu04, gpu05, gpu9,
+//! login1.
 //!
 //! Invariant: a list is never longer than [`HOSTS_MAX`], whatever it claims.
 

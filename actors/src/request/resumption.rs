@@ -1,4 +1,5 @@
-//! What a lost device, or a better mesh, cost a request: said once while it happens, and in its report.
+//! What a lost device, or a better mesh, cost a request: said once while it happens, and in its
+//! report.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,9 +1,9 @@
 //! Tensors on this host's disk, each in a file named by its SHA-256.
 //!
-//! Owns the folder `<cache>/ditmesh/tensors`, which all workers of a host share. Invariants: a file under
-//! its final name was complete and right when it got it (it is renamed into place), and is looked at
-//! again before it is used; a file that is being filled is filled by one process at a time; after each
-//! new file the folder is trimmed to its bound, the longest unused first.
+//! Owns the folder `<cache>/ditmesh/tensors`, which all workers of a host share. Invariants: a file
+//! under its final name was complete and right when it got it (it is renamed into place), and is
+//! looked at again before it is used; a file that is being filled is filled by one process at a
+//! time; after each new file the folder is trimmed to its bound, the longest unused first.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -79,8 +79,8 @@ impl TensorCache {
         Ok(Self { folder, bytes_max })
     }
 
-    /// What is there of the tensor with this digest and length; a part of it is this process's alone
-    /// until it is finished or dropped. Waits for another process that has it.
+    /// What is there of the tensor with this digest and length; a part of it is this process's
+    /// alone until it is finished or dropped. Waits for another process that has it.
     pub(super) fn find(&self, digest: &str, bytes: u64) -> Result<Found, WeightsError> {
         let path = self.folder.join(digest);
         let partial = path.with_extension(PARTIAL);

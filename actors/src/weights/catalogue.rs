@@ -1,8 +1,8 @@
 //! The list of a model's files, as the coordinator's node has them.
 //!
-//! Owns what belongs to a model (the files that diffusers writes, in its folder and one level below)
-//! and the rules for a list that comes from elsewhere. Invariant: every path of a checked list stays
-//! below the model's folder.
+//! Owns what belongs to a model (the files that diffusers writes, in its folder and one level
+//! below) and the rules for a list that comes from elsewhere. Invariant: every path of a checked
+//! list stays below the model's folder.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

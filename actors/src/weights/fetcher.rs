@@ -1,8 +1,10 @@
-//! Fetches what this host lacks of one model: its configurations at once, each tensor when it is read.
+//! Fetches what this host lacks of one model: its configurations at once, each tensor when it is
+//! read.
 //!
-//! Owns whom to ask and in which order, and the proof of what came. The reference says what is right; a
-//! peer that is lost, lacks it or gives something else is passed over for the next one, and what is
-//! there already is not asked for again. Blocking: called on compute threads, never in async code.
+//! Owns whom to ask and in which order, and the proof of what came. The reference says what is
+//! right; a peer that is lost, lacks it or gives something else is passed over for the next one,
+//! and what is there already is not asked for again. Blocking: called on compute threads, never in
+//! async code.
 
 use std::fs;
 use std::ops::Range;

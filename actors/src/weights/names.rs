@@ -1,7 +1,7 @@
 //! Names of blobs: what a peer is asked for.
 //!
-//! `catalogue/MODEL`, `file/MODEL/PATH`, `digest/MODEL/START-END/PATH`; MODEL is sixteen hexadecimal
-//! digits, PATH is relative to the model's folder.
+//! `catalogue/MODEL`, `file/MODEL/PATH`, `digest/MODEL/START-END/PATH`; MODEL is sixteen
+//! hexadecimal digits, PATH is relative to the model's folder.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Carries requests of a thread that may block to the async fabric, and the parts back.
 //!
-//! Owns the open ways to peers. One request at a time: whoever asks waits for its part. Invariant: every
-//! request is answered, at the latest when [`STALL_DEADLINE`] has passed.
+//! Owns the open ways to peers. One request at a time: whoever asks waits for its part. Invariant:
+//! every request is answered, at the latest when [`STALL_DEADLINE`] has passed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! What a process offers of a model's folder to peers that lack it.
 //!
-//! Invariants: only files of the model's list are read, never another path; the list and the digests
-//! are taken from the files themselves, when somebody first asks; nothing is offered under another
-//! model's name.
+//! Invariants: only files of the model's list are read, never another path; the list and the
+//! digests are taken from the files themselves, when somebody first asks; nothing is offered under
+//! another model's name.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,9 +1,9 @@
 //! The dedicated OS thread of one device: loads partitions and works off agendas, one at a time.
 //!
 //! Owns the device's rayon pool (the thread itself is its first member) and the weights that are
-//! loaded. While a mesh is in use, the partition of the next one is loaded on a thread of its own, so
-//! that neither waits for the other. Async code talks to it through a bounded channel and is answered on one-shots; the
-//! thread never enters a runtime.
+//! loaded. While a mesh is in use, the partition of the next one is loaded on a thread of its own,
+//! so that neither waits for the other. Async code talks to it through a bounded channel and is
+//! answered on one-shots; the thread never enters a runtime.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -144,7 +144,8 @@ impl ComputeThread {
         Loader(self.orders.as_ref().map(Arc::downgrade).unwrap_or_default())
     }
 
-    /// Has a partition that was loaded elsewhere kept for the next mesh, in place of the present one.
+    /// Has a partition that was loaded elsewhere kept for the next mesh, in place of the present
+    /// one.
     pub(super) fn hold(&self, loaded: Loaded) {
         if let Err(cause) = self.order(Order::Hold(Box::new(loaded))) {
             tracing::warn!(cause, "the next mesh loads its weights again");

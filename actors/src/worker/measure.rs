@@ -1,9 +1,9 @@
 //! Measuring links of a mesh that has just been formed.
 //!
 //! Owns the order in which the pairs do it and the time it may take. The loads themselves are
-//! [`ditmesh_transport::load`]'s. Invariants: every rank takes the pairs in the order of the list, so
-//! the first that is not done can go on; a link that cannot be measured is a link without figures,
-//! never a mesh that is not formed.
+//! [`ditmesh_transport::load`]'s. Invariants: every rank takes the pairs in the order of the list,
+//! so the first that is not done can go on; a link that cannot be measured is a link without
+//! figures, never a mesh that is not formed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

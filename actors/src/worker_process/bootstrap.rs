@@ -62,8 +62,8 @@ pub(crate) fn line<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Watches stdin on threads of its own: when it closes, or nothing comes for `lease`, the parent has
-/// gone. `grace` later this process ends in any case, so that nothing outlives its parent.
+/// Watches stdin on threads of its own: when it closes, or nothing comes for `lease`, the parent
+/// has gone. `grace` later this process ends in any case, so that nothing outlives its parent.
 pub(crate) fn watch_stdin(
     grace: Duration,
     lease: Option<Duration>,

@@ -4,7 +4,8 @@
 //! coordinator is lost for good, or when the worker ends; its owner is told which.
 //!
 //! Invariant: a worker whose session is lost leaves its mesh, because the coordinator has given it
-//! up; of callers that it turned away, each session is told at its first heartbeat and whenever there are more.
+//! up; of callers that it turned away, each session is told at its first heartbeat and whenever
+//! there are more.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Where tensors come from that a folder does not hold: a seam for whoever can fetch them.
 //!
 //! A folder that was filled from elsewhere holds every configuration, and of each weight file
-//! `NAME.safetensors` its header alone, as `NAME.safetensors.header`. Owns that convention. Does not
-//! own how bytes travel or where they are kept.
+//! `NAME.safetensors` its header alone, as `NAME.safetensors.header`. Owns that convention. Does
+//! not own how bytes travel or where they are kept.
 
 use std::fmt;
 use std::ops::Range;

@@ -24,7 +24,8 @@ use super::vector::{Octet, Vector};
 
 /// Steps of one chain of multiply-adds: a block of 32 columns is 24 KiB.
 pub(super) const DEPTH: usize = 192;
-/// Packed elements of the left side that are aimed at: 1 MiB, which stays in the second-level cache.
+/// Packed elements of the left side that are aimed at: 1 MiB, which stays in the second-level
+/// cache.
 const LEFT_ELEMENTS: usize = 1 << 18;
 /// Most steps of the left side packed at a time, so that there are rows enough to share a block of
 /// the right side.
@@ -80,8 +81,8 @@ impl Right<'_> {
 /// current pool.
 ///
 /// # Safety
-/// As [`super::gemm::product`]; `isa` must be supported, not portable, and that of a packed `b`; the
-/// sides must be as deep and lie within their slices.
+/// As [`super::gemm::product`]; `isa` must be supported, not portable, and that of a packed `b`;
+/// the sides must be as deep and lie within their slices.
 pub(super) unsafe fn blocked_product(
     isa: Isa,
     out: Destination,

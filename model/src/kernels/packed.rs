@@ -5,9 +5,9 @@
 //! when it is loaded.
 //!
 //! The columns of the right side (output features) lie in blocks of two registers, each over the
-//! whole depth in pieces of [`DEPTH`] steps: the block that begins with column `c` begins at element
-//! `inputs * c`. Which registers are meant depends on the instruction set, so a packed weight is for
-//! one only.
+//! whole depth in pieces of [`DEPTH`] steps: the block that begins with column `c` begins at
+//! element `inputs * c`. Which registers are meant depends on the instruction set, so a packed
+//! weight is for one only.
 
 #![allow(unsafe_code)]
 
@@ -56,7 +56,8 @@ impl PackedWeight {
         Self::from_rows(weight.flatten_all()?.to_vec1()?, inputs).map(Some)
     }
 
-    /// Packs rows of `inputs` elements each, where they are: a layer is never in memory twice.
+    /// Packs rows of `inputs` elements each, where they are: a layer is not in memory twice, except
+    /// while the buffer grows of one whose outputs are no multiple of eight.
     ///
     /// # Errors
     /// When the rows are not whole, or this processor does not [suit](Self::suits).

@@ -61,7 +61,8 @@ pub struct DecoderWork {
     pub parameters: u64,
     /// Multiply-adds of all convolutions for one pixel of the picture.
     pub macs_per_pixel: u64,
-    /// Most elements of activations alive at once for one pixel, without what a convolution unfolds.
+    /// Most elements of activations alive at once for one pixel, without what a convolution
+    /// unfolds.
     pub elements_per_pixel: u64,
     /// Elements that the widest convolution would unfold for one pixel.
     pub unfolded_per_pixel: u64,

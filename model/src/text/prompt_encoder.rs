@@ -1,4 +1,5 @@
-//! The text encoder of a rank over many prompts: when its weights are in memory, what is remembered.
+//! The text encoder of a rank over many prompts: when its weights are in memory, what is
+//! remembered.
 //!
 //! Owns the policy and a small cache of embeddings. A T5-XXL is several times the transformer it
 //! feeds and idle while that denoises, so by default its weights are dropped as soon as a prompt is
@@ -85,8 +86,9 @@ impl PromptEncoder {
         Ok(Self { checkpoint, dtype, device, policy, held: Mutex::new(held) })
     }
 
-    /// As [`TextEncoder::encode`], from memory where a prompt was encoded before. `proceed` is asked
-    /// before each layer that is loaded or computed; the weights are released on an error too.
+    /// As [`TextEncoder::encode`], from memory where a prompt was encoded before. `proceed` is
+    /// asked before each layer that is loaded or computed; the weights are released on an error
+    /// too.
     ///
     /// # Errors
     /// As [`TextEncoder::encode`] and loading; what `proceed` says.

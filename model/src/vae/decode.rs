@@ -1,4 +1,5 @@
-//! Walks the decoding of one band through its phases: send edges, wait for those of others, compute.
+//! Walks the decoding of one band through its phases: send edges, wait for those of others,
+//! compute.
 //!
 //! Owns what is on its way between two phases. The order of phases is [`super::phase`]'s, the
 //! arithmetic of a layer [`super::blocks`]', the network the [`BandExchanger`]'s. A whole picture

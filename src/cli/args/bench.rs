@@ -25,7 +25,8 @@ pub(crate) enum BenchCommand {
     Shaped(ShapedBenchArgs),
     /// What every way from one process to another carries, and at what price
     Transport(TransportBenchArgs),
-    /// What the loss of a device in the middle of a run costs: processes are really killed and stopped
+    /// What the loss of a device in the middle of a run costs: processes are really killed and
+    /// stopped
     Recovery(RecoveryArgs),
     /// What a device sustains; kept for `plan`, `generate` and `up`
     Device(DeviceArgs),

@@ -133,8 +133,9 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "K", help_heading = "How")]
     pub(crate) checkpoint_every: Option<u32>,
 
-    /// Seconds that a picture may wait to be drawn, for others or for a mesh; then it ends with what it
-    /// waited for [default: for its turn without end, for a mesh as long as forming one may take]
+    /// Seconds that a picture may wait to be drawn, for others or for a mesh; then it ends with
+    /// what it waited for [default: for its turn without end, for a mesh as long as forming one may
+    /// take]
     #[arg(long, value_name = "SECONDS", value_parser = counted(86_400), help_heading = "How")]
     pub(crate) deadline: Option<u32>,
 

@@ -1,6 +1,7 @@
 //! The parallel methods on two ranks, as they are measured.
 //!
-//! Owns the degrees and the settings of each, and the share of the machine's ceiling it is to reach.
+//! Owns the degrees and the settings of each, and the share of the machine's ceiling it is to
+//! reach.
 
 use clap::ValueEnum;
 use ditmesh::{Degrees, GenerateRequest};

@@ -1,11 +1,12 @@
 //! `bench recovery`: what the loss of a device in the middle of a run costs.
 //!
 //! Owns the measurement: a cluster of real processes (two nodes of one device each), a run in the
-//! middle of which one of them is really killed or stopped, and the clock of a client. Detection is as a
-//! user has it, by the defaults of the manifest.
+//! middle of which one of them is really killed or stopped, and the clock of a client. Detection is
+//! as a user has it, by the defaults of the manifest.
 //!
-//! A loss is noticed when the coordinator says so ([`Resumption::seconds`] before the run goes on); the
-//! run is denoising again when its next step begins, which is one step's time before it is done.
+//! A loss is noticed when the coordinator says so ([`Resumption::seconds`] before the run goes on);
+//! the run is denoising again when its next step begins, which is one step's time before it is
+//! done.
 
 mod joining;
 

@@ -1,8 +1,8 @@
 //! `bench shaped`: what a slow link costs each parallel method on two ranks.
 //!
-//! Owns the order of runs: in every round each method runs once while the link has its rate and once
-//! while it has none, in the same processes. Each rank has one thread and a network namespace of its
-//! own. What the runs amount to is in [`report`].
+//! Owns the order of runs: in every round each method runs once while the link has its rate and
+//! once while it has none, in the same processes. Each rank has one thread and a network namespace
+//! of its own. What the runs amount to is in [`report`].
 
 mod report;
 

@@ -1,8 +1,8 @@
 //! The nodes of a manifest: names, packet size, ports, certificates.
 //!
-//! Owns the probes. A port is asked without a certificate: whoever speaks QUIC answers a packet of a
-//! version it does not know with those it knows (RFC 9000, section 6), so an answer shows that the
-//! way there and back is open, and costs the other side no memory.
+//! Owns the probes. A port is asked without a certificate: whoever speaks QUIC answers a packet of
+//! a version it does not know with those it knows (RFC 9000, section 6), so an answer shows that
+//! the way there and back is open, and costs the other side no memory.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::Path;

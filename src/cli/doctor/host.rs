@@ -1,6 +1,7 @@
 //! This host: buffers, offloads, files, clock, UCX.
 //!
-//! Owns what is looked at and the bounds. Reads `/proc` and `/sys`, opens a socket, changes nothing.
+//! Owns what is looked at and the bounds. Reads `/proc` and `/sys`, opens a socket, changes
+//! nothing.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! Rows of 16-bit floats, and of 32-bit ones, in little-endian order.
 //!
-//! Owns rounding (to nearest, ties to even) and what becomes of numbers out of range. The loops have
-//! no branches, so that compilers make vector code of them.
+//! Owns rounding (to nearest, ties to even) and what becomes of numbers out of range. The loops
+//! have no branches, so that compilers make vector code of them.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;

@@ -1,8 +1,9 @@
 //! Carries out one schedule over a transport, in chunks.
 //!
-//! Owns the windows and the frames under way. Two ways to drive it: [`Collective::poll`] (never waits;
-//! for virtual time, and for several at once) and [`Collective::wait`] (a plain thread). A piece
-//! travels as chunks of [`CHUNK_BYTES`], and who passes it on sends a chunk while the next one comes.
+//! Owns the windows and the frames under way. Two ways to drive it: [`Collective::poll`] (never
+//! waits; for virtual time, and for several at once) and [`Collective::wait`] (a plain thread). A
+//! piece travels as chunks of [`CHUNK_BYTES`], and who passes it on sends a chunk while the next
+//! one comes.
 //!
 //! Invariants: transfers of each direction start in the order of (round, chunk), at most a window's
 //! worth at a time; a chunk that is passed on is the memory it came in.
@@ -46,8 +47,8 @@ impl Default for Window {
 pub struct Pieces {
     /// The mesh.
     pub epoch: Epoch,
-    /// What this member brings, by the piece index of the schedule's sends. A piece that is not among
-    /// these is passed on as it comes.
+    /// What this member brings, by the piece index of the schedule's sends. A piece that is not
+    /// among these is passed on as it comes.
     pub outgoing: BTreeMap<usize, Slice>,
     /// Expected bytes, by the piece index of the schedule's receives.
     pub incoming_bytes: BTreeMap<usize, usize>,
@@ -86,8 +87,8 @@ pub struct Collective {
 }
 
 impl Collective {
-    /// Prepares `schedule`; nothing moves before it is driven. The tags from `tag` on, `2^16` for each
-    /// round, must be new for this run between all members.
+    /// Prepares `schedule`; nothing moves before it is driven. The tags from `tag` on, `2^16` for
+    /// each round, must be new for this run between all members.
     ///
     /// # Errors
     /// [`TransportError::Mismatch`] when the schedule names a piece that is neither brought nor

@@ -1,8 +1,8 @@
 //! Completions that are used again.
 //!
-//! Owns the idle ones of one kind on one link. Invariants: a pair comes back when both of its halves
-//! are gone, with nothing of its last use in it; at most [`IDLE_MAX`] are kept; a pair outlives its
-//! pool safely.
+//! Owns the idle ones of one kind on one link. Invariants: a pair comes back when both of its
+//! halves are gone, with nothing of its last use in it; at most [`IDLE_MAX`] are kept; a pair
+//! outlives its pool safely.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,7 +1,7 @@
 //! Why connections end, in words and as typed errors.
 //!
-//! Owns the reading of the protocol's errors. Invariant: a certificate that is refused, by either side,
-//! is [`TransportError::Untrusted`] and never "cannot connect".
+//! Owns the reading of the protocol's errors. Invariant: a certificate that is refused, by either
+//! side, is [`TransportError::Untrusted`] and never "cannot connect".
 
 use std::net::SocketAddr;
 

@@ -2,10 +2,10 @@
 //!
 //! Owns the judgement and the change from Cubic to BBR. A packet that is lost while the round trip
 //! is as short as it gets was lost by no queue that this end could drain by sending less: Cubic
-//! would go down to a fraction of the link's rate for nothing, and BBR, which measures what arrives,
-//! does not. Packets that are lost behind a full queue leave the path with Cubic, which shares it
-//! with others as TCP does. Invariants: ECN is never taken for chance; a path that has changed
-//! stays changed (a connection lives as long as its mesh).
+//! would go down to a fraction of the link's rate for nothing, and BBR, which measures what
+//! arrives, does not. Packets that are lost behind a full queue leave the path with Cubic, which
+//! shares it with others as TCP does. Invariants: ECN is never taken for chance; a path that has
+//! changed stays changed (a connection lives as long as its mesh).
 
 use std::any::Any;
 use std::sync::Arc;

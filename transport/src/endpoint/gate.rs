@@ -2,9 +2,9 @@
 //!
 //! Owns the places for handshakes under way, and what is said in the log about callers that were
 //! turned away. Does not know certificates: a place is held until the caller has proved who it is.
-//! Invariants: at most [`HANDSHAKES_MAX`] callers, and [`HANDSHAKES_PER_HOST_MAX`] of one host, have
-//! state here before they are authenticated; a caller beyond that is dropped without an answer (an
-//! honest one sends its first packet again); when many are under way, newcomers must first show
+//! Invariants: at most [`HANDSHAKES_MAX`] callers, and [`HANDSHAKES_PER_HOST_MAX`] of one host,
+//! have state here before they are authenticated; a caller beyond that is dropped without an answer
+//! (an honest one sends its first packet again); when many are under way, newcomers must first show
 //! that they receive what is sent to their address, which costs no memory here; the log gets at
 //! most one line per [`LOG_INTERVAL`].
 

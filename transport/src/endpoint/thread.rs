@@ -5,8 +5,8 @@
 //! ([`Drive`]) comes as a guest: the thread lets go, and until its wait is over the guest reads,
 //! writes and decodes itself, so that a message costs no switch between threads. Where one wait
 //! follows another the thread stays out between them.
-//! Invariants: somebody drives, or will within [`PAUSE`] and [`LOOK`]; a runtime ends on no thread that other
-//! tasks run on, so an endpoint may be dropped inside any other runtime.
+//! Invariants: somebody drives, or will within [`PAUSE`] and [`LOOK`]; a runtime ends on no thread
+//! that other tasks run on, so an endpoint may be dropped inside any other runtime.
 
 use std::future::poll_fn;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

@@ -1,7 +1,7 @@
 //! Element types as one byte on the wire.
 //!
-//! Owns the codes, and how many bytes a payload of a shape has. Does not know what the numbers mean,
-//! nor how floats become fewer bytes ([`crate::codec`]).
+//! Owns the codes, and how many bytes a payload of a shape has. Does not know what the numbers
+//! mean, nor how floats become fewer bytes ([`crate::codec`]).
 
 /// Bytes of the scale before the codes of each row of a [`Dtype::I8Rows`] payload.
 pub const ROW_SCALE_BYTES: usize = 4;

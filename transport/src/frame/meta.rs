@@ -120,8 +120,8 @@ impl FrameMeta {
         Ok(archive)
     }
 
-    /// Writes the archive behind what is in `out`, whose length is a multiple of 16 bytes, and gives
-    /// the archive's length; memory that `out` has is used.
+    /// Writes the archive behind what is in `out`, whose length is a multiple of 16 bytes, and
+    /// gives the archive's length; memory that `out` has is used.
     ///
     /// # Errors
     /// As [`FrameMeta::encode`].

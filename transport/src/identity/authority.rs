@@ -79,8 +79,8 @@ impl ClusterCa {
     /// ([`JoinKey::public`](crate::join::JoinKey::public)).
     ///
     /// # Errors
-    /// [`IdentityError::Name`] for a name that cannot stand in a certificate, [`IdentityError::Tls`]
-    /// for what is no such key.
+    /// [`IdentityError::Name`] for a name that cannot stand in a certificate,
+    /// [`IdentityError::Tls`] for what is no such key.
     pub fn sign(&self, role: Role, name: &str, point: &[u8]) -> Result<String, IdentityError> {
         let subject = PeerIdentity::new(role, name, &self.cluster)?;
         let key = PublicKey::new(point).ok_or_else(|| IdentityError::Tls {

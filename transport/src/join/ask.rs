@@ -22,9 +22,9 @@ const FAREWELL: Duration = Duration::from_millis(300);
 /// Asks the coordinator at `address` one question; its answer. Needs a tokio runtime.
 ///
 /// # Errors
-/// [`TransportError::Untrusted`] when somebody else is there, [`TransportError::WrongIdentity`] when
-/// it is not the node of the token, [`TransportError::Connect`] when nobody answers in time or the
-/// door is shut.
+/// [`TransportError::Untrusted`] when somebody else is there, [`TransportError::WrongIdentity`]
+/// when it is not the node of the token, [`TransportError::Connect`] when nobody answers in time or
+/// the door is shut.
 pub async fn ask(
     address: SocketAddr,
     token: &JoinToken,

@@ -140,8 +140,8 @@ impl BlobReader {
     /// At most `len` bytes of a blob, from `offset` on.
     ///
     /// # Errors
-    /// [`BlobError::Refused`] in the peer's words; the reader can go on. Otherwise the peer is lost,
-    /// or too slow for `deadline`, or broke the protocol, and the reader is of no more use.
+    /// [`BlobError::Refused`] in the peer's words; the reader can go on. Otherwise the peer is
+    /// lost, or too slow for `deadline`, or broke the protocol, and the reader is of no more use.
     pub async fn read(
         &mut self,
         name: &str,

@@ -1,7 +1,7 @@
 //! Dialing one lane to one peer.
 //!
-//! Owns the dialing side of the greeting, and how long a peer may not answer at all. Invariant: nothing
-//! is said before the peer's certificate shows the expected name.
+//! Owns the dialing side of the greeting, and how long a peer may not answer at all. Invariant:
+//! nothing is said before the peer's certificate shows the expected name.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use crate::frame::hello::{Answer, Hello};
 use crate::identity::verified_identity;
 use crate::stack::Connection;
 
-/// The same to a member of a mesh, whose process is there: it may take until the deadline to join, but
-/// it answers within `patience`, or the way to it is cut.
+/// The same to a member of a mesh, whose process is there: it may take until the deadline to join,
+/// but it answers within `patience`, or the way to it is cut.
 pub(super) async fn dial_member(
     dialer: Dialer,
     address: SocketAddr,

@@ -1,8 +1,8 @@
 //! Regions that are used again.
 //!
 //! Owns the free blocks by size class, and the counters of views that have ended. Invariants: at
-//! most `retained_bytes_max` bytes and [`COUNTERS_MAX`] counters lie idle; a block that does not fit
-//! the bound is freed; a region outlives its pool safely.
+//! most `retained_bytes_max` bytes and [`COUNTERS_MAX`] counters lie idle; a block that does not
+//! fit the bound is freed; a region outlives its pool safely.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

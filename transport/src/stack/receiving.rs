@@ -1,7 +1,7 @@
 //! The receiving half of a stream.
 //!
-//! Owns the one copy of a payload: out of the packets, into the reader's memory. Invariant: a stream
-//! that is dropped before its end tells the peer that nobody reads it.
+//! Owns the one copy of a payload: out of the packets, into the reader's memory. Invariant: a
+//! stream that is dropped before its end tells the peer that nobody reads it.
 
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The sending half of a stream.
 //!
-//! Invariants: chunks are handed to the protocol by reference; a stream that is dropped is finished,
-//! so that the peer does not wait for more.
+//! Invariants: chunks are handed to the protocol by reference; a stream that is dropped is
+//! finished, so that the peer does not wait for more.
 
 use std::future::poll_fn;
 use std::sync::Arc;

@@ -198,7 +198,8 @@ async fn the_last_handle_closes_and_a_closed_port_takes_nobody() {
     assert!(matches!(dialling, Err(ConnectError::EndpointStopping)));
 }
 
-/// A caller that is asked for a token comes again with it; one that nobody decides about is refused.
+/// A caller that is asked for a token comes again with it; one that nobody decides about is
+/// refused.
 #[tokio::test]
 async fn callers_are_asked_refused_or_accepted() {
     let [one, other] = two(1452);

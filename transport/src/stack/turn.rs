@@ -151,8 +151,8 @@ impl Turns {
         Ok(!self.ready.is_empty())
     }
 
-    /// Sends what a connection has, until it has no more, the socket is full, or (`None`) it has had
-    /// its share.
+    /// Sends what a connection has, until it has no more, the socket is full, or (`None`) it has
+    /// had its share.
     fn send_of(
         &mut self,
         state: &mut State,

@@ -1,8 +1,9 @@
 //! A UCP worker and its endpoints: the safe face of UCX for the engine.
 //!
 //! Owns the worker's life, its inbox and its flights. One thread at a time is in it
-//! (`UCS_THREAD_MODE_SERIALIZED`; the type is not `Sync`). Invariants: whatever UCX may touch is in the flights until UCX is done;
-//! dropping the worker ends UCX's part first and frees memory afterwards.
+//! (`UCS_THREAD_MODE_SERIALIZED`; the type is not `Sync`). Invariants: whatever UCX may touch is in
+//! the flights until UCX is done; dropping the worker ends UCX's part first and frees memory
+//! afterwards.
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
@@ -39,8 +40,8 @@ pub(super) struct Worker {
     context: Arc<Context>,
 }
 
-// SAFETY: UCX allows another thread to go on where one has left off, and only exclusive access, which
-// the engine's lock gives, leads here.
+// SAFETY: UCX allows another thread to go on where one has left off, and only exclusive access,
+// which the engine's lock gives, leads here.
 unsafe impl Send for Worker {}
 
 impl Worker {

@@ -78,7 +78,8 @@ pub fn library() -> Result<&'static Library, OpenError> {
 
 fn open() -> Result<Library, OpenError> {
     let missing = |error: libloading::Error| OpenError::Missing { cause: error.to_string() };
-    // SAFETY: UCX's constructors read the environment and prepare its logging; it is never unloaded.
+    // SAFETY: UCX's constructors read the environment and prepare its logging; it is never
+    // unloaded.
     let ucp = unsafe { Ucp::new(LIBRARY) }.map_err(missing)?;
     let mut version = Version { major: 0, minor: 0, release: 0 };
     // SAFETY: writes three numbers.

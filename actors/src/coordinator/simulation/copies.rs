@@ -1,5 +1,5 @@
-//! Agents that hold copies of checkpoints: the real engine and the real holders, and messages between
-//! them that take their time.
+//! Agents that hold copies of checkpoints: the real engine and the real holders, and messages
+//! between them that take their time.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

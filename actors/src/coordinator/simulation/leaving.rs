@@ -26,7 +26,8 @@ impl World {
         }
     }
 
-    /// A node may go: its processes end, the agent first, and after a while somebody starts them again.
+    /// A node may go: its processes end, the agent first, and after a while somebody starts them
+    /// again.
     pub(super) fn released(&mut self, node: String) {
         self.note(|| format!("node {node} has left"));
         self.kill(&Member::Agent(node.clone()));

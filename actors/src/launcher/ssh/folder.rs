@@ -1,8 +1,8 @@
 //! The folder of the sockets through which one connection per host is shared.
 //!
-//! Short, because a socket's path may have 107 bytes and a cluster's own folder may lie deep; private,
-//! because whoever can write there can be this user on every host. Held by the supervisor, of which
-//! there is one per cluster.
+//! Short, because a socket's path may have 107 bytes and a cluster's own folder may lie deep;
+//! private, because whoever can write there can be this user on every host. Held by the supervisor,
+//! of which there is one per cluster.
 
 use std::fs::{self, DirBuilder};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -177,8 +177,8 @@ unsafe fn step<W: Vector, H: Vector, const ROWS: usize>(
     unsafe { product_rows::<W, H, ROWS>(keys, weights, values, stride, total, stride, true) };
 }
 
-/// Turns the first `keys` scores of `ROWS` rows into weights relative to the rows' running maxima, and
-/// brings sums and totals, which were relative to the old maxima, onto the new ones.
+/// Turns the first `keys` scores of `ROWS` rows into weights relative to the rows' running maxima,
+/// and brings sums and totals, which were relative to the old maxima, onto the new ones.
 #[inline(always)]
 fn online_softmax<const ROWS: usize>(
     tile: &mut Tile,

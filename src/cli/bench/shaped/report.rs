@@ -2,8 +2,9 @@
 //!
 //! Pure. Definitions, per round and then the median over rounds: a *step* is the median of a run's
 //! steps after the first ones; *loss* is the limited step over the other, less one; *wire* is what
-//! the busier direction sends in a step at the link's rate; *beyond* is the limited step over the sum
-//! of the other step and *wire*, less one, so it is negative where sending overlaps with computing.
+//! the busier direction sends in a step at the link's rate; *beyond* is the limited step over the
+//! sum of the other step and *wire*, less one, so it is negative where sending overlaps with
+//! computing.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -21,7 +21,8 @@ const RUN: RunId = RunId(1);
 const PINGS: RunId = RunId(2);
 /// Places posted, and frames handed over, ahead.
 const AHEAD_MAX: u64 = 64;
-/// Places of round trips posted ahead; half of them at a time, so that their grants travel together.
+/// Places of round trips posted ahead; half of them at a time, so that their grants travel
+/// together.
 const PINGS_AHEAD: usize = 64;
 /// Longest wait for one message.
 const WAIT_MAX: Duration = Duration::from_secs(120);

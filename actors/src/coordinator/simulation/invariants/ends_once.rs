@@ -1,5 +1,5 @@
-//! Every request ends exactly once, whichever lives of the coordinator it sees: what has a result is not
-//! drawn again by the next life, and no client that got an answer gets another.
+//! Every request ends exactly once, whichever lives of the coordinator it sees: what has a result
+//! is not drawn again by the next life, and no client that got an answer gets another.
 
 use super::Watch;
 

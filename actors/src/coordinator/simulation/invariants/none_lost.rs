@@ -1,5 +1,5 @@
-//! None is lost: when all faults are over every request has its answer, and it is a picture unless its
-//! client gave up, or set a deadline which it waited for.
+//! None is lost: when all faults are over every request has its answer, and it is a picture unless
+//! its client gave up, or set a deadline which it waited for.
 
 use super::Watch;
 use crate::membership::Now;

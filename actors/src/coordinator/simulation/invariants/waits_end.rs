@@ -1,5 +1,5 @@
-//! Every wait ends by its deadline: a rank that waits for a frame gets it, or is told to stop; a request
-//! that waits for its turn or a mesh gets it by its deadline, or ends.
+//! Every wait ends by its deadline: a rank that waits for a frame gets it, or is told to stop; a
+//! request that waits for its turn or a mesh gets it by its deadline, or ends.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::membership::Now;
 
 pub(in super::super) const NAME: &str = "waits end";
 
-/// The longest that a rank which can be reached may wait: detection of a silent peer, the loss told,
-/// and what a mesh of this size computes in between.
+/// The longest that a rank which can be reached may wait: detection of a silent peer, the loss
+/// told, and what a mesh of this size computes in between.
 const WAIT_MAX: Duration = Duration::from_secs(8);
 
 /// Until the coordinator looks for requests whose deadlines are over.
