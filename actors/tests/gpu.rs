@@ -2,7 +2,7 @@
 //! stream of its own. Needs a GPU to run.
 
 use candle_core::Device;
-use ditmesh_actors::request::{Degrees, GenerateRequest};
+use ditmesh_actors::request::{Degrees, GenerateRequest, Output, OutputKind, StepCache};
 use ditmesh_transport::in_process::InProcessHub;
 
 use crate::harness::{Golden, Outcome, degrees, relative, run, run_on, run_quic_on};
@@ -54,6 +54,54 @@ fn meshes_on_a_gpu_equal_meshes_on_the_cpu() {
         assert!(error <= 1e-5, "{mesh}, {patches} patches: {error:e}");
         let again = on_gpu(&golden, mesh, &request);
         assert_eq!(again.latents().data, gpu.latents().data, "run to run, {mesh}");
+    }
+}
+
+/// Synchronous steps now and then, and a step cache that does what it did on the CPU.
+#[test]
+fn sync_every_and_a_step_cache_on_a_gpu_equal_the_cpu() {
+    let golden = Golden::load("sigma_8x8", "square");
+    let cache = StepCache { threshold: 0.4, ..StepCache::default() };
+    for (mesh, patches) in [(degrees(1, 1, 2), 1), (degrees(1, 2, 2), 4), (degrees(2, 2, 1), 4)] {
+        let request = GenerateRequest {
+            num_pipeline_patch: Some(patches),
+            sync_every: if patches > 1 { 3 } else { 0 },
+            step_cache: Some(cache.clone()),
+            ..golden.request(2)
+        };
+        let cpu = run(&golden.dir, mesh, &request);
+        let decided = cpu.ranks.iter().flat_map(|rank| rank.decisions.clone()).collect();
+        let replay = StepCache { replay: Some(decided), ..cache.clone() };
+        let request = GenerateRequest { step_cache: Some(replay), ..request };
+        let gpu = on_gpu(&golden, mesh, &request);
+        let error = relative(gpu.latents(), cpu.latents());
+        println!("{mesh}, {patches} patches: {error:.2e}");
+        assert!(error <= 1e-5, "{mesh}, {patches} patches: {error:e}");
+    }
+}
+
+/// At most one level of 255 apart.
+#[test]
+fn pictures_decoded_in_bands_on_a_gpu_equal_those_of_the_cpu() {
+    let golden = Golden::load("sigma_4x5", "tall");
+    for (mesh, in_bands) in
+        [(degrees(1, 1, 1), false), (degrees(1, 1, 2), true), (degrees(1, 3, 1), true)]
+    {
+        let request = GenerateRequest {
+            num_inference_steps: 2,
+            output: OutputKind::Image,
+            vae_parallel: Some(in_bands),
+            ..golden.request(4)
+        };
+        let cpu = run(&golden.dir, mesh, &request);
+        let gpu = on_gpu(&golden, mesh, &request);
+        let (Output::Image(cpu), Output::Image(gpu)) = (&cpu.output, &gpu.output) else {
+            panic!("latents where a picture was asked for");
+        };
+        assert_eq!((gpu.width, gpu.height), (cpu.width, cpu.height), "{mesh}");
+        let most = gpu.data.iter().zip(&cpu.data).map(|(a, b)| a.abs_diff(*b)).max();
+        println!("{mesh}: at most {most:?} levels apart");
+        assert!(most <= Some(1), "{mesh}: {most:?}");
     }
 }
 
