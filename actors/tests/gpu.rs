@@ -80,6 +80,24 @@ fn sync_every_and_a_step_cache_on_a_gpu_equal_the_cpu() {
     }
 }
 
+/// From words to latents, so the text encoder too.
+#[test]
+fn a_prompt_is_encoded_on_a_gpu_as_on_the_cpu() {
+    let golden = Golden::load("sigma_8x8", "square");
+    for mesh in [degrees(1, 1, 1), degrees(2, 1, 1), degrees(1, 2, 1)] {
+        let request = GenerateRequest {
+            num_inference_steps: 3,
+            output: OutputKind::Latent,
+            ..GenerateRequest::new("a red apple")
+        };
+        let cpu = run(&golden.dir, mesh, &request);
+        let gpu = on_gpu(&golden, mesh, &request);
+        let error = relative(gpu.latents(), cpu.latents());
+        println!("{mesh}: {error:.2e}");
+        assert!(error <= 1e-5, "{mesh}: {error:e}");
+    }
+}
+
 /// At most one level of 255 apart.
 #[test]
 fn pictures_decoded_in_bands_on_a_gpu_equal_those_of_the_cpu() {

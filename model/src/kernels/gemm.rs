@@ -164,7 +164,8 @@ pub(super) unsafe fn packed_product(
 /// When the shapes do not fit, or candle fails.
 pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !a.device().is_cpu() || a.dtype() != DType::F32 || b.dtype() != DType::F32 {
-        return a.matmul(b);
+        // Of strides GPUs take few.
+        return a.contiguous()?.matmul(&b.contiguous()?);
     }
     let rank = a.rank();
     if rank < 2 || b.rank() != rank || a.dims()[..rank - 2] != b.dims()[..rank - 2] {
