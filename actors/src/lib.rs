@@ -17,6 +17,8 @@ pub mod dispatcher;
 pub mod engine;
 pub mod executor;
 pub mod generation;
+#[cfg(feature = "cuda")]
+pub mod gpu_memory;
 pub mod groups;
 mod journal;
 pub mod launcher;

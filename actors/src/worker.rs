@@ -10,7 +10,7 @@
 //! for the next mesh. There is one mesh, and for a while the next one beside it.
 
 mod compute;
-mod device;
+pub(crate) mod device;
 mod measure;
 mod runs;
 

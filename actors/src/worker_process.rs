@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::agent::data_plane::{DataPlane, control_config};
 use crate::protocol::DeviceId;
 use crate::session::dial::Dialer;
-use crate::worker::WorkerConfig;
+use crate::worker::{WorkerConfig, device as devices};
 use bootstrap::WorkerBootstrap;
 use host::{HostArgs, HostEnd, HostMsg, WorkerHost};
 
@@ -95,8 +95,9 @@ async fn live(orders: &WorkerBootstrap, device: DeviceId) -> Result<HostEnd, Str
     let words = |error: &dyn std::fmt::Display| error.to_string();
     let identity = orders.credentials.identity().map_err(|error| words(&error))?;
     let plane = DataPlane::quic(orders.data_plane.clone(), identity.clone());
-    let fabric =
-        plane.fabric(orders.index as usize, orders.incarnation).map_err(|error| words(&error))?;
+    let memory = devices::frame_memory(orders.device.kind, orders.device.index.unwrap_or(0));
+    let fabric = plane.fabric(orders.index as usize, orders.incarnation, memory);
+    let fabric = fabric.map_err(|error| words(&error))?;
     let bind = SocketAddr::new(orders.data_plane.address, 0);
     let control = control_config(identity, bind, orders.heartbeat_ms, orders.dead_ms);
     let endpoint = ControlEndpoint::bind(&control).map_err(|error| words(&error))?;

@@ -1,11 +1,17 @@
 //! Every method on a GPU against the CPU and diffusers: several ranks share GPU 0, each with a
 //! stream of its own. Needs a GPU to run.
 
+use std::sync::Arc;
+
 use candle_core::Device;
+use ditmesh_actors::gpu_memory::GpuMemory;
 use ditmesh_actors::request::{Degrees, GenerateRequest, Output, OutputKind, StepCache};
+use ditmesh_transport::DeviceMemory;
 use ditmesh_transport::in_process::InProcessHub;
 
-use crate::harness::{Golden, Outcome, degrees, relative, run, run_on, run_quic_on};
+use crate::harness::{
+    Golden, Outcome, degrees, relative, ring, run, run_on, run_quic_on, run_ucx_on,
+};
 
 fn gpu() -> Device {
     ditmesh_model::cuda::open(0).expect("these tests need a gpu")
@@ -33,17 +39,16 @@ fn serial_latents_on_a_gpu_equal_diffusers() {
 #[test]
 fn meshes_on_a_gpu_equal_meshes_on_the_cpu() {
     let golden = Golden::load("sigma_8x8", "tall");
-    let ring = |ring_degree, mesh| Degrees { ring_degree, ..mesh };
     for (mesh, patches) in [
         (degrees(2, 1, 1), 1),
         (degrees(1, 1, 2), 1),
         (degrees(1, 1, 3), 1),
-        (ring(2, degrees(1, 1, 1)), 1),
-        (ring(2, degrees(1, 1, 2)), 1),
+        (ring(1, 1, 1, 2), 1),
+        (ring(1, 1, 2, 2), 1),
         (degrees(1, 2, 1), 4),
         (degrees(2, 2, 1), 4),
         (degrees(1, 2, 2), 4),
-        (ring(2, degrees(1, 2, 1)), 4),
+        (ring(1, 2, 1, 2), 4),
         (degrees(2, 2, 2), 3),
     ] {
         let request = GenerateRequest { num_pipeline_patch: Some(patches), ..golden.request(2) };
@@ -131,4 +136,45 @@ fn a_mesh_on_a_gpu_over_quic_equals_one_over_memory_to_the_bit() {
     let memory = on_gpu(&golden, mesh, &request);
     let quic = run_quic_on(&golden.dir, mesh, &request, gpu);
     assert_eq!(quic.latents().data, memory.latents().data);
+}
+
+fn memory() -> Arc<dyn DeviceMemory> {
+    GpuMemory::open(0).expect("these tests need a gpu")
+}
+
+/// Every method, with the frames of hidden states, keys and values never in host memory.
+#[test]
+fn frames_that_stay_on_a_gpu_give_what_staged_ones_give_to_the_bit() {
+    let golden = Golden::load("sigma_8x8", "tall");
+    for (mesh, patches) in [
+        (degrees(1, 1, 3), 1),
+        (ring(1, 1, 2, 2), 1),
+        (degrees(1, 2, 2), 4),
+        (ring(1, 2, 1, 2), 4),
+        (degrees(2, 2, 2), 3),
+    ] {
+        let request = GenerateRequest { num_pipeline_patch: Some(patches), ..golden.request(2) };
+        let staged = on_gpu(&golden, mesh, &request);
+        let hub = InProcessHub::new();
+        let fabric = || hub.fabric_on(Some(memory()));
+        for _ in 0..3 {
+            let direct = run_on(&golden.dir, mesh, &request, fabric, gpu);
+            assert_eq!(direct.latents().data, staged.latents().data, "{mesh}");
+        }
+    }
+}
+
+/// The same over UCX, where it has modules for CUDA.
+#[test]
+fn frames_over_ucx_from_gpu_to_gpu_give_what_staged_ones_give_to_the_bit() {
+    let golden = Golden::load("sigma_8x8", "tall");
+    for (mesh, patches) in [(degrees(1, 1, 2), 1), (ring(1, 1, 1, 2), 1), (degrees(2, 2, 2), 3)] {
+        let request = GenerateRequest { num_pipeline_patch: Some(patches), ..golden.request(2) };
+        let staged = on_gpu(&golden, mesh, &request);
+        let Some(direct) = run_ucx_on(&golden.dir, mesh, &request, (gpu, memory)) else {
+            return eprintln!("skipped: UCX cannot be opened");
+        };
+        println!("{mesh}: {:?}", direct.carriers);
+        assert_eq!(direct.latents().data, staged.latents().data, "{mesh}");
+    }
 }

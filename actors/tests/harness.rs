@@ -1,7 +1,7 @@
 //! Runs all ranks of a plan in threads of this process, without actors or control plane: the
 //! executors, the controller's part and a fabric.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,6 +116,8 @@ pub struct Outcome {
     pub checkpoint: Option<Arc<Checkpoint>>,
     /// Memory of each rank's thread.
     pub held: Vec<RankHeld>,
+    /// What carried frames between members, and why.
+    pub carriers: BTreeSet<String>,
 }
 
 /// What the thread of a rank held.
@@ -242,9 +244,14 @@ fn run_with(
     let work = controller::run(&plan, transport, RunId(7), Epoch(1), &inputs, limit);
     let output = runtime.block_on(work).unwrap().remove(0);
     let (ranks, held) = ranks.into_iter().map(|rank| rank.join().unwrap()).unzip();
+    let carriers = transports.iter().enumerate().flat_map(|(member, transport)| {
+        let links = plan.peers(member).into_iter().map(|peer| transport.link(PeerId(peer as u32)));
+        links.map(|link| link.unwrap().carrier()).collect::<Vec<_>>()
+    });
+    let carriers = carriers.map(|carrier| format!("{}: {}", carrier.name, carrier.why)).collect();
     transports.iter().for_each(|transport| transport.close("the test is over"));
     fabrics.iter().for_each(|fabric| fabric.close());
-    Outcome { output, ranks, checkpoint: store.newest(), held }
+    Outcome { output, ranks, checkpoint: store.newest(), held, carriers }
 }
 
 fn rank_thread(
@@ -324,15 +331,34 @@ pub fn run_quic_on(
     request: &GenerateRequest,
     device: fn() -> Device,
 ) -> Outcome {
+    let config = loopback();
+    run_on(dir, degrees, request, || QuicFabric::bind(&config).unwrap(), device)
+}
+
+/// Runs `request` over UCX's shared memory, with frames in the memory that `device` opens for each
+/// rank; none where UCX cannot be had.
+#[cfg(feature = "cuda")]
+pub fn run_ucx_on(
+    dir: &Path,
+    degrees: Degrees,
+    request: &GenerateRequest,
+    (device, memory): (fn() -> Device, fn() -> Arc<dyn ditmesh_transport::DeviceMemory>),
+) -> Option<Outcome> {
+    use ditmesh_transport::{LaneChoice, UcxConfig, UcxFabric};
+    ditmesh_transport::ucx::version().ok()?;
+    let config = QuicConfig { device: Some(memory()), ..loopback() };
+    let ucx = UcxConfig { same_host: LaneChoice::Ucx, ..UcxConfig::default() };
+    let fabric = || UcxFabric::bind(&config, ucx.clone()).unwrap();
+    Some(run_on(dir, degrees, request, fabric, device))
+}
+
+/// Fabrics on loopback, one for each member as each process would have.
+fn loopback() -> QuicConfig {
     let identity = ClusterCa::generate("test").unwrap().issue(Role::Node, "node").unwrap();
-    let loopback = || "127.0.0.1:0".parse().unwrap();
-    let fabric = || {
-        let config = QuicConfig {
-            // Eight ranks on two busy cores: silence here means nothing.
-            idle_timeout: Duration::from_secs(30),
-            ..QuicConfig::new(identity.clone(), loopback(), loopback())
-        };
-        QuicFabric::bind(&config).unwrap() as Arc<dyn Fabric>
-    };
-    run_on(dir, degrees, request, fabric, device)
+    let address = "127.0.0.1:0".parse().unwrap();
+    QuicConfig {
+        // Eight ranks on two busy cores: silence here means nothing.
+        idle_timeout: Duration::from_secs(30),
+        ..QuicConfig::new(identity, address, address)
+    }
 }

@@ -114,6 +114,7 @@ fn quic_meshes_equal_in_process_meshes_to_the_bit() {
         let memory = run(&golden.dir, mesh, &request);
         let quic = run_quic(&golden.dir, mesh, &request);
         assert_eq!(quic.latents().data, memory.latents().data, "{mesh}");
+        assert!(quic.carriers.iter().all(|name| name.starts_with("quic:")), "{:?}", quic.carriers);
         let sent = |outcome: &Outcome| -> Vec<u64> {
             outcome.ranks.iter().map(|rank| rank.bytes_sent).collect()
         };

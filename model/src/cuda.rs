@@ -1,13 +1,14 @@
 //! NVIDIA GPUs: opening one, fused kernels, and the way between its memory and the host's.
 //!
-//! Owns the kernels, which NVRTC compiles for the GPU at hand when they are first used, and the
-//! pinned memory through which frames pass. Every kernel has the meaning of its namesake in
-//! [`crate::kernels`]. Does not own layers or the choice of a device.
+//! Owns the kernels, which NVRTC compiles for the GPU at hand when they are first used, the pinned
+//! memory through which frames pass, and the blocks of those that stay on the GPU. Every kernel has
+//! the meaning of its namesake in [`crate::kernels`]. Does not own layers or the choice of a device.
 //!
 //! Invariants: all work of a device runs on its one stream, in the order of the calls; sums are
 //! taken in a fixed order, so that a result is the same to the bit from run to run.
 
 mod attention;
+mod frames;
 mod program;
 mod rows;
 mod staging;
@@ -15,6 +16,7 @@ mod staging;
 use candle_core::{CudaDevice, CudaStorage, Device, Result, Storage, Tensor};
 
 pub(crate) use attention::attention;
+pub use frames::{FrameBlock, FrameDevice, Written};
 pub(crate) use rows::{epilogue, norm_modulate};
 pub use staging::{STAGING_CHUNK_BYTES, Staging};
 

@@ -1,8 +1,10 @@
-//! GPU kernels against the CPU's, and frames through pinned memory. Needs a GPU to run.
+//! GPU kernels against the CPU's, and frames in pinned memory and in the GPU's. Needs a GPU to run.
+
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use ditmesh_model::attention::{Precision, attention, attention_in};
-use ditmesh_model::cuda::{self, STAGING_CHUNK_BYTES, Staging};
+use ditmesh_model::cuda::{self, FrameDevice, STAGING_CHUNK_BYTES, Staging};
 use ditmesh_model::kernels::{Epilogue, fused_linear, layer_norm_modulate};
 
 fn gpu() -> Device {
@@ -146,4 +148,35 @@ fn frames_of_any_size_pass_through_pinned_memory_unchanged() {
     staging.to_host(&there.t().unwrap(), &mut back).unwrap();
     assert_eq!(back, [1.0, 3.0, 2.0, 4.0]);
     assert!(staging.to_host(&there, &mut [0f32; 3]).is_err());
+}
+
+#[test]
+fn frames_of_any_size_lie_in_blocks_of_the_gpu_unchanged() {
+    let gpu = gpu();
+    let device = FrameDevice::open(0).unwrap();
+    let soon = || Instant::now() + Duration::from_secs(20);
+    for count in [0_usize, 1, 1000, 3 << 20] {
+        let values: Vec<f32> = (0..count).map(|i| i as f32).collect();
+        let tensor = Tensor::from_vec(values, count, &Device::Cpu).unwrap().to_device(&gpu);
+        // What was told to the stream just before is waited for.
+        let tensor = (tensor.unwrap() + 0.5).unwrap();
+        let mut sent = device.allocate(4 * count).unwrap();
+        assert!(sent.write(&tensor).unwrap().wait(soon()));
+        let mut came = device.allocate(4 * count + 100).unwrap();
+        came.copy_from(&sent, 0, 4 * count).unwrap();
+        let back = came.read(count, &gpu).unwrap();
+        let back: Vec<f32> = back.to_vec1().unwrap();
+        assert!(back.iter().enumerate().all(|(i, &x)| x == i as f32 + 0.5), "{count} floats");
+        assert!(came.is_idle(), "its reader is through, but it does not say so");
+    }
+    let floats = Tensor::from_vec(vec![1f32, 2.0, 3.0, 4.0], (2, 2), &gpu).unwrap();
+    let mut block = device.allocate(16).unwrap();
+    assert!(block.write(&floats.t().unwrap()).unwrap().wait(soon()));
+    let back: Vec<f32> = block.read(4, &gpu).unwrap().to_vec1().unwrap();
+    assert_eq!(back, [1.0, 3.0, 2.0, 4.0]);
+    let small = device.allocate(8).unwrap();
+    assert!(block.copy_from(&small, 4, 8).is_err());
+    assert!(block.read(5, &gpu).is_err());
+    let wide = Tensor::zeros(5, DType::F32, &gpu).unwrap();
+    assert!(block.write(&wide).is_err());
 }

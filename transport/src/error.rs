@@ -178,6 +178,16 @@ pub enum TransportError {
     /// A key or certificate cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A device cannot do what was asked of its memory.
+    #[error("{device} cannot {what}: {cause}")]
+    Device {
+        /// Which device.
+        device: String,
+        /// What was attempted.
+        what: &'static str,
+        /// Why not, in its driver's words.
+        cause: String,
+    },
     /// UCX cannot do what was asked of it.
     #[error("ucx cannot {what}: {cause}")]
     Ucx {

@@ -20,7 +20,7 @@ pub use dtype::{Dtype, ROW_SCALE_BYTES};
 pub use header::{FrameHeader, HEADER_BYTES};
 pub use message::{Grant, LinkMessage, MESSAGE_BYTES_MAX, Refusal};
 pub use meta::{FrameMeta, META_BYTES_MAX, SHAPE_DIMS_MAX, TRACEPARENT_BYTES_MAX};
-pub use offer::{LaneOffer, Nonce};
+pub use offer::{DeviceOffer, LaneOffer, Nonce};
 pub use priority::Priority;
 pub use shape::Shape;
 

@@ -15,7 +15,6 @@ use crate::link::Caps;
 pub const IN_PROCESS_POOL_BYTES_MAX: usize = 256 << 20;
 
 pub(crate) const CAPS: Caps = Caps {
-    device_direct: false,
     rma: false,
     encrypted: false,
     max_frame_bytes: crate::frame::FRAME_BYTES_MAX,

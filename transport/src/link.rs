@@ -18,7 +18,7 @@ use crate::completion::Completion;
 use crate::error::TransportError;
 use crate::frame::FrameMeta;
 use crate::ids::{PeerId, RunId, Tag};
-use crate::region::{Region, Slice};
+use crate::region::{MemKind, Region, Slice};
 
 pub use ended::ABORTED_RUNS_MAX;
 pub use lane::Carrier;
@@ -110,6 +110,10 @@ pub trait Link: Send + Sync {
     /// Why the link is closed, if it is.
     fn closed(&self) -> Option<String>;
 
+    /// Whether frames may leave from and arrive in memory of this kind; what the host can address
+    /// may always.
+    fn takes(&self, kind: MemKind) -> bool;
+
     /// What carries the frames of this link, and why that.
     fn carrier(&self) -> Carrier;
 
@@ -120,8 +124,6 @@ pub trait Link: Send + Sync {
 /// What a transport can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    /// Device memory can be sent and received without staging.
-    pub device_direct: bool,
     /// Frames are placed by remote writes.
     pub rma: bool,
     /// Bytes are encrypted and the peer authenticated.
@@ -144,6 +146,12 @@ pub trait Transport: Send + Sync {
 
     /// Memory that frames of this transport are best received into.
     fn allocate(&self, len: usize) -> Region;
+
+    /// The same in the memory of this member's device, for links that take it.
+    ///
+    /// # Errors
+    /// [`TransportError::Device`] when the device has none left, a mismatch where there is none.
+    fn allocate_on_device(&self, len: usize) -> Result<Region, TransportError>;
 
     /// The link to one peer.
     ///

@@ -1,6 +1,6 @@
 //! The links of one formed mesh, for every transport.
 //!
-//! Owns the map from peer to link and the pool that receives come from. Invariant: dropping a mesh
+//! Owns the map from peer to link and the pools that frames lie in. Invariant: dropping a mesh
 //! closes its links.
 
 use std::collections::BTreeMap;
@@ -9,12 +9,19 @@ use std::sync::Arc;
 use crate::error::TransportError;
 use crate::ids::PeerId;
 use crate::link::{Caps, Link, Transport};
-use crate::region::{Region, RegionPool};
+use crate::region::{DevicePool, Region, RegionPool};
+
+/// Where the frames of one fabric lie.
+#[derive(Clone)]
+pub(crate) struct Pools {
+    pub(crate) host: RegionPool,
+    pub(crate) device: Option<DevicePool>,
+}
 
 pub(crate) struct Mesh {
     local: PeerId,
     caps: Caps,
-    pool: RegionPool,
+    pools: Pools,
     links: BTreeMap<PeerId, Arc<dyn Link>>,
 }
 
@@ -22,10 +29,10 @@ impl Mesh {
     pub(crate) fn new(
         local: PeerId,
         caps: Caps,
-        pool: RegionPool,
+        pools: Pools,
         links: BTreeMap<PeerId, Arc<dyn Link>>,
     ) -> Self {
-        Self { local, caps, pool, links }
+        Self { local, caps, pools, links }
     }
 }
 
@@ -47,7 +54,11 @@ impl Transport for Mesh {
     }
 
     fn allocate(&self, len: usize) -> Region {
-        self.pool.allocate(len)
+        self.pools.host.allocate(len)
+    }
+
+    fn allocate_on_device(&self, len: usize) -> Result<Region, TransportError> {
+        self.pools.device.as_ref().ok_or_else(no_device)?.allocate(len)
     }
 
     fn link(&self, peer: PeerId) -> Result<Arc<dyn Link>, TransportError> {
@@ -60,6 +71,11 @@ impl Transport for Mesh {
             link.close(cause);
         }
     }
+}
+
+/// Nothing of this member's lies in a device's memory.
+pub(crate) fn no_device() -> TransportError {
+    TransportError::mismatch("memory kinds", "host memory only", "memory of a device")
 }
 
 impl Drop for Mesh {

@@ -21,6 +21,7 @@ mod reader;
 mod upgrade;
 mod writer;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use admission::HELLOS_WAITING_MAX;
@@ -37,15 +38,10 @@ use crate::frame::FRAME_BYTES_MAX;
 use crate::identity::Identity;
 use crate::ids::Incarnation;
 use crate::link::Caps;
+use crate::region::DeviceMemory;
 
-pub(crate) const CAPS: Caps = Caps {
-    device_direct: false,
-    rma: false,
-    encrypted: true,
-    max_frame_bytes: FRAME_BYTES_MAX,
-    lanes: 1,
-    name: "quic",
-};
+pub(crate) const CAPS: Caps =
+    Caps { rma: false, encrypted: true, max_frame_bytes: FRAME_BYTES_MAX, lanes: 1, name: "quic" };
 
 /// How a QUIC fabric is set up.
 #[derive(Clone, Debug)]
@@ -82,6 +78,9 @@ pub struct QuicConfig {
     pub hello_wait: Duration,
     /// Idle bytes that the pool of receive regions keeps.
     pub pool_bytes_max: usize,
+    /// The device that frames come from and go to, if there is one: QUIC carries host memory only,
+    /// UCX may do without staging.
+    pub device: Option<Arc<dyn DeviceMemory>>,
 }
 
 impl QuicConfig {
@@ -103,6 +102,7 @@ impl QuicConfig {
             keep_alive: Duration::from_millis(300),
             hello_wait: Duration::from_secs(10),
             pool_bytes_max: 256 << 20,
+            device: None,
         }
     }
 }

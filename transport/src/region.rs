@@ -1,12 +1,13 @@
 //! Memory that frames are read into and written from.
 //!
 //! Owns [`Region`] (one owner, 64-byte aligned, back to its pool on drop), and the seams for memory
-//! this crate knows nothing about: [`Memory`], [`Ready`], [`Stager`]. Does not know CUDA: device
-//! memory is whatever implements [`Memory`]. Invariants: a region has exactly one owner until it is
+//! this crate knows nothing about: [`DeviceMemory`], [`Memory`], [`Ready`]. Does not know CUDA, nor
+//! how tensors get into device memory. Invariants: a region has exactly one owner until it is
 //! frozen, a frozen one is never written again, and there is no `unsafe` here.
 
 mod block;
 mod pool;
+mod registrations;
 mod slice;
 
 use std::any::Any;
@@ -14,7 +15,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use pool::RegionPool;
+pub(crate) use pool::DevicePool;
+pub use pool::{DEVICE_POOL_BYTES_MAX, RegionPool};
+pub(crate) use registrations::Registrations;
 pub use slice::Slice;
 
 use crate::error::TransportError;
@@ -38,6 +41,28 @@ pub enum MemKind {
     },
 }
 
+impl MemKind {
+    /// Whether only a device can address it.
+    pub fn is_device(self) -> bool {
+        matches!(self, Self::Cuda { .. })
+    }
+}
+
+/// A device in whose memory frames may lie, where what carries them takes that.
+pub trait DeviceMemory: Send + Sync + fmt::Debug {
+    /// What kind of memory it has.
+    fn kind(&self) -> MemKind;
+
+    /// New memory of `len` bytes, whatever is in it.
+    ///
+    /// # Errors
+    /// [`TransportError::Device`] when it has none left.
+    fn allocate(&self, len: usize) -> Result<Box<dyn Memory>, TransportError>;
+
+    /// Lets the calling thread use the device; whoever touches its memory calls this before.
+    fn enter(&self);
+}
+
 /// Memory of a kind that this crate does not allocate itself.
 pub trait Memory: Send + Sync {
     /// Where the memory lives.
@@ -56,9 +81,28 @@ pub trait Memory: Send + Sync {
     fn device_address(&self) -> Option<u64> {
         None
     }
-    /// For the [`Stager`] that knows the concrete type.
+    /// Copies `len` bytes from `offset` on of memory of the same kind, which nobody writes to;
+    /// they are there when this returns.
+    ///
+    /// # Errors
+    /// [`TransportError::Device`], or a mismatch where there is no such way.
+    fn copy_from(
+        &mut self,
+        from: &dyn Memory,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), TransportError> {
+        let _ = (offset, len);
+        Err(no_way(from.kind(), self.kind()))
+    }
+    /// Whether nothing that a device was told to do with the memory goes on; a pool gives it out
+    /// again only then.
+    fn is_idle(&self) -> bool {
+        true
+    }
+    /// For whoever knows the concrete type.
     fn as_any(&self) -> &dyn Any;
-    /// For the [`Stager`] that knows the concrete type.
+    /// For whoever knows the concrete type.
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
 
@@ -68,41 +112,20 @@ pub trait Ready: Send + Sync {
     fn wait(&self, deadline: Instant) -> bool;
 }
 
-/// Copies between device and host regions; implemented where the device is known.
-pub trait Stager: Send + Sync {
-    /// Copies a slice of any kind into a host or pinned region of at least its length.
-    ///
-    /// # Errors
-    /// When the device refuses the copy or the sizes disagree.
-    fn to_host(&self, from: &Slice, into: &mut Region) -> Result<(), TransportError>;
-
-    /// Copies a host or pinned slice into a region of any kind of at least its length.
-    ///
-    /// # Errors
-    /// When the device refuses the copy or the sizes disagree.
-    fn to_device(&self, from: &Slice, into: &mut Region) -> Result<(), TransportError>;
-}
-
 /// Uniquely owned memory; goes back to its pool on drop.
 pub struct Region {
-    storage: Storage,
+    block: Block,
+    /// Where it begins in its block: host memory is over-allocated, so that this makes it aligned.
+    offset: usize,
     len: usize,
     home: Option<Home>,
-}
-
-enum Storage {
-    /// The block is over-allocated so that `offset` makes it aligned; it never grows or moves.
-    Host {
-        block: Block,
-        offset: usize,
-    },
-    Foreign(Box<dyn Memory>),
 }
 
 impl Region {
     /// Zeroed host memory that belongs to no pool.
     pub fn host(len: usize) -> Self {
-        Self { storage: host_storage(len), len, home: None }
+        let block = Block::zeroed(len + REGION_ALIGN_BYTES - 1);
+        Self { offset: alignment_offset(&block), block, len, home: None }
     }
 
     /// Host memory with a copy of `bytes`.
@@ -115,7 +138,7 @@ impl Region {
     /// Memory of another kind.
     pub fn from_memory(memory: Box<dyn Memory>) -> Self {
         let len = memory.len();
-        Self { storage: Storage::Foreign(memory), len, home: None }
+        Self { block: Block::foreign(memory), offset: 0, len, home: None }
     }
 
     /// Length in bytes.
@@ -130,45 +153,52 @@ impl Region {
 
     /// Where the memory lives.
     pub fn kind(&self) -> MemKind {
-        match &self.storage {
-            Storage::Host { .. } => MemKind::Host,
-            Storage::Foreign(memory) => memory.kind(),
-        }
+        self.block.kind()
     }
 
-    /// The bytes; empty when the host cannot address this kind of memory (use a [`Stager`]).
+    /// The bytes; empty when the host cannot address this kind of memory.
     pub fn bytes(&self) -> &[u8] {
-        match &self.storage {
-            Storage::Host { block, offset } => block.bytes().get(*offset..*offset + self.len),
-            Storage::Foreign(memory) => memory.host().and_then(|bytes| bytes.get(..self.len)),
-        }
-        .unwrap_or_default()
+        self.block.bytes().get(self.offset..self.offset + self.len).unwrap_or_default()
     }
 
     /// The bytes for writing; empty when the host cannot address this kind of memory.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.len;
-        match &mut self.storage {
-            Storage::Host { block, offset } => block.bytes_mut().get_mut(*offset..*offset + len),
-            Storage::Foreign(memory) => memory.host_mut().and_then(|bytes| bytes.get_mut(..len)),
-        }
-        .unwrap_or_default()
+        let (offset, len) = (self.offset, self.len);
+        self.block.bytes_mut().get_mut(offset..offset + len).unwrap_or_default()
     }
 
-    /// The foreign memory, for the [`Stager`] that knows its type.
-    pub fn memory(&self) -> Option<&dyn Memory> {
-        match &self.storage {
-            Storage::Host { .. } => None,
-            Storage::Foreign(memory) => Some(memory.as_ref()),
+    /// Copies a payload that is ready to the beginning of this region, whichever memory of one
+    /// process the two are in.
+    ///
+    /// # Errors
+    /// When there is no way between the two kinds of memory, or not enough room.
+    pub(crate) fn fill(&mut self, from: &Slice) -> Result<(), TransportError> {
+        if from.len() > self.len {
+            return Err(TransportError::mismatch("bytes and their place", from.len(), self.len));
         }
+        let kind = self.kind();
+        match (self.block.memory_mut(), from.region().memory()) {
+            (Some(into), Some(memory)) if kind.is_device() && memory.kind() == kind => {
+                into.copy_from(memory, from.offset(), from.len())
+            }
+            _ => match self.bytes_mut().get_mut(..from.len()) {
+                Some(into) if from.bytes().len() == from.len() => {
+                    into.copy_from_slice(from.bytes());
+                    Ok(())
+                }
+                _ => Err(no_way(from.kind(), kind)),
+            },
+        }
+    }
+
+    /// The foreign memory, for whoever knows its type.
+    pub fn memory(&self) -> Option<&dyn Memory> {
+        self.block.memory()
     }
 
     /// The foreign memory for writing.
     pub fn memory_mut(&mut self) -> Option<&mut dyn Memory> {
-        match &mut self.storage {
-            Storage::Host { .. } => None,
-            Storage::Foreign(memory) => Some(memory.as_mut()),
-        }
+        self.block.memory_mut()
     }
 
     /// Ends writing: a shared read-only view of the first `len` bytes (at most the region's).
@@ -176,9 +206,20 @@ impl Region {
         Slice::of(self, len)
     }
 
+    /// The whole block and what was registered of it; none for memory that is not used again.
+    pub(crate) fn pooled_block(&self) -> Option<PooledBlock<'_>> {
+        self.home.as_ref()?;
+        let address = match self.block.memory() {
+            Some(memory) if memory.kind().is_device() => memory.device_address()?,
+            _ => self.block.bytes().as_ptr().expose_provenance() as u64,
+        };
+        let len = self.block.memory().map_or(self.block.bytes().len(), Memory::len);
+        Some(PooledBlock { address, len, registrations: &self.block.registrations })
+    }
+
     /// No memory at all.
     fn hollow() -> Self {
-        Self { storage: Storage::Host { block: Block::none(), offset: 0 }, len: 0, home: None }
+        Self { block: Block::none(), offset: 0, len: 0, home: None }
     }
 
     /// A counter for views of this region, which has held another one before.
@@ -195,16 +236,22 @@ impl Region {
 
     /// Pooled memory: `len` bytes of a block of a size class.
     fn pooled(block: Block, len: usize, home: Home) -> Self {
-        let offset = alignment_offset(&block);
-        Self { storage: Storage::Host { block, offset }, len, home: Some(home) }
+        Self { offset: alignment_offset(&block), block, len, home: Some(home) }
     }
+}
+
+/// A block that is used again and again.
+pub(crate) struct PooledBlock<'a> {
+    /// Where it is: for the host, or for its device.
+    pub(crate) address: u64,
+    pub(crate) len: usize,
+    pub(crate) registrations: &'a Registrations,
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let Some(home) = self.home.take() else { return };
-        if let Storage::Host { block, .. } = &mut self.storage {
-            home.take_back(std::mem::replace(block, Block::none()));
+        if let Some(home) = self.home.take() {
+            home.take_back(std::mem::replace(&mut self.block, Block::none()));
         }
     }
 }
@@ -215,15 +262,17 @@ impl fmt::Debug for Region {
     }
 }
 
-fn host_storage(len: usize) -> Storage {
-    let block = Block::zeroed(len + REGION_ALIGN_BYTES - 1);
-    let offset = alignment_offset(&block);
-    Storage::Host { block, offset }
-}
-
+/// Where a region begins in its block; memory of devices is aligned by whoever made it.
 fn alignment_offset(block: &Block) -> usize {
+    if block.memory().is_some() {
+        return 0;
+    }
     let over = block.bytes().as_ptr().addr() % REGION_ALIGN_BYTES;
     if over == 0 { 0 } else { REGION_ALIGN_BYTES - over }
+}
+
+fn no_way(from: MemKind, to: MemKind) -> TransportError {
+    TransportError::mismatch("memory kinds", format!("{from:?}"), format!("{to:?}"))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use ditmesh_transport::identity::Identity;
 use ditmesh_transport::ids::Incarnation;
 use ditmesh_transport::in_process::InProcessHub;
 use ditmesh_transport::quic::{Congestion, QuicConfig, QuicFabric};
+use ditmesh_transport::region::DeviceMemory;
 use ditmesh_transport::ucx::UcxFabric;
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +80,7 @@ impl DataPlane {
     }
 
     /// A fabric of its own for the process at `place`: the device's index, or one past the last
-    /// for the coordinator.
+    /// for the coordinator. With the memory of the device, where frames may lie in it.
     ///
     /// # Errors
     /// When its ports are taken or too few.
@@ -87,9 +88,10 @@ impl DataPlane {
         &self,
         place: usize,
         incarnation: u64,
+        device: Option<Arc<dyn DeviceMemory>>,
     ) -> Result<Arc<dyn Fabric>, DataPlaneError> {
         let (config, identity) = match self {
-            Self::InProcess(hub) => return Ok(hub.fabric()),
+            Self::InProcess(hub) => return Ok(hub.fabric_on(device)),
             Self::Quic(config, identity) => (config, identity),
         };
         let [control, bulk] = config.ports_of(place)?;
@@ -104,6 +106,7 @@ impl DataPlane {
             keep_alive,
             // Whoever has loaded its weights waits for those who have not.
             hello_wait: Duration::from_millis(config.form_deadline_ms.into()),
+            device,
             ..QuicConfig::new(identity.clone(), at(control), at(bulk))
         };
         Ok(match config.ucx.as_ref().and_then(TransportSection::ucx) {

@@ -33,8 +33,8 @@ impl HostedCoordinator {
         endpoint: Arc<ControlEndpoint>,
         folder: &RunFolder,
     ) -> Result<Self, String> {
-        let fabric =
-            plane.fabric(place, Incarnation::at(unix_ms()).0).map_err(|error| error.to_string())?;
+        let fabric = plane.fabric(place, Incarnation::at(unix_ms()).0, None);
+        let fabric = fabric.map_err(|error| error.to_string())?;
         let address = endpoint.local_address().to_string();
         let manifest = Arc::new(manifest.clone());
         let name = manifest.coordinator_node().to_string();

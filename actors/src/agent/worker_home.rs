@@ -20,7 +20,7 @@ use crate::manifest::DeviceSection;
 use crate::membership::Incarnation;
 use crate::protocol::DeviceId;
 use crate::session::dial::Dialer;
-use crate::worker::WorkerConfig;
+use crate::worker::{WorkerConfig, device as devices};
 use crate::worker_process::SUBCOMMAND;
 use crate::worker_process::bootstrap::{self, WorkerBootstrap};
 use crate::worker_process::host::{HostArgs, HostEnd, HostMsg, WorkerHost};
@@ -172,7 +172,9 @@ impl ThreadHome {
         on_end: OnEnd,
     ) -> Result<oneshot::Sender<()>, String> {
         let device = self.devices.get(index).ok_or("there is no such device")?;
-        let fabric = self.plane.fabric(index, incarnation.0).map_err(|error| error.to_string())?;
+        let memory = devices::frame_memory(device.kind, device.index.unwrap_or(0));
+        let fabric = self.plane.fabric(index, incarnation.0, memory);
+        let fabric = fabric.map_err(|error| error.to_string())?;
         let config = WorkerConfig {
             cluster: self.cluster.clone(),
             device: DeviceId { node: self.node.clone(), index: index as u32 },

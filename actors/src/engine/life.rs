@@ -63,7 +63,7 @@ async fn start(manifest: &Manifest) -> Result<(CoordinatorHandle, Vec<Agent>), S
     let place =
         manifest.nodes.iter().find(|node| node.name == host).map_or(0, |node| node.devices.len());
     let fabric = plane(host)?
-        .fabric(place, Incarnation::at(unix_ms()).0)
+        .fabric(place, Incarnation::at(unix_ms()).0, None)
         .map_err(|error| error.to_string())?;
     let coordinator = CoordinatorHandle::start(CoordinatorArgs {
         manifest: Arc::new(manifest.clone()),

@@ -142,6 +142,9 @@ impl Mailbag {
             return Ok(Arc::clone(link));
         }
         let link = self.transport.link(PeerId(peer as u32))?;
+        if let Some(frames) = self.packing.describe(&*link) {
+            tracing::debug!(peer, carrier = link.carrier().name, frames);
+        }
         self.links.insert(peer, Arc::clone(&link));
         Ok(link)
     }
@@ -163,9 +166,11 @@ impl Mailbag {
         let Some((peer, message)) = self.expected.next() else { return Ok(()) };
         let before = self.clock.turn(Activity::Send);
         let len = message.bytes();
-        let region = self.transport.allocate(len);
-        let post = PostRecv { run: self.run, tag: message.tag(), region, len };
         let link = self.link(peer).map_err(|source| from(peer, &message, source))?;
+        let ways = (link.as_ref(), self.transport.as_ref());
+        let region = self.packing.place(&message, ways);
+        let region = region.map_err(|source| from(peer, &message, source))?;
+        let post = PostRecv { run: self.run, tag: message.tag(), region, len };
         let key = (peer, message.tag().0);
         self.posted.insert(key, (link.post_recv(post), len));
         self.posted_bytes += len;
@@ -188,8 +193,7 @@ impl Mailbag {
         let received = self.take(peer, message, deadline)?;
         let before = self.clock.turn_to(Activity::Serialise, peer, message);
         wire_tensor::check(&received, message, peer, self.epoch)?;
-        let tensor = self.packing.unpack(&received, message)?;
-        drop(received);
+        let tensor = self.packing.unpack(received, message)?;
         self.clock.turn(before);
         Ok(tensor)
     }
@@ -233,8 +237,10 @@ impl Mailbag {
                 found: format!("a tensor of shape {:?} to send", tensor.dims()),
             });
         }
+        let link = self.link(peer).map_err(|source| to(peer, &message.to_string(), source))?;
         let before = self.clock.turn_to(Activity::Serialise, peer, message);
-        let payload = self.packing.pack(tensor, message, self.transport.as_ref())?;
+        let ways = (link.as_ref(), self.transport.as_ref());
+        let payload = self.packing.pack(tensor, message, ways)?;
         self.clock.turn(before);
         let meta = wire_tensor::meta(message, self.epoch);
         self.transmit(peer, message, meta, payload)

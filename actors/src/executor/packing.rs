@@ -1,8 +1,8 @@
 //! From a tensor to the payload of its message and back, in the bytes that the plan asks for.
 //!
 //! Owns the floats on their way to fewer bytes, and what both ends of an edge hold
-//! ([`Reconstructions`]). What travels as it is takes the shorter way of
-//! [`super::wire_tensor`]: one copy.
+//! ([`Reconstructions`]). What travels as it is takes a shorter way, of one copy: through host memory
+//! that of [`super::wire_tensor`], on the device that of its [`Port`].
 
 use candle_core::{DType, Device, Tensor};
 use ditmesh_model::error::ModelError;
@@ -11,8 +11,8 @@ use ditmesh_transport::Transport;
 use ditmesh_transport::codec;
 use ditmesh_transport::error::TransportError;
 use ditmesh_transport::frame::Dtype;
-use ditmesh_transport::link::Received;
-use ditmesh_transport::region::Slice;
+use ditmesh_transport::link::{Link, Received};
+use ditmesh_transport::region::{Region, Slice};
 
 use super::error::ExecuteError;
 use super::port::Port;
@@ -39,14 +39,34 @@ impl Packing {
             || self.held.as_ref().is_some_and(|held| held.covers(message))
     }
 
-    /// The payload of `message`, of a tensor of its shape and any strides.
+    /// Whether frames to and from a peer stay on the device, in words; none where there is none.
+    pub(super) fn describe(&self, link: &dyn Link) -> Option<&'static str> {
+        self.port.describe(link)
+    }
+
+    /// Where the payload of `message` goes when it comes over `link`.
+    pub(super) fn place(
+        &self,
+        message: &Message,
+        (link, transport): (&dyn Link, &dyn Transport),
+    ) -> Result<Region, TransportError> {
+        match !self.is_coded(message) && self.port.is_direct(message, link) {
+            true => transport.allocate_on_device(message.bytes()),
+            false => Ok(transport.allocate(message.bytes())),
+        }
+    }
+
+    /// The payload of `message` over `link`, of a tensor of its shape and any strides.
     pub(super) fn pack(
         &mut self,
         tensor: &Tensor,
         message: &Message,
-        transport: &dyn Transport,
+        (link, transport): (&dyn Link, &dyn Transport),
     ) -> Result<Slice, ExecuteError> {
         if !self.is_coded(message) {
+            if self.port.is_direct(message, link) {
+                return Ok(self.port.write(tensor, message, transport)?);
+            }
             return Ok(wire_tensor::to_slice(tensor, transport, &mut self.port)?);
         }
         self.take_floats(tensor)?;
@@ -70,9 +90,12 @@ impl Packing {
     /// The tensor that came as `message`.
     pub(super) fn unpack(
         &mut self,
-        received: &Received,
+        received: Received,
         message: &Message,
     ) -> Result<Tensor, ExecuteError> {
+        if received.region.kind().is_device() {
+            return Ok(self.port.read(received.region, message)?);
+        }
         let payload = received.region.bytes().get(..received.len).unwrap_or_default();
         if !self.is_coded(message) {
             return wire_tensor::to_tensor(payload, message, &mut self.port);

@@ -29,6 +29,21 @@ pub struct LaneOffer {
     pub address: Vec<u8>,
     /// Why it has none.
     pub cause: String,
+    /// Whether frames to and from this end may stay in the memory of its device.
+    pub device: DeviceOffer,
+}
+
+/// What one end does with frames that come from a device, and go to one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[rkyv(attr(allow(missing_docs)))]
+pub enum DeviceOffer {
+    /// It computes in host memory.
+    #[default]
+    NoDevice,
+    /// UCX takes its device's memory.
+    Direct,
+    /// They pass through host memory, for this reason.
+    Staged(String),
 }
 
 impl LaneOffer {

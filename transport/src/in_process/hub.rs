@@ -14,8 +14,8 @@ use crate::fabric::epochs::Epochs;
 use crate::fabric::{Fabric, FabricAddress, Forming, MESH_PEERS_MAX, MeshForm, PeerAddress};
 use crate::ids::{Epoch, PeerId};
 use crate::link::{Link, Transport};
-use crate::mesh::Mesh;
-use crate::region::RegionPool;
+use crate::mesh::{Mesh, Pools};
+use crate::region::{DeviceMemory, DevicePool, MemKind, RegionPool};
 
 use super::link::{InProcessLink, pair};
 use super::{CAPS, IN_PROCESS_POOL_BYTES_MAX};
@@ -34,6 +34,12 @@ impl InProcessHub {
 
     /// A new fabric in this hub, one per worker. Its `form` needs a tokio runtime for deadlines.
     pub fn fabric(&self) -> Arc<dyn Fabric> {
+        self.fabric_on(None)
+    }
+
+    /// The same for a worker whose frames come from and go to a device. Between two of one device
+    /// they stay in its memory.
+    pub fn fabric_on(&self, device: Option<Arc<dyn DeviceMemory>>) -> Arc<dyn Fabric> {
         let mut meeting = lock(&self.shared);
         let number = meeting.next_number;
         meeting.next_number += 1;
@@ -41,7 +47,10 @@ impl InProcessHub {
         Arc::new(InProcessFabric {
             number,
             shared: Arc::clone(&self.shared),
-            pool: RegionPool::new(IN_PROCESS_POOL_BYTES_MAX),
+            pools: Pools {
+                host: RegionPool::new(IN_PROCESS_POOL_BYTES_MAX),
+                device: device.map(DevicePool::new),
+            },
             meshes: Mutex::new(Vec::new()),
         })
     }
@@ -66,6 +75,7 @@ struct Offer {
     cluster: String,
     local: PeerId,
     peer: PeerId,
+    device: Option<MemKind>,
     taken: oneshot::Sender<Result<InProcessLink, TransportError>>,
 }
 
@@ -77,7 +87,7 @@ enum Met {
 struct InProcessFabric {
     number: u64,
     shared: Arc<Mutex<Meeting>>,
-    pool: RegionPool,
+    pools: Pools,
     meshes: Mutex<Vec<Weak<Mesh>>>,
 }
 
@@ -91,7 +101,7 @@ impl Fabric for InProcessFabric {
             self.begin(&form)?;
             let mut attempt = Attempt { fabric: self, epoch: form.epoch, links: Some(Vec::new()) };
             let links = self.link_all(&form, &mut attempt).await?;
-            let mesh = Arc::new(Mesh::new(form.local, CAPS, self.pool.clone(), links));
+            let mesh = Arc::new(Mesh::new(form.local, CAPS, self.pools.clone(), links));
             let mut meshes = lock(&self.meshes);
             meshes.retain(|mesh| mesh.strong_count() > 0);
             meshes.push(Arc::downgrade(&mesh));
@@ -160,13 +170,18 @@ impl InProcessFabric {
         }
         let theirs = OfferKey { epoch: form.epoch, from: other, to: self.number };
         if let Some(offer) = meeting.offers.remove(&theirs) {
-            return accept(offer, form, peer).map(Met::Linked);
+            return accept(offer, form, peer, self.device()).map(Met::Linked);
         }
         let (taken, waiting) = oneshot::channel();
         let ours = OfferKey { epoch: form.epoch, from: self.number, to: other };
-        let cluster = form.cluster.clone();
-        meeting.offers.insert(ours, Offer { cluster, local: form.local, peer: peer.id, taken });
+        let (cluster, device) = (form.cluster.clone(), self.device());
+        let (local, peer) = (form.local, peer.id);
+        meeting.offers.insert(ours, Offer { cluster, local, peer, device, taken });
         Ok(Met::Waiting(waiting))
+    }
+
+    fn device(&self) -> Option<MemKind> {
+        self.pools.device.as_ref().map(|pool| pool.device().kind())
     }
 }
 
@@ -175,13 +190,15 @@ fn accept(
     offer: Offer,
     form: &MeshForm,
     peer: &PeerAddress,
+    device: Option<MemKind>,
 ) -> Result<InProcessLink, TransportError> {
     if let Some((ours, theirs)) = disagreement(&offer, form, peer) {
         // The other side may have given up meanwhile; then nobody is left to tell.
         let _ = offer.taken.send(Err(theirs));
         return Err(ours);
     }
-    let (here, there) = pair(form.local, peer.id, form.epoch);
+    let one_device = device.is_some() && device == offer.device;
+    let (here, there) = pair((form.local, peer.id), form.epoch, one_device);
     match offer.taken.send(Ok(there)) {
         Ok(()) => Ok(here),
         Err(_) => Err(missing(peer, "it gave up")),

@@ -4,7 +4,6 @@
 //! and no lock is held while bytes are copied.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::completion::Completion;
 use crate::error::TransportError;
@@ -12,9 +11,8 @@ use crate::frame::{FRAME_BYTES_MAX, FrameHeader};
 use crate::ids::{Epoch, PeerId, RunId};
 use crate::link::table::{Arrival, Departure, LinkTable, Step};
 use crate::link::{Carrier, Link, LinkStats, PostRecv, Received, SendFrame};
-
-/// How long a payload that is not ready yet is waited for.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::ready::Readiness;
+use crate::region::MemKind;
 
 /// Which end of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +37,22 @@ pub(super) struct InProcessLink {
     peer: PeerId,
 }
 
-/// Makes the two ends of a link between `low` and `high`, in this order.
-pub(super) fn pair(low: PeerId, high: PeerId, epoch: Epoch) -> (InProcessLink, InProcessLink) {
-    let table = |peer| Mutex::new(LinkTable::new(peer, epoch, FRAME_BYTES_MAX));
-    let pair = Arc::new(Pair { epoch, low: table(high), high: table(low) });
+/// Makes the two ends of a link between `low` and `high`, in this order; whether both have their
+/// frames in memory of one device.
+pub(super) fn pair(
+    (low, high): (PeerId, PeerId),
+    epoch: Epoch,
+    one_device: bool,
+) -> (InProcessLink, InProcessLink) {
+    let table = |peer| {
+        let mut table = LinkTable::new(peer, epoch, FRAME_BYTES_MAX);
+        if one_device {
+            table.take_device_memory();
+        }
+        Mutex::new(table)
+    };
+    let (low_ready, high_ready) = (Readiness::default(), Readiness::default());
+    let pair = Arc::new(Pair { epoch, low: table(high), high: table(low), low_ready, high_ready });
     (
         InProcessLink { pair: Arc::clone(&pair), side: Side::Low, peer: high },
         InProcessLink { pair, side: Side::High, peer: low },
@@ -97,6 +107,10 @@ impl Link for InProcessLink {
         self.pair.table(self.side).closed().map(str::to_owned)
     }
 
+    fn takes(&self, kind: MemKind) -> bool {
+        self.pair.table(self.side).takes(kind)
+    }
+
     fn carrier(&self) -> Carrier {
         Carrier::only("in-process")
     }
@@ -110,6 +124,8 @@ struct Pair {
     epoch: Epoch,
     low: Mutex<LinkTable>,
     high: Mutex<LinkTable>,
+    low_ready: Readiness,
+    high_ready: Readiness,
 }
 
 impl Pair {
@@ -132,27 +148,25 @@ impl Pair {
         match step {
             None => {}
             Some(Step::Refuse(refusal)) => self.table(sender.other()).refused(refusal),
-            Some(Step::Depart(departure)) if departure.payload.ready().is_some() => {
-                self.carry_when_ready(sender, departure);
-            }
-            Some(Step::Depart(departure)) => self.copy_or_close(sender, departure),
+            Some(Step::Depart(departure)) => match departure.payload.ready().cloned() {
+                Some(ready) if !departure.payload.is_ready() => {
+                    // Sending never waits, so a payload that is not ready is waited for elsewhere.
+                    let pair = Arc::clone(self);
+                    let then = move |outcome: Result<(), TransportError>| match outcome {
+                        Ok(()) => pair.copy_or_close(sender, departure),
+                        Err(error) => pair.close(&error.to_string()),
+                    };
+                    self.readiness(sender).when(ready, Box::new(then));
+                }
+                _ => self.copy_or_close(sender, departure),
+            },
         }
     }
 
-    /// Sending never waits, so a payload that is not ready gets a thread that does.
-    fn carry_when_ready(self: &Arc<Self>, sender: Side, departure: Departure) {
-        let pair = Arc::clone(self);
-        let wait = move || {
-            let deadline = Instant::now() + READY_TIMEOUT;
-            if departure.payload.ready().is_none_or(|ready| ready.wait(deadline)) {
-                pair.copy_or_close(sender, departure);
-            } else {
-                pair.close("a payload was not ready in time");
-            }
-        };
-        let spawned = std::thread::Builder::new().name("ditmesh-ready".to_owned()).spawn(wait);
-        if let Err(error) = spawned {
-            self.close(&format!("cannot wait for a payload: {error}"));
+    fn readiness(&self, side: Side) -> &Readiness {
+        match side {
+            Side::Low => &self.low_ready,
+            Side::High => &self.high_ready,
         }
     }
 
@@ -180,9 +194,7 @@ impl Pair {
         if let Arrival::Place(mut place) = arrival
             && self.table(receiver).agrees(&header, &meta)
         {
-            if let Some(into) = place.region.bytes_mut().get_mut(..payload.len()) {
-                into.copy_from_slice(payload.bytes());
-            }
+            place.region.fill(&payload)?;
             self.table(receiver).arrived(&header, place.region, meta);
         }
         self.table(sender).departed(id, payload_len);

@@ -25,6 +25,9 @@ pub(crate) trait FrameLane: Send + Sync {
     /// What a thread that waits for a frame is to drive.
     fn driver(&self) -> Arc<dyn Drive>;
 
+    /// Whether payloads and places may be in memory of devices.
+    fn takes_device_memory(&self) -> bool;
+
     /// Nothing leaves or arrives any more.
     fn close(&self);
 

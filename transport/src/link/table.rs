@@ -16,7 +16,7 @@ use crate::completion::{Awaited, Completer, Completion, CompletionPool, Drive};
 use crate::error::TransportError;
 use crate::frame::{FrameHeader, FrameMeta, Grant, Refusal};
 use crate::ids::{Epoch, PeerId, RunId, Tag};
-use crate::region::Region;
+use crate::region::{MemKind, Region};
 
 use super::ended::EndedRuns;
 use super::observed::Observed;
@@ -56,6 +56,8 @@ pub(crate) struct LinkTable {
     peer: PeerId,
     epoch: Epoch,
     frame_bytes_max: u64,
+    /// Whether the carrier takes memory that only devices address.
+    device_memory: bool,
     places: Places,
     departures: Departures,
     ended: EndedRuns,
@@ -72,6 +74,7 @@ impl LinkTable {
             peer,
             epoch,
             frame_bytes_max,
+            device_memory: false,
             places: Places::default(),
             departures: Departures::default(),
             ended: EndedRuns::default(),
@@ -81,6 +84,16 @@ impl LinkTable {
             receives: CompletionPool::new(),
             sends: CompletionPool::new(),
         }
+    }
+
+    /// From now on memory of devices is taken too.
+    pub(crate) fn take_device_memory(&mut self) {
+        self.device_memory = true;
+    }
+
+    /// Whether frames may leave from and arrive in such memory.
+    pub(crate) fn takes(&self, kind: MemKind) -> bool {
+        self.device_memory || !kind.is_device()
     }
 
     /// The two halves of a receive; whoever waits for it drives `driver`.
@@ -118,7 +131,8 @@ impl LinkTable {
     pub(crate) fn post(&mut self, post: PostRecv, completer: Completer<Received>) -> Option<Grant> {
         let admitted = self
             .open(post.run)
-            .and_then(|()| self.within_frame_bytes("posted place", post.len as u64));
+            .and_then(|()| self.within_frame_bytes("posted place", post.len as u64))
+            .and_then(|()| self.check_kind(post.region.kind()));
         match admitted.and_then(|()| self.places.check(&post)) {
             Ok(()) => Some(self.places.insert(post, completer)),
             Err(error) => {
@@ -256,14 +270,15 @@ impl LinkTable {
         self.within_frame_bytes("frame payload", len)?;
         frame.meta.check(len)?;
         self.check_epoch(&frame.meta)?;
-        if frame.payload.bytes().len() as u64 != len {
-            return Err(TransportError::mismatch(
-                "memory kinds",
-                format!("{:?}", frame.payload.kind()),
-                "memory that the host can address; stage it first",
-            ));
+        self.check_kind(frame.payload.kind())
+    }
+
+    fn check_kind(&self, kind: MemKind) -> Result<(), TransportError> {
+        if self.takes(kind) {
+            return Ok(());
         }
-        Ok(())
+        let staged = "memory that the host can address; stage it first";
+        Err(TransportError::mismatch("memory kinds", format!("{kind:?}"), staged))
     }
 
     fn check_epoch(&self, meta: &FrameMeta) -> Result<(), TransportError> {

@@ -28,8 +28,8 @@ use crate::fabric::{
 use crate::frame::hello::Lane;
 use crate::ids::{Epoch, PeerId};
 use crate::link::{Caps, Link, Transport};
-use crate::mesh::Mesh;
-use crate::region::RegionPool;
+use crate::mesh::{Mesh, Pools};
+use crate::region::{DevicePool, RegionPool};
 
 /// How many idle timeouts a bulk port may be silent: its thread may be busy.
 const BULK_SILENCES: u32 = 4;
@@ -45,7 +45,7 @@ pub struct QuicFabric {
     former: Former,
     address: FabricAddress,
     cluster: String,
-    pool: RegionPool,
+    pools: Pools,
     meshes: Meshes,
     upgrade: Option<Arc<dyn Upgrade>>,
 }
@@ -90,7 +90,10 @@ impl QuicFabric {
             former: Former { admission, control, bulk, patience },
             address,
             cluster,
-            pool: RegionPool::new(config.pool_bytes_max),
+            pools: Pools {
+                host: RegionPool::new(config.pool_bytes_max),
+                device: config.device.clone().map(DevicePool::new),
+            },
             meshes,
             upgrade,
         }))
@@ -113,7 +116,7 @@ impl QuicFabric {
         attempt.formed = true;
         let caps = Caps { lanes: self.former.lanes(), ..links.caps() };
         let links = links.keep();
-        let mesh = Arc::new(Mesh::new(local, caps, self.pool.clone(), links));
+        let mesh = Arc::new(Mesh::new(local, caps, self.pools.clone(), links));
         let mut meshes = self.meshes.lock().unwrap_or_else(PoisonError::into_inner);
         meshes.retain(|mesh| mesh.strong_count() > 0);
         meshes.push(Arc::downgrade(&mesh));

@@ -24,7 +24,7 @@ use crate::ids::{Epoch, PeerId, RunId};
 use crate::link::lane::{FrameLane, FrameSink};
 use crate::link::table::{Arrival, Departure, LinkTable, Step};
 use crate::link::{Carrier, Link, LinkStats, PostRecv, Received, SendFrame};
-use crate::region::Region;
+use crate::region::{MemKind, Region};
 use crate::stack::Connection;
 
 /// Streams that a welcomed peer may open on a bulk lane: one per class but the usual one.
@@ -204,6 +204,9 @@ impl QuicLink {
         let mut core = self.core();
         if core.table.closed().is_some() {
             return lane.close();
+        }
+        if lane.takes_device_memory() {
+            core.table.take_device_memory();
         }
         let granted = std::mem::take(&mut core.frames);
         for departure in granted.into_iter().rev().flatten() {
@@ -393,6 +396,10 @@ impl Link for QuicLink {
 
     fn closed(&self) -> Option<String> {
         self.core().table.closed().map(str::to_owned)
+    }
+
+    fn takes(&self, kind: MemKind) -> bool {
+        self.core().table.takes(kind)
     }
 
     fn carrier(&self) -> Carrier {

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
@@ -14,11 +14,9 @@ use crate::error::TransportError;
 use crate::frame::message::GRANTS_PER_MESSAGE_MAX;
 use crate::frame::{FrameHeader, Grant, HEADER_BYTES, LinkMessage, Priority};
 use crate::link::table::Departure;
+use crate::ready::READY_TIMEOUT;
 use crate::region::Slice;
 use crate::stack::{Connection, SendStream, WriteError};
-
-/// How long a payload that is not ready yet is waited for.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) async fn write_messages(link: Arc<QuicLink>, mut stream: SendStream) {
     let mut grants = Vec::new();

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::block::Block;
-use super::{REGION_ALIGN_BYTES, Region};
+use super::{DeviceMemory, REGION_ALIGN_BYTES, Region};
+use crate::error::TransportError;
 
 /// The smallest block a pool hands out, in bytes.
 const CLASS_BYTES_MIN: usize = 4096;
@@ -18,6 +19,10 @@ const CLASSES_PER_DOUBLING: usize = 4;
 
 /// The most counters that are kept.
 const COUNTERS_MAX: usize = 1024;
+
+/// Idle bytes that the pool of a device's memory keeps: what a rank posts ahead, and as much again
+/// for what it sends.
+pub const DEVICE_POOL_BYTES_MAX: usize = 512 << 20;
 
 /// A bounded pool of host regions; clones share it.
 #[derive(Clone)]
@@ -37,12 +42,44 @@ impl RegionPool {
         let class = class_of(len);
         let block = self.shared.lock().take(class);
         let block = block.unwrap_or_else(|| Block::zeroed(class + REGION_ALIGN_BYTES - 1));
+        self.region(block, class, len)
+    }
+
+    fn region(&self, block: Block, class: usize, len: usize) -> Region {
         Region::pooled(block, len, Home { class, pool: Arc::downgrade(&self.shared) })
     }
 
     /// Idle bytes kept right now.
     pub fn retained_bytes(&self) -> usize {
         self.shared.lock().bytes
+    }
+}
+
+/// Regions in the memory of one device.
+#[derive(Clone)]
+pub(crate) struct DevicePool {
+    device: Arc<dyn DeviceMemory>,
+    pool: RegionPool,
+}
+
+impl DevicePool {
+    pub(crate) fn new(device: Arc<dyn DeviceMemory>) -> Self {
+        Self { device, pool: RegionPool::new(DEVICE_POOL_BYTES_MAX) }
+    }
+
+    pub(crate) fn device(&self) -> &Arc<dyn DeviceMemory> {
+        &self.device
+    }
+
+    /// A region of `len` bytes that the device does nothing with any more.
+    pub(crate) fn allocate(&self, len: usize) -> Result<Region, TransportError> {
+        let class = class_of(len);
+        let idle = self.pool.shared.lock().take(class);
+        let block = match idle {
+            Some(block) => block,
+            None => Block::foreign(self.device.allocate(class)?),
+        };
+        Ok(self.pool.region(block, class, len))
     }
 }
 
@@ -59,7 +96,11 @@ impl Home {
         if idle.bytes + self.class <= pool.retained_bytes_max {
             idle.bytes += self.class;
             idle.blocks.entry(self.class).or_default().push(block);
+            return;
         }
+        // Giving up registrations and device memory may take a while.
+        drop(idle);
+        drop(block);
     }
 
     /// A counter for views, hollow.
@@ -96,9 +137,10 @@ struct Idle {
 
 impl Idle {
     fn take(&mut self, class: usize) -> Option<Block> {
-        let block = self.blocks.get_mut(&class)?.pop()?;
+        let blocks = self.blocks.get_mut(&class)?;
+        let at = blocks.iter().rposition(Block::is_idle)?;
         self.bytes -= class;
-        Some(block)
+        Some(blocks.swap_remove(at))
     }
 }
 

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -49,6 +50,11 @@ impl Slice {
         self.ready.as_ref()
     }
 
+    /// Whether it may be read.
+    pub fn is_ready(&self) -> bool {
+        self.ready.as_ref().is_none_or(|ready| ready.wait(Instant::now()))
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
@@ -64,7 +70,7 @@ impl Slice {
         self.region.kind()
     }
 
-    /// The region under the view, for a [`Stager`](super::Stager).
+    /// The region under the view.
     pub fn region(&self) -> &Region {
         &self.region
     }

@@ -11,7 +11,8 @@ use crate::error::TransportError;
 use crate::frame::{FRAME_BYTES_MAX, LinkMessage};
 use crate::ids::{PeerId, RunId};
 use crate::link::{Caps, Link, LinkStats, PostRecv, Received, SendFrame, Transport};
-use crate::region::{Region, RegionPool};
+use crate::mesh::no_device;
+use crate::region::{MemKind, Region, RegionPool};
 
 /// Idle bytes that the pool of one simulated member keeps.
 const SIM_POOL_BYTES_MAX: usize = 64 << 20;
@@ -41,7 +42,6 @@ impl Transport for SimTransport {
 
     fn caps(&self) -> Caps {
         Caps {
-            device_direct: false,
             rma: false,
             encrypted: false,
             max_frame_bytes: FRAME_BYTES_MAX,
@@ -52,6 +52,10 @@ impl Transport for SimTransport {
 
     fn allocate(&self, len: usize) -> Region {
         self.pool.allocate(len)
+    }
+
+    fn allocate_on_device(&self, _: usize) -> Result<Region, TransportError> {
+        Err(no_device())
     }
 
     fn link(&self, peer: PeerId) -> Result<Arc<dyn Link>, TransportError> {
@@ -125,6 +129,10 @@ impl Link for SimLink {
 
     fn closed(&self) -> Option<String> {
         lock(&self.network).table(self.end).closed().map(str::to_owned)
+    }
+
+    fn takes(&self, kind: MemKind) -> bool {
+        lock(&self.network).table(self.end).takes(kind)
     }
 
     fn carrier(&self) -> crate::link::Carrier {

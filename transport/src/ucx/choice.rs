@@ -5,7 +5,7 @@
 //! never lets frames cross hosts unencrypted; what was demanded is used or an error says why not.
 
 use crate::error::TransportError;
-use crate::frame::LaneOffer;
+use crate::frame::{DeviceOffer, LaneOffer};
 
 /// What a link class is to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -73,6 +73,26 @@ pub(super) fn choose(ours: &LaneOffer, theirs: &LaneOffer) -> Result<Chosen, Tra
     }
 }
 
+/// Whether frames go from the memory of one end's device to that of the other's.
+pub(super) fn is_direct(ours: &DeviceOffer, theirs: &DeviceOffer) -> bool {
+    (ours, theirs) == (&DeviceOffer::Direct, &DeviceOffer::Direct)
+}
+
+/// What becomes of frames between two devices, to follow the reason for the carrier.
+pub(super) fn device_words(ours: &DeviceOffer, theirs: &DeviceOffer) -> String {
+    match (ours, theirs) {
+        (DeviceOffer::Direct, DeviceOffer::Direct) => "; device memory direct".to_owned(),
+        (DeviceOffer::Staged(why), DeviceOffer::Direct | DeviceOffer::Staged(_)) => {
+            format!("; device memory staged, because here: {why}")
+        }
+        (DeviceOffer::Direct, DeviceOffer::Staged(why)) => {
+            format!("; device memory staged, because there: {why}")
+        }
+        // At most one end has a device: nothing goes from one to the other.
+        (DeviceOffer::NoDevice, _) | (_, DeviceOffer::NoDevice) => String::new(),
+    }
+}
+
 fn obstacle(ours: &LaneOffer, theirs: &LaneOffer) -> Option<String> {
     if ours.same_host != theirs.same_host {
         let cause = "only one of the two ends takes the other for its own host";
@@ -106,6 +126,7 @@ mod tests {
             choice: choice.code(),
             address: if address { vec![1] } else { Vec::new() },
             cause: if address { String::new() } else { "libucp is missing".to_owned() },
+            device: DeviceOffer::NoDevice,
         }
     }
 
@@ -156,5 +177,20 @@ mod tests {
         assert!(error.to_string().contains("libucp is missing"), "{error}");
         let error = choose(&ucx, &offer(LaneChoice::Quic, false, 2, false)).unwrap_err();
         assert!(matches!(error, TransportError::Mismatch { .. }), "{error}");
+    }
+
+    #[test]
+    fn device_memory_is_direct_only_where_both_ends_take_it_and_both_say_so() {
+        let staged = DeviceOffer::Staged("no modules".to_owned());
+        let offers = [DeviceOffer::NoDevice, DeviceOffer::Direct, staged];
+        for (one, ours) in offers.iter().enumerate() {
+            for (two, theirs) in offers.iter().enumerate() {
+                let words = device_words(ours, theirs);
+                assert_eq!(is_direct(ours, theirs), words == "; device memory direct");
+                assert_eq!(words.is_empty(), one == 0 || two == 0, "{words}");
+                assert_eq!(words.contains("because"), one * two > 1, "{words}");
+                assert_eq!(is_direct(ours, theirs), is_direct(theirs, ours));
+            }
+        }
     }
 }

@@ -15,18 +15,18 @@ use super::context::Path;
 use super::lane::LaneId;
 use crate::completion::Completer;
 use crate::error::TransportError;
-use crate::frame::Nonce;
+use crate::frame::{DeviceOffer, Nonce};
 use crate::link::lane::FrameSink;
 use crate::link::table::Departure;
 
 pub(super) enum Command {
-    /// Make a place that a peer can reach; replies with its address.
+    /// Make a place that a peer can reach.
     Open {
         lane: LaneId,
         path: Path,
         nonce: Nonce,
         sink: Arc<dyn FrameSink>,
-        reply: Completer<Vec<u8>>,
+        reply: Completer<Opened>,
     },
     /// Reach the peer; replies when both ends have heard each other.
     Connect { lane: LaneId, address: Vec<u8>, nonce: Nonce, reached: Completer<()> },
@@ -36,6 +36,14 @@ pub(super) enum Command {
     Fail { lane: LaneId, cause: String },
     /// Forget a lane.
     Close { lane: LaneId },
+}
+
+/// A place that a peer can reach.
+pub(super) struct Opened {
+    /// Where it is.
+    pub(super) address: Vec<u8>,
+    /// Whether memory of this process's device is taken there.
+    pub(super) device: DeviceOffer,
 }
 
 pub(super) struct Commands {

@@ -5,12 +5,16 @@
 
 use std::ffi::CString;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use ucx_sys::bindings as ucp;
 use ucx_sys::{Library, status_text};
 
 use super::UcxConfig;
 use crate::error::TransportError;
+use crate::frame::DeviceOffer;
+use crate::region::{DeviceMemory, MemKind};
 
 /// How often UCX looks whether idle peers live; QUIC's own silence decides sooner or as soon.
 const KEEPALIVE_INTERVAL: &str = "500ms";
@@ -19,6 +23,10 @@ const KEEPALIVE_INTERVAL: &str = "500ms";
 /// (`RNDV_SCHEME`): a closed link's regions are used again while its peer may still be at work.
 const SHARED_MEMORY: [(&str, &str); 2] =
     [("TLS", "posix,sysv,cma,self"), ("RNDV_SCHEME", "get_zcopy")];
+
+/// The same for a process with a GPU, whose memory its peers read.
+const SHARED_WITH_GPU: [(&str, &str); 2] =
+    [("TLS", "posix,sysv,cma,self,cuda_copy,cuda_ipc"), ("RNDV_SCHEME", "get_zcopy")];
 
 /// Between hosts: what RDMA devices offer, and TCP; what is not there is passed over.
 const NETWORK: [(&str, &str); 1] = [("TLS", "^posix,sysv,cma,xpmem,knem")];
@@ -35,6 +43,10 @@ pub(super) enum Path {
 pub(super) struct Context {
     pub(super) library: &'static Library,
     raw: ucp::ucp_context_h,
+    /// The device of this process, if frames may come from one.
+    device: Option<Arc<dyn DeviceMemory>>,
+    /// Bytes of the blocks that it knows.
+    pub(super) mapped_bytes: AtomicUsize,
 }
 
 // SAFETY: the context is made with MT_WORKERS_SHARED, so UCX locks what its functions touch.
@@ -47,12 +59,15 @@ impl Context {
         library: &'static Library,
         path: Path,
         config: &UcxConfig,
+        device: Option<Arc<dyn DeviceMemory>>,
     ) -> Result<Self, TransportError> {
         let settings = Settings::read(library)?;
-        let own: &[(&str, &str)] = match path {
-            Path::SharedMemory => &SHARED_MEMORY,
-            Path::Network => &NETWORK,
+        let own: &[(&str, &str)] = match (path, &device) {
+            (Path::SharedMemory, None) => &SHARED_MEMORY,
+            (Path::SharedMemory, Some(_)) => &SHARED_WITH_GPU,
+            (Path::Network, _) => &NETWORK,
         };
+        enter(device.as_ref());
         for (name, value) in own {
             settings.set(name, value)?;
         }
@@ -70,7 +85,33 @@ impl Context {
         // SAFETY: all pointers are to live values of the right types.
         let status = unsafe { ucx_sys::init(&library.ucp, &params, settings.raw, &mut raw) };
         check(library, "open its transports", status)?;
-        Ok(Self { library, raw })
+        Ok(Self { library, raw, device, mapped_bytes: AtomicUsize::new(0) })
+    }
+
+    /// Whether the memory of this process's device is taken.
+    pub(super) fn device_offer(&self) -> DeviceOffer {
+        let Some(device) = &self.device else { return DeviceOffer::NoDevice };
+        // SAFETY: all-zero is a valid value of this C structure; the mask says what is asked.
+        let mut attributes: ucp::ucp_context_attr_t = unsafe { std::mem::zeroed() };
+        attributes.field_mask = u64::from(ucp::UCP_ATTR_FIELD_MEMORY_TYPES);
+        // SAFETY: the context lives, and the structure is written within its size.
+        let status = unsafe { self.library.ucp.ucp_context_query(self.raw, &mut attributes) };
+        if let Err(error) = check(self.library, "say what memory it takes", status) {
+            return DeviceOffer::Staged(error.to_string());
+        }
+        let wanted = match device.kind() {
+            MemKind::Host | MemKind::Pinned => ucp::UCS_MEMORY_TYPE_HOST,
+            MemKind::Cuda { .. } => ucp::UCS_MEMORY_TYPE_CUDA,
+        };
+        match attributes.memory_types & (1 << wanted) {
+            0 => DeviceOffer::Staged("this UCX has no modules for CUDA".to_owned()),
+            _ => DeviceOffer::Direct,
+        }
+    }
+
+    /// Lets the calling thread use the device; before whatever may touch its memory.
+    pub(super) fn enter(&self) {
+        enter(self.device.as_ref());
     }
 
     pub(super) fn raw(&self) -> ucp::ucp_context_h {
@@ -78,8 +119,15 @@ impl Context {
     }
 }
 
+fn enter(device: Option<&Arc<dyn DeviceMemory>>) {
+    if let Some(device) = device {
+        device.enter();
+    }
+}
+
 impl Drop for Context {
     fn drop(&mut self) {
+        self.enter();
         // SAFETY: made by ucp_init_version, and every worker of it held this value.
         unsafe { self.library.ucp.ucp_cleanup(self.raw) }
     }

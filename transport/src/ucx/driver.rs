@@ -23,6 +23,8 @@ use super::engine::{Engine, readable};
 use super::seats::Seats;
 use crate::completion::{Drive, Pending, SPIN_DRIVING};
 use crate::error::TransportError;
+use crate::ready::Readiness;
+use crate::region::DeviceMemory;
 
 /// How long the thread looks again and again before it sleeps (a wake-up costs about 40 us).
 const SPIN: Duration = Duration::from_micros(30);
@@ -37,6 +39,8 @@ pub(super) struct Driver {
     epoll: Arc<Epoll>,
     under_way: AtomicUsize,
     seats: Seats,
+    /// Waits for payloads that are not ready yet.
+    pub(super) readiness: Readiness,
     /// Ends the sleep of a thread whose wait is over.
     alarm: Waker,
 }
@@ -56,13 +60,16 @@ impl Wake for Alarm {
 
 impl Driver {
     /// Starts the engine and its thread.
-    pub(super) fn start(config: UcxConfig) -> Result<(Arc<Self>, JoinHandle<()>), TransportError> {
+    pub(super) fn start(
+        config: UcxConfig,
+        device: Option<Arc<dyn DeviceMemory>>,
+    ) -> Result<(Arc<Self>, JoinHandle<()>), TransportError> {
         let failed =
             |error: nix::Error| TransportError::system("watch event descriptors", error.into());
         let commands = Arc::new(Commands::new()?);
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?);
         epoll.add(commands.descriptor(), readable()).map_err(failed)?;
-        let engine = Engine::new(config, Arc::clone(&commands), Arc::clone(&epoll));
+        let engine = Engine::new(config, device, Arc::clone(&commands), Arc::clone(&epoll));
         let driver = Arc::new(Self {
             engine: Mutex::new(Some(engine)),
             alarm: Waker::from(Arc::new(Alarm(Arc::clone(&commands)))),
@@ -70,6 +77,7 @@ impl Driver {
             epoll,
             under_way: AtomicUsize::new(0),
             seats: Seats::new(),
+            readiness: Readiness::default(),
         });
         let own = Arc::clone(&driver);
         let thread = Builder::new().name("ditmesh-ucx".to_owned()).spawn(move || own.run());

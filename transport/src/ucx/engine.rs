@@ -13,19 +13,19 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use ucx_sys::bindings::ucp_ep_h;
 
 use super::UcxConfig;
-use super::commands::{Command, Commands};
+use super::commands::{Command, Commands, Opened};
 use super::context::{Context, Path};
 use super::flights::Operation;
 use super::front;
 use super::inbox::{Inbox, Rendezvous};
 use super::lane::LaneId;
-use super::memory::Place;
 use super::worker::{Started, Worker};
 use crate::completion::Completer;
 use crate::error::TransportError;
 use crate::frame::{FrameHeader, Nonce};
 use crate::link::lane::FrameSink;
 use crate::link::table::Departure;
+use crate::region::DeviceMemory;
 
 /// How often an ending engine looks whether closed endpoints are gone.
 const LAST_TURNS: usize = 10_000;
@@ -53,6 +53,7 @@ struct Lane {
 
 pub(super) struct Engine {
     config: UcxConfig,
+    device: Option<Arc<dyn DeviceMemory>>,
     commands: Arc<Commands>,
     epoll: Arc<Epoll>,
     contexts: HashMap<Path, Arc<Context>>,
@@ -67,9 +68,15 @@ pub(super) struct Engine {
 
 impl Engine {
     /// `epoll` is what the engine's thread sleeps on.
-    pub(super) fn new(config: UcxConfig, commands: Arc<Commands>, epoll: Arc<Epoll>) -> Self {
+    pub(super) fn new(
+        config: UcxConfig,
+        device: Option<Arc<dyn DeviceMemory>>,
+        commands: Arc<Commands>,
+        epoll: Arc<Epoll>,
+    ) -> Self {
         Self {
             config,
+            device,
             commands,
             epoll,
             contexts: HashMap::new(),
@@ -87,11 +94,21 @@ impl Engine {
         self.obey() | self.progress()
     }
 
+    /// Lets the calling thread use the device: whoever has a turn may touch its memory.
+    fn enter(&self) {
+        if let Some(device) = &self.device {
+            device.enter();
+        }
+    }
+
     /// Carries out what was commanded; whether there was anything.
     pub(super) fn obey(&mut self) -> bool {
         let mut commands = std::mem::take(&mut self.taken);
         self.commands.take(&mut commands);
         let busy = !commands.is_empty();
+        if busy {
+            self.enter();
+        }
         for command in commands.drain(..) {
             self.handle(command);
         }
@@ -129,13 +146,14 @@ impl Engine {
         path: Path,
         nonce: Nonce,
         sink: Arc<dyn FrameSink>,
-    ) -> Result<Vec<u8>, TransportError> {
+    ) -> Result<Opened, TransportError> {
         let number = match (path, self.network) {
             (Path::Network, Some(number)) => number,
             _ => self.found(path)?,
         };
         let station = self.stations.get(&number).ok_or_else(|| TransportError::closed("ucx"))?;
-        let address = station.worker.address()?;
+        let opened =
+            Opened { address: station.worker.address()?, device: station.worker.device_offer() };
         station.worker.inbox().borrow_mut().add(nonce, id, Arc::clone(&sink));
         let lane = Lane {
             station: number,
@@ -149,7 +167,7 @@ impl Engine {
             reached: None,
         };
         self.lanes.insert(id, lane);
-        Ok(address)
+        Ok(opened)
     }
 
     fn found(&mut self, path: Path) -> Result<u64, TransportError> {
@@ -157,7 +175,8 @@ impl Engine {
             Some(context) => Arc::clone(context),
             None => {
                 let library = super::library()?;
-                let context = Arc::new(Context::open(library, path, &self.config)?);
+                let device = self.device.clone();
+                let context = Arc::new(Context::open(library, path, &self.config, device)?);
                 self.contexts.insert(path, Arc::clone(&context));
                 context
             }
@@ -208,8 +227,8 @@ impl Engine {
     fn depart(&mut self, id: LaneId, departure: Departure) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
         let Some(station) = self.stations.get_mut(&lane.station) else { return };
-        let (Some(endpoint), Some(place)) = (lane.endpoint, Place::of_slice(&departure.payload))
-        else {
+        let place = station.worker.place_of(&departure.payload);
+        let (Some(endpoint), Some(place)) = (lane.endpoint, place) else {
             return self.lost(id, "a payload has no address that UCX could send from");
         };
         let Departure { id: number, slot, run, tag, meta, payload } = departure;
@@ -233,6 +252,7 @@ impl Engine {
     }
 
     fn progress(&mut self) -> bool {
+        self.enter();
         let mut busy = false;
         // Lanes may close, and stations end, while what happened is handled.
         let mut next = 0;
@@ -285,7 +305,7 @@ impl Engine {
         let Some(station) = self.stations.get_mut(&number) else { return };
         // `deliver` has compared this with what came.
         let len = usize::try_from(rendezvous.header.payload_len).unwrap_or(usize::MAX);
-        let place = Place::of_region(&mut rendezvous.region, len);
+        let place = station.worker.place_in(&mut rendezvous.region, len);
         let (Some(place), true) = (place, self.lanes.contains_key(&rendezvous.lane)) else {
             return station.worker.release(rendezvous);
         };
@@ -360,6 +380,7 @@ impl Engine {
 
     /// Ends every lane and every worker.
     pub(super) fn end(mut self) {
+        self.enter();
         for lane in self.lanes.values() {
             lane.sink.lost("ucx was stopped");
         }

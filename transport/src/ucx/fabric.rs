@@ -14,6 +14,7 @@ use super::lane::LaneId;
 use crate::error::TransportError;
 use crate::fabric::Fabric;
 use crate::quic::{QuicConfig, QuicFabric};
+use crate::region::DeviceMemory;
 
 /// Takes part in meshes over QUIC and UCX.
 pub struct UcxFabric;
@@ -24,7 +25,7 @@ impl UcxFabric {
     /// # Errors
     /// Those of [`QuicFabric::bind`], and [`TransportError::System`].
     pub fn bind(quic: &QuicConfig, ucx: UcxConfig) -> Result<Arc<dyn Fabric>, TransportError> {
-        let lanes = UcxLanes::start(ucx)?;
+        let lanes = UcxLanes::start(ucx, quic.device.clone())?;
         QuicFabric::bind_with(quic, Some(Arc::new(lanes)))
     }
 }
@@ -38,8 +39,11 @@ pub(super) struct UcxLanes {
 }
 
 impl UcxLanes {
-    fn start(config: UcxConfig) -> Result<Self, TransportError> {
-        let (driver, thread) = Driver::start(config.clone())?;
+    fn start(
+        config: UcxConfig,
+        device: Option<Arc<dyn DeviceMemory>>,
+    ) -> Result<Self, TransportError> {
+        let (driver, thread) = Driver::start(config.clone(), device)?;
         Ok(Self { config, driver, next_lane: AtomicU64::new(0), thread: Mutex::new(Some(thread)) })
     }
 

@@ -1,20 +1,19 @@
 //! One link's way to the engine.
 //!
 //! Owns the lane's end outside the engine's thread: a granted frame becomes a command. Invariant:
-//! nothing here waits; a payload that is not ready yet gets a thread that waits for it.
+//! nothing here waits; payloads that are not ready yet are waited for by the engine's [`Readiness`].
+//!
+//! [`Readiness`]: crate::ready::Readiness
 
 use std::sync::Arc;
-use std::thread::Builder;
-use std::time::{Duration, Instant};
 
 use super::commands::Command;
 use super::driver::Driver;
 use crate::completion::Drive;
+use crate::error::TransportError;
 use crate::link::lane::{Carrier, FrameLane};
 use crate::link::table::Departure;
-
-/// How long a payload that is not ready yet is waited for.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::region::Ready;
 
 /// A lane within one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,32 +23,36 @@ pub(super) struct UcxLane {
     pub(super) id: LaneId,
     pub(super) driver: Arc<Driver>,
     pub(super) carrier: Carrier,
+    /// Whether both ends take memory of devices.
+    pub(super) device_memory: bool,
 }
 
 impl UcxLane {
-    fn depart_when_ready(&self, departure: Departure) {
+    /// Departs later.
+    fn depart_when_ready(&self, ready: Arc<dyn Ready>, departure: Departure) {
         let (lane, driver) = (self.id, Arc::clone(&self.driver));
-        let wait = move || {
-            let deadline = Instant::now() + READY_TIMEOUT;
-            let ready = departure.payload.ready().is_none_or(|ready| ready.wait(deadline));
-            driver.commands().push(if ready {
-                Command::Depart { lane, departure }
-            } else {
-                Command::Fail { lane, cause: "a payload was not ready in time".to_owned() }
-            });
+        let then = move |outcome: Result<(), TransportError>| {
+            match outcome {
+                // On the thread that waited, with no lock held.
+                Ok(()) => {
+                    driver.commands().add(Command::Depart { lane, departure });
+                    driver.help();
+                }
+                Err(error) => {
+                    driver.commands().push(Command::Fail { lane, cause: error.to_string() });
+                }
+            }
         };
-        let spawned = Builder::new().name("ditmesh-ready".to_owned()).spawn(wait);
-        if let Err(error) = spawned {
-            let cause = format!("cannot wait for a payload: {error}");
-            self.driver.commands().push(Command::Fail { lane, cause });
-        }
+        self.driver.readiness.when(ready, Box::new(then));
     }
 }
 
 impl FrameLane for UcxLane {
     fn depart(&self, departure: Departure) {
-        if departure.payload.ready().is_some() {
-            return self.depart_when_ready(departure);
+        if let Some(ready) = departure.payload.ready().cloned()
+            && !departure.payload.is_ready()
+        {
+            return self.depart_when_ready(ready, departure);
         }
         self.driver.commands().add(Command::Depart { lane: self.id, departure });
     }
@@ -60,6 +63,10 @@ impl FrameLane for UcxLane {
 
     fn driver(&self) -> Arc<dyn Drive> {
         Arc::clone(&self.driver) as Arc<dyn Drive>
+    }
+
+    fn takes_device_memory(&self) -> bool {
+        self.device_memory
     }
 
     fn close(&self) {

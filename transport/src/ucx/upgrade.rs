@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustls::crypto::aws_lc_rs::default_provider;
 use tokio::time::timeout_at;
 
-use super::choice::{Chosen, LaneChoice, choose};
+use super::choice::{Chosen, LaneChoice, choose, device_words, is_direct};
 use super::commands::Command;
 use super::context::Path;
 use super::fabric::UcxLanes;
@@ -17,7 +17,7 @@ use super::host::fingerprint;
 use super::lane::{LaneId, UcxLane};
 use crate::completion::{Awaited, completion};
 use crate::error::TransportError;
-use crate::frame::{LaneOffer, Nonce};
+use crate::frame::{DeviceOffer, LaneOffer, Nonce};
 use crate::link::Link;
 use crate::link::lane::{Carrier, FrameLane, FrameSink};
 use crate::quic::{QuicLink, Upgrade, UpgradeTo, Upgrading};
@@ -75,7 +75,8 @@ impl UcxLanes {
             }
             Ok(Chosen::Ucx(why)) => {
                 let name = if same_host { "ucx-shm" } else { "ucx-net" };
-                Carrier { name, why: format!("{why}, UCX {}", super::version()?) }
+                let device = device_words(&offer.device, &theirs.device);
+                Carrier { name, why: format!("{why}, UCX {}{device}", super::version()?) }
             }
             Err(error) => {
                 link.close(&error.to_string());
@@ -92,7 +93,9 @@ impl UcxLanes {
         reaching.await?;
         let driver = Arc::clone(&self.driver);
         lane.used = true;
-        link.ride(Arc::new(UcxLane { id: lane.id, driver, carrier }) as Arc<dyn FrameLane>);
+        let device_memory = is_direct(&offer.device, &theirs.device);
+        let ridden = UcxLane { id: lane.id, driver, carrier, device_memory };
+        link.ride(Arc::new(ridden) as Arc<dyn FrameLane>);
         Ok(())
     }
 
@@ -112,6 +115,7 @@ impl UcxLanes {
             choice: choice.code(),
             address: Vec::new(),
             cause: String::new(),
+            device: DeviceOffer::NoDevice,
         };
         let wanted = match choice {
             LaneChoice::Quic => false,
@@ -127,7 +131,7 @@ impl UcxLanes {
         let sink = Arc::clone(link) as Arc<dyn FrameSink>;
         self.driver.commands().push(Command::Open { lane: lane.id, path, nonce, sink, reply });
         match opened.await {
-            Ok(address) => offer.address = address,
+            Ok(opened) => (offer.address, offer.device) = (opened.address, opened.device),
             Err(error) => offer.cause = error.to_string(),
         }
         Ok(offer)

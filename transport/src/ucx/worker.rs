@@ -21,7 +21,8 @@ use super::inbox::{
 };
 use super::memory::Place;
 use crate::error::TransportError;
-use crate::frame::Nonce;
+use crate::frame::{DeviceOffer, Nonce};
+use crate::region::{Region, Slice};
 
 /// What came of starting an operation.
 pub(super) enum Started {
@@ -154,6 +155,21 @@ impl Worker {
         self.started(index, request, Operation::Close);
     }
 
+    /// Whether the memory of this process's device is taken.
+    pub(super) fn device_offer(&self) -> DeviceOffer {
+        self.context.device_offer()
+    }
+
+    /// Where the bytes of a slice are.
+    pub(super) fn place_of(&self, payload: &Slice) -> Option<Place> {
+        Place::of_slice(payload, &self.context)
+    }
+
+    /// Where the first `len` bytes of a region go.
+    pub(super) fn place_in(&self, region: &mut Region, len: usize) -> Option<Place> {
+        Place::of_region(region, len, &self.context)
+    }
+
     /// Sends a frame whose front `write` writes.
     pub(super) fn send(
         &mut self,
@@ -185,6 +201,11 @@ impl Worker {
         };
         let mut param = self.param(index);
         place.describe(&mut param);
+        if place.is_on_device() {
+            // The receiver fetches it, as it may not be able to copy what comes into its place.
+            param.op_attr_mask |= ucp::UCP_OP_ATTR_FIELD_FLAGS;
+            param.flags = ucp::UCP_AM_SEND_FLAG_RNDV;
+        }
         param.cb.send = Some(on_sent);
         // SAFETY: front and payload stay in the flights until the operation has ended.
         let request = unsafe {

@@ -47,10 +47,10 @@ impl Places {
                 what: format!("a posted place for {:?} of run {}", post.tag, post.run),
             });
         }
-        if post.region.bytes().len() < post.len {
+        if post.region.len() < post.len {
             return Err(TransportError::mismatch(
                 "region and posted length",
-                format!("{} bytes that the host can address", post.region.bytes().len()),
+                format!("{} bytes", post.region.len()),
                 format!("{} bytes", post.len),
             ));
         }
