@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
+use super::generate::DtypeArg;
 use crate::cli::bench::method::Method;
 
 /// `bench`.
@@ -59,7 +60,7 @@ pub(crate) struct SizeArgs {
 /// Where the ranks are.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PlaceArgs {
-    /// How ranks reach each other: worker processes over QUIC, or threads of this process
+    /// How ranks reach each other: worker processes over QUIC or UCX, or threads of this process
     #[arg(long, value_enum, default_value = "quic", help_heading = "Where")]
     pub(crate) transport: TransportArg,
 
@@ -99,8 +100,17 @@ pub(crate) struct ScalingArgs {
     #[command(flatten)]
     pub(crate) size: SizeArgs,
 
+    /// Precision of weights and activations
+    #[arg(long, value_enum, default_value = "f32", help_heading = "Model")]
+    pub(crate) dtype: DtypeArg,
+
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+
+    /// The two GPUs of this host that ranks compute on, in place of cores; one may be named twice
+    #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Where")]
+    #[arg(conflicts_with_all = ["cores", "python"])]
+    pub(crate) gpus: Option<Vec<usize>>,
 }
 
 /// `bench overhead`.
@@ -301,6 +311,9 @@ pub(crate) enum AgainstArg {
 pub(crate) enum TransportArg {
     /// Worker processes on loopback, as a cluster has them
     Quic,
+    /// The same with their frames in UCX's shared memory, and those of GPUs in GPU memory where UCX
+    /// takes that
+    Ucx,
     /// Threads and memory of this process
     InProcess,
 }
@@ -310,6 +323,7 @@ impl TransportArg {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Quic => "quic",
+            Self::Ucx => "ucx",
             Self::InProcess => "in-process",
         }
     }

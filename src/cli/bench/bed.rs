@@ -1,4 +1,4 @@
-//! A test bed: devices of one thread, each pinned to a core, that take requests.
+//! A test bed: devices that take requests, each a thread pinned to a core, or a GPU.
 //!
 //! Owns starting them as a user would (worker processes over QUIC, or an engine in this process)
 //! and their end. Invariant: a cluster that was started is stopped when its bed is dropped,
@@ -7,10 +7,10 @@
 use std::path::Path;
 
 use ditmesh::manifest::{
-    ClusterSection, DegreesSetting, DeviceSection, GroupSection, HealthSection, LauncherSection,
-    TransportSection,
+    CarrierKind, ClusterSection, DegreesSetting, DeviceKind, DeviceSection, GroupSection,
+    HealthSection, LauncherSection, TransportSection,
 };
-use ditmesh::{ClusterClient, Degrees, Engine, GenerateRequest, GenerationHandle};
+use ditmesh::{ClusterClient, Degrees, Dtype, Engine, GenerateRequest, GenerationHandle};
 use ditmesh::{Manifest, ModelSource, Wire};
 use ditmesh_actors::launcher::{self, UpMode};
 
@@ -39,19 +39,20 @@ pub(crate) struct Running {
 }
 
 impl Bed {
-    /// Starts one device on each of `cores`, each on a node of its own, serving the pipeline in
-    /// `model` with `degrees`. What it writes goes below `work_dir`.
+    /// Starts the devices, each on a node of its own, serving the pipeline in `model` with
+    /// `degrees`. What it writes goes below `work_dir`.
     pub(crate) fn start(
         name: &str,
-        model: &Path,
+        model: (&Path, Dtype),
         work_dir: &Path,
-        place: (TransportArg, &[usize]),
+        place: (TransportArg, &[DeviceSection]),
         degrees: Degrees,
         (interrupt, terminal): (&mut Interrupt, &Terminal),
     ) -> Result<Self, Failure> {
-        let (transport, cores) = place;
-        let manifest = manifest(name, model, work_dir, transport, cores, degrees);
-        if transport == TransportArg::InProcess {
+        let (path, dtype) = model;
+        let mut manifest = manifest(name, path, work_dir, place, degrees);
+        manifest.models.iter_mut().for_each(|model| model.dtype = dtype);
+        if place.0 == TransportArg::InProcess {
             return Ok(Self::Engine(Engine::start(manifest)?));
         }
         Ok(Self::Cluster(Running::start(manifest, (interrupt, terminal))?))
@@ -101,6 +102,16 @@ impl Drop for Running {
     }
 }
 
+/// A device of one thread that is pinned to a core.
+pub(crate) fn on_core(core: usize) -> DeviceSection {
+    DeviceSection { threads: Some(1), cores: vec![core], ..DeviceSection::default() }
+}
+
+/// A GPU of this host.
+pub(crate) fn on_gpu(index: usize) -> DeviceSection {
+    DeviceSection { kind: DeviceKind::Cuda, index: Some(index), ..DeviceSection::default() }
+}
+
 /// Nodes of one device on each of `cores`, which notice losses as fast as a user's do.
 pub(crate) fn two_nodes(
     name: &str,
@@ -109,7 +120,8 @@ pub(crate) fn two_nodes(
     cores: &[usize],
     degrees: Degrees,
 ) -> Manifest {
-    let manifest = manifest(name, model, work_dir, TransportArg::Quic, cores, degrees);
+    let devices: Vec<_> = cores.iter().map(|&core| on_core(core)).collect();
+    let manifest = manifest(name, model, work_dir, (TransportArg::Quic, &devices), degrees);
     let mut launcher = manifest.launcher.clone();
     // Every round takes one.
     launcher.restarts_max = u32::MAX;
@@ -120,23 +132,18 @@ fn manifest(
     name: &str,
     model: &Path,
     work_dir: &Path,
-    transport: TransportArg,
-    cores: &[usize],
+    (transport, devices): (TransportArg, &[DeviceSection]),
     degrees: Degrees,
 ) -> Manifest {
     let mut manifest = Manifest::in_process(ModelSource::Folder(model.to_owned()), 1, 1);
     manifest.cluster = ClusterSection { name: name.to_owned(), state_dir: work_dir.join(name) };
-    let device = |core: usize| DeviceSection {
-        threads: Some(1),
-        cores: vec![core],
-        ..DeviceSection::default()
-    };
     let nodes = std::mem::take(&mut manifest.nodes).into_iter().cycle();
     manifest.nodes = nodes
-        .zip(cores)
-        .map(|(mut node, &core)| {
-            node.name = format!("core-{core}");
-            node.devices = vec![device(core)];
+        .zip(devices)
+        .enumerate()
+        .map(|(number, (mut node, device))| {
+            node.name = format!("node-{number}");
+            node.devices = vec![device.clone()];
             node
         })
         .collect();
@@ -147,8 +154,9 @@ fn manifest(
     let (max_batch, checkpoint_every) = (1, 1);
     manifest.groups =
         vec![GroupSection { model, nodes, degrees, max_batch, checkpoint_every, wire, quality }];
-    if transport == TransportArg::Quic {
-        manifest.transport = TransportSection::default();
+    if transport != TransportArg::InProcess {
+        let same_host = (transport == TransportArg::Ucx).then_some(CarrierKind::Ucx);
+        manifest.transport = TransportSection { same_host, ..TransportSection::default() };
         manifest.launcher = LauncherSection::default();
     }
     manifest.health =

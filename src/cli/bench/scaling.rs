@@ -1,7 +1,7 @@
 //! `bench scaling`: one rank against two, interleaved.
 //!
 //! Owns the order of runs. What they amount to is in [`report`]. Invariants: every rank has one
-//! thread, pinned to a core; in each round everything is measured once, beginning with another
+//! thread, pinned to a core, or a GPU; in each round everything is measured once, beginning with another
 //! part each time, and all ratios are between runs of one round.
 
 mod report;
@@ -10,9 +10,10 @@ mod text;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ditmesh::{Degrees, GenerateRequest, Generation};
+use ditmesh::manifest::DeviceSection;
+use ditmesh::{Degrees, Dtype, GenerateRequest, Generation};
 
-use super::bed::Bed;
+use super::bed::{self, Bed};
 use super::cores;
 use super::method::Method;
 use super::random_model::{RandomModel, TEXT_TOKENS};
@@ -30,10 +31,10 @@ const DROPPED_STEPS: u32 = 2;
 /// Measures and prints.
 pub(super) fn run(args: &ScalingArgs, terminal: &Terminal) -> Result<(), Failure> {
     let started = Instant::now();
-    let cores = cores::two(args.place.cores.as_deref())?;
+    let ranks = ranks(args)?;
     let mut interrupt = Interrupt::new()?;
     let model = RandomModel::write(&args.size)?;
-    let mut field = Field::open(args, cores, &model, &mut interrupt, terminal)?;
+    let mut field = Field::open(args, &ranks, &model, &mut interrupt, terminal)?;
     let budget = Duration::from_secs(60 * u64::from(args.minutes));
     let mut rounds = Vec::new();
     for round in 0..args.rounds {
@@ -54,7 +55,7 @@ pub(super) fn run(args: &ScalingArgs, terminal: &Terminal) -> Result<(), Failure
         torch,
         model: describe(args),
         transport: args.place.transport.name(),
-        cores,
+        ranks: ranks.words,
     };
     let report = Report::of(setting, &rounds)
         .ok_or_else(|| Failure::failed("a run reported no times of its steps"))?;
@@ -65,12 +66,38 @@ pub(super) fn run(args: &ScalingArgs, terminal: &Terminal) -> Result<(), Failure
     terminal.result(&text::describe(&report))
 }
 
+/// What the two ranks compute on.
+struct Ranks {
+    devices: [DeviceSection; 2],
+    /// The core of what is measured beside ranks; none where they are GPUs.
+    core: Option<usize>,
+    words: String,
+}
+
+fn ranks(args: &ScalingArgs) -> Result<Ranks, Failure> {
+    match args.gpus.as_deref() {
+        Some(&[a, b]) => {
+            let words = format!("gpus {a} and {b}");
+            Ok(Ranks { devices: [a, b].map(bed::on_gpu), core: None, words })
+        }
+        Some(given) => Err(Failure::usage(format!("--gpus {given:?} are not two"))),
+        None => {
+            let [a, b] = cores::two(args.place.cores.as_deref())?;
+            let words = format!("one thread per rank, cores {a} and {b}");
+            Ok(Ranks { devices: [a, b].map(bed::on_core), core: Some(a), words })
+        }
+    }
+}
+
 fn describe(args: &ScalingArgs) -> String {
     let size = &args.size;
     let tokens = (size.latent / 2).pow(2);
     format!(
-        "PixArt, hidden {} x {} heads, {} blocks, {tokens} tokens, guided, f32, random weights",
-        size.hidden, size.heads, size.blocks
+        "PixArt, hidden {} x {} heads, {} blocks, {tokens} tokens, guided, {} weights, random",
+        size.hidden,
+        size.heads,
+        size.blocks,
+        format!("{:?}", args.dtype).to_lowercase()
     )
 }
 
@@ -101,7 +128,7 @@ struct Field {
 impl Field {
     fn open(
         args: &ScalingArgs,
-        cores: [usize; 2],
+        ranks: &Ranks,
         model: &RandomModel,
         interrupt: &mut Interrupt,
         terminal: &Terminal,
@@ -109,18 +136,20 @@ impl Field {
         let (path, dir, transport) = (model.path(), model.work_dir(), args.place.transport);
         let methods = args.only.clone().unwrap_or_else(|| Method::ALL.to_vec());
         let first = methods.first().map_or(Degrees::default(), |method| method.degrees());
-        let mut bed = |name: &str, cores: &[usize], degrees: Degrees| {
-            let place = (transport, cores);
-            Bed::start(name, &path, dir, place, degrees, (&mut *interrupt, terminal))
+        let model_of_bed = (path.as_path(), Dtype::from(args.dtype));
+        let mut bed = |name: &str, devices: &[DeviceSection], degrees: Degrees| {
+            let place = (transport, devices);
+            Bed::start(name, model_of_bed, dir, place, degrees, (&mut *interrupt, terminal))
         };
-        let pair = bed("pair", &cores, first)?;
-        let lone = bed("lone", &cores[1..], Degrees::default())?;
+        let pair = bed("pair", &ranks.devices, first)?;
+        let lone = bed("lone", &ranks.devices[1..], Degrees::default())?;
         let size = &args.size;
         let tokens = (size.latent / 2).pow(2);
         let case = format!("block-{}x{}x{tokens}x{TEXT_TOKENS}", size.hidden, size.heads);
-        let torch = match Torch::start(&args.python, cores[0], case) {
-            Ok(torch) => Some(torch),
-            Err(cause) => {
+        let torch = match ranks.core.map(|core| Torch::start(&args.python, core, case)) {
+            None => None,
+            Some(Ok(torch)) => Some(torch),
+            Some(Err(cause)) => {
                 terminal.note(&format!("torch is not measured: {cause}"));
                 None
             }

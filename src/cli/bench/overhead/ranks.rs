@@ -1,6 +1,6 @@
 //! All ranks of a plan on threads of this process, without a control plane.
 //!
-//! Owns the threads, their cores and the links between them (QUIC on loopback, or memory).
+//! Owns the threads, their cores and the links between them (QUIC or UCX on loopback, or memory).
 //! Invariant: every wait has a deadline.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,7 +19,8 @@ use ditmesh_model::pipeline::{LoadedParts, Parts, describe};
 use ditmesh_model::spec::ModelSpec;
 use ditmesh_transport::quic::{QuicConfig, QuicFabric};
 use ditmesh_transport::{
-    ClusterCa, Epoch, Fabric, InProcessHub, MeshForm, PeerAddress, PeerId, Role, RunId, Transport,
+    ClusterCa, Epoch, Fabric, InProcessHub, LaneChoice, MeshForm, PeerAddress, PeerId, Role, RunId,
+    Transport, UcxConfig, UcxFabric,
 };
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -126,7 +127,14 @@ impl Ranks {
                 idle_timeout: FORM_DEADLINE,
                 ..QuicConfig::new(identity.clone(), loopback, loopback)
             };
-            QuicFabric::bind(&config).map_err(Failure::failed)
+            let bound = match self.transport {
+                TransportArg::Ucx => {
+                    let same_host = LaneChoice::Ucx;
+                    UcxFabric::bind(&config, UcxConfig { same_host, ..UcxConfig::default() })
+                }
+                TransportArg::Quic | TransportArg::InProcess => QuicFabric::bind(&config),
+            };
+            bound.map_err(Failure::failed)
         };
         (0..members).map(|_| fabric()).collect()
     }

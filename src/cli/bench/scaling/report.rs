@@ -91,8 +91,8 @@ pub(super) struct Setting {
     pub(super) model: String,
     /// How ranks reach each other.
     pub(super) transport: &'static str,
-    /// The cores.
-    pub(super) cores: [usize; 2],
+    /// What the two ranks compute on, in words.
+    pub(super) ranks: String,
     /// Timed steps of each run.
     pub(super) steps: usize,
     /// Steps before them.
@@ -255,7 +255,7 @@ mod tests {
         Setting {
             model: String::new(),
             transport: "quic",
-            cores: [0, 1],
+            ranks: String::new(),
             steps: 4,
             dropped: 2,
             blocks: 14,

@@ -11,11 +11,9 @@ const OPS_SHOWN: usize = 8;
 /// A table, and for each method that falls short where its time went.
 pub(super) fn describe(report: &Report) -> String {
     let setting = &report.setting;
-    let [a, b] = setting.cores;
     let mut text = format!(
-        "{}\none thread per rank, {}, cores {a} and {b}; {} rounds of {} timed steps; \
-         median [least..greatest] of the rounds\n\n",
-        setting.model, setting.transport, report.rounds, setting.steps
+        "{}\n{}, {}; {} rounds of {} timed steps; median [least..greatest] of the rounds\n\n",
+        setting.model, setting.ranks, setting.transport, report.rounds, setting.steps
     );
     let mut line = |name: &str, key: &str, ratio: String| {
         if let Some(step) = report.step_s.get(key) {

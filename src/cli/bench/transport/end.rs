@@ -194,7 +194,7 @@ impl End {
             Some(Bound::Fabric(fabric)) => {
                 let cluster = self.identity.subject().cluster.clone();
                 let peer = peer.parse().map_err(|error| format!("{error}"))?;
-                link_wire::join(fabric, cluster, rank, peer)
+                link_wire::join(fabric, cluster, (rank, peer), subject.is_on_gpu())
             }
             Some(Bound::Quinn(bound)) => quinn_wire::join(*bound, &self.identity, rank, socket()?),
             Some(Bound::Udp(own)) => datagram_wire::join(own, socket()?),

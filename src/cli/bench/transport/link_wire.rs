@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
-    Completion, Epoch, Fabric, FabricAddress, FrameMeta, Link, MeshForm, PeerAddress, PeerId,
-    PostRecv, Priority, Received, RunId, SendFrame, Slice, Tag, Transport,
+    Completion, Epoch, Fabric, FabricAddress, FrameMeta, Link, MemKind, MeshForm, PeerAddress,
+    PeerId, PostRecv, Priority, Received, Region, RunId, SendFrame, Slice, Tag, Transport,
+    TransportError,
 };
 
 use super::POSTED_BYTES_MAX;
@@ -37,6 +38,8 @@ pub(super) struct LinkWire {
     ahead: VecDeque<Completion<Received>>,
     ahead_bytes: usize,
     payload: Slice,
+    /// Whether places and payloads are in the memory of a device.
+    on_device: bool,
     _fabric: Arc<dyn Fabric>,
 }
 
@@ -44,8 +47,8 @@ pub(super) struct LinkWire {
 pub(super) fn join(
     fabric: Arc<dyn Fabric>,
     cluster: String,
-    rank: u8,
-    peer: FabricAddress,
+    (rank, peer): (u8, FabricAddress),
+    on_device: bool,
 ) -> Result<Box<dyn Wire>, String> {
     let other = 1 - u32::from(rank.min(1));
     let form = MeshForm {
@@ -59,6 +62,9 @@ pub(super) fn join(
     let runtime = runtime.map_err(|error| error.to_string())?;
     let transport = runtime.block_on(fabric.form(form)).map_err(|error| error.to_string())?;
     let link = transport.link(PeerId(other)).map_err(|error| error.to_string())?;
+    if on_device && !link.takes(MemKind::Cuda { device: 0 }) {
+        return Err(format!("{}: {}", link.carrier().name, link.carrier().why));
+    }
     let payload = Slice::empty();
     Ok(Box::new(LinkWire {
         transport,
@@ -68,13 +74,32 @@ pub(super) fn join(
         ahead: VecDeque::new(),
         ahead_bytes: 0,
         payload,
+        on_device,
         _fabric: fabric,
     }))
 }
 
 impl LinkWire {
+    fn memory(&self, bytes: usize) -> Result<Region, TransportError> {
+        match self.on_device {
+            true => self.transport.allocate_on_device(bytes),
+            false => Ok(self.transport.allocate(bytes)),
+        }
+    }
+
     fn post(&self, run: RunId, tag: u64, bytes: usize) -> Completion<Received> {
-        let region = self.transport.allocate(bytes);
+        match self.memory(bytes) {
+            Ok(region) => self.post_in(region, (run, tag), bytes),
+            Err(error) => Completion::ready(Err(error)),
+        }
+    }
+
+    fn post_in(
+        &self,
+        region: Region,
+        (run, tag): (RunId, u64),
+        bytes: usize,
+    ) -> Completion<Received> {
         self.link.post_recv(PostRecv { run, tag: Tag(tag), region, len: bytes })
     }
 
@@ -85,18 +110,20 @@ impl LinkWire {
         self.link.send(SendFrame { run, tag: Tag(tag), meta, payload })
     }
 
-    fn payload(&mut self, bytes: usize) -> Slice {
+    fn payload(&mut self, bytes: usize) -> Result<Slice, String> {
         if self.payload.len() < bytes {
-            self.payload = Slice::copy_of(&vec![7; bytes]);
+            let mut memory = self.memory(bytes).map_err(|error| error.to_string())?;
+            memory.bytes_mut().fill(7);
+            self.payload = memory.freeze(bytes);
         }
-        self.payload.part(0..bytes).unwrap_or_else(Slice::empty)
+        Ok(self.payload.part(0..bytes).unwrap_or_else(Slice::empty))
     }
 
     /// Sends and receives as many as asked, each side as far ahead as it may.
     fn both(&mut self, bytes: usize, sends: u64, receives: u64) -> Result<(), String> {
         let first = self.next;
         self.next += sends.max(receives);
-        let payload = self.payload(if sends > 0 { bytes } else { 0 });
+        let payload = self.payload(if sends > 0 { bytes } else { 0 })?;
         let ahead = ahead(bytes);
         let (mut sent, mut posted) = (0, 0);
         let mut sending = VecDeque::new();
@@ -155,8 +182,8 @@ impl LinkWire {
 impl Wire for LinkWire {
     fn send(&mut self, bytes: usize, count: u64) -> Result<(), String> {
         self.both(bytes, count, 0)?;
-        let tag = self.note();
-        wait(self.post(RUN, tag, 1)).map(drop)
+        let (tag, note) = (self.note(), Region::host(1));
+        wait(self.post_in(note, (RUN, tag), 1)).map(drop)
     }
 
     fn receive(&mut self, bytes: usize, count: u64) -> Result<(), String> {
@@ -171,7 +198,7 @@ impl Wire for LinkWire {
 
     fn ask(&mut self, bytes: usize) -> Result<(), String> {
         let (tag, answer) = self.ping_place(bytes)?;
-        let payload = self.payload(bytes);
+        let payload = self.payload(bytes)?;
         drop(self.hand_over((PINGS, tag), payload));
         self.post_ahead();
         wait(answer).map(drop)
@@ -179,7 +206,7 @@ impl Wire for LinkWire {
 
     fn answer(&mut self, bytes: usize) -> Result<(), String> {
         let (tag, question) = self.ping_place(bytes)?;
-        let payload = self.payload(bytes);
+        let payload = self.payload(bytes)?;
         drop(wait(question)?);
         drop(self.hand_over((PINGS, tag), payload));
         self.post_ahead();

@@ -80,7 +80,7 @@ pub(super) fn measure(
         frame_us.push(frame_cost::measure()?);
     }
     terminal.note("sizes of messages");
-    let product = [Subject::Quic, Subject::UcxShm, Subject::UcxTcp];
+    let product = [Subject::Quic, Subject::UcxShm, Subject::UcxTcp, Subject::UcxGpu];
     let tabled: Vec<_> = subjects.iter().copied().filter(|s| product.contains(s)).collect();
     let (sizes, exchange) = tables(&mut pair, &tabled, args, bytes)?;
     let ratio_spreads = report::ratios(&rounds);
@@ -111,6 +111,9 @@ fn all(args: &TransportBenchArgs) -> Vec<Subject> {
     let mut subjects = vec![Subject::Quic];
     if ucx::version().is_ok() {
         subjects.extend([Subject::UcxShm, Subject::UcxTcp]);
+        if cfg!(feature = "cuda") {
+            subjects.push(Subject::UcxGpu);
+        }
     }
     if args.against.is_empty() {
         return subjects;

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ditmesh_transport::{
-    Congestion, Fabric, Identity, LaneChoice, QuicConfig, QuicFabric, UcxConfig, UcxFabric,
+    Congestion, DeviceMemory, Fabric, Identity, LaneChoice, QuicConfig, QuicFabric, UcxConfig,
+    UcxFabric,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,9 @@ pub(super) enum Subject {
     UcxShm,
     /// The product's UCX between hosts.
     UcxTcp,
+    /// The product's UCX within a host, from the memory of one GPU to that of another (of one GPU
+    /// where there is but one).
+    UcxGpu,
     /// Datagrams of bare UDP, to and fro only.
     Udp,
     /// Plain TCP.
@@ -67,10 +71,16 @@ impl Subject {
             Self::Control => "control",
             Self::UcxShm => "ucx-shm",
             Self::UcxTcp => "ucx-tcp",
+            Self::UcxGpu => "ucx-gpu",
             Self::Udp => "udp",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
         }
+    }
+
+    /// Whether its payloads are in the memory of GPUs.
+    pub(super) fn is_on_gpu(self) -> bool {
+        self == Self::UcxGpu
     }
 
     /// Whether it is measured with large messages too.
@@ -110,7 +120,13 @@ impl Subject {
             Self::QuicCubic => quic.congestion = Congestion::Cubic,
             Self::QuicBbr => quic.congestion = Congestion::Bbr,
             Self::QuicAuto => quic.congestion = Congestion::Auto,
-            Self::UcxShm | Self::UcxTcp => {
+            Self::UcxShm | Self::UcxTcp | Self::UcxGpu => {
+                if self == Self::UcxGpu {
+                    quic.device = match gpu_memory(rank) {
+                        Ok(memory) => Some(memory),
+                        Err(cause) => return Some(Err(cause)),
+                    };
+                }
                 let ucx = UcxConfig {
                     same_host: LaneChoice::Ucx,
                     other_host: LaneChoice::Ucx,
@@ -128,4 +144,17 @@ impl Subject {
         }
         Some(QuicFabric::bind(&quic).map_err(|error| error.to_string()))
     }
+}
+
+/// The memory of the GPU of one end.
+#[cfg(feature = "cuda")]
+fn gpu_memory(rank: u8) -> Result<Arc<dyn DeviceMemory>, String> {
+    use ditmesh_actors::gpu_memory::GpuMemory;
+    let own = GpuMemory::open(rank.into()).or_else(|_| GpuMemory::open(0));
+    own.map_err(|error| error.to_string())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_memory(_: u8) -> Result<Arc<dyn DeviceMemory>, String> {
+    Err("this ditmesh was built without support for gpus".to_owned())
 }
