@@ -7,6 +7,7 @@
 //! file but certificates, caches and outputs.
 
 mod certificates;
+mod children;
 mod detached;
 mod leave;
 mod local;

@@ -3,7 +3,6 @@
 //! Owns the children: an agent lives as long as its stdin is open here. Each is in a process group
 //! of its own, so that an interrupt at the terminal reaches only the supervisor.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,9 +10,9 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
+use super::children::{Children, Watch};
 use super::notices::Notices;
 use super::{AgentExit, LaunchError, Launcher, OTLP_ENDPOINT};
 use crate::agent::SUBCOMMAND;
@@ -25,29 +24,17 @@ use crate::worker_process::bootstrap;
 /// Longest time for an agent to listen.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Exits that wait to be seen.
-const EXITS_MAX: usize = 1024;
-
 /// Starts agents on this host.
 pub(super) struct LocalLauncher {
     program: PathBuf,
-    agents: BTreeMap<String, Agent>,
-    exits: mpsc::Receiver<AgentExit>,
-    exited: mpsc::Sender<AgentExit>,
-}
-
-struct Agent {
-    /// Open for as long as the agent is to live.
-    stdin: ChildStdin,
-    /// Dropped to kill it.
-    kill: oneshot::Sender<()>,
+    /// Each lives as long as its stdin is open.
+    agents: Children<ChildStdin>,
 }
 
 impl LocalLauncher {
     /// `program` is what has the agent subcommand.
     pub(super) fn new(program: PathBuf) -> Self {
-        let (exited, exits) = mpsc::channel(EXITS_MAX);
-        Self { program, agents: BTreeMap::new(), exits, exited }
+        Self { program, agents: Children::new() }
     }
 
     fn spawn(&self, telemetry: &TelemetrySection) -> std::io::Result<Child> {
@@ -95,42 +82,21 @@ impl Launcher for LocalLauncher {
                 return Err(failed(format!("it does not listen after {seconds} s")));
             }
         };
-        let (kill, killed) = oneshot::channel();
-        tokio::spawn(watch(node.clone(), child, notices, killed, self.exited.clone()));
-        self.agents.insert(node, Agent { stdin, kill });
+        let ends = self.agents.hold(node.clone(), stdin);
+        tokio::spawn(watch(node, child, notices, ends));
         Ok(address)
     }
 
     async fn exited(&mut self) -> AgentExit {
-        match self.exits.recv().await {
-            Some(exit) => {
-                self.agents.remove(&exit.node);
-                exit
-            }
-            // This launcher holds a sender itself.
-            None => std::future::pending().await,
-        }
+        self.agents.exited().await
     }
 
     async fn stop_all(&mut self, deadline: Duration) {
-        let mut kills = Vec::new();
-        for (node, agent) in std::mem::take(&mut self.agents) {
-            drop(agent.stdin);
-            kills.push((node, agent.kill));
-        }
-        let deadline = Instant::now() + deadline;
-        while !kills.is_empty() {
-            match timeout_at(deadline, self.exits.recv()).await {
-                Ok(Some(exit)) => kills.retain(|(node, _)| *node != exit.node),
-                Ok(None) | Err(_) => break,
-            }
-        }
-        for (node, kill) in kills {
+        let stuck = self.agents.end_all(deadline).await;
+        for node in &stuck {
             tracing::warn!(node, "its agent does not end and is killed");
-            drop(kill);
-            // Its watcher kills and waits for it.
-            let _ = timeout(Duration::from_secs(1), self.exits.recv()).await;
         }
+        self.agents.reap(stuck.len()).await;
     }
 }
 
@@ -139,8 +105,7 @@ async fn watch(
     node: String,
     mut child: Child,
     mut notices: Notices<ChildStdout>,
-    killed: oneshot::Receiver<()>,
-    exited: mpsc::Sender<AgentExit>,
+    Watch { killed, exited }: Watch,
 ) {
     let status = tokio::select! {
         status = child.wait() => status,

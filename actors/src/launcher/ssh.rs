@@ -12,18 +12,18 @@ mod connection;
 pub mod fault;
 mod folder;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use openssh::{ChildStderr, ChildStdin};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use self::connection::{Connection, Remote, RemoteChild};
 use self::fault::SshFault;
 use self::folder::ControlFolder;
+use super::children::{Children, Watch};
 use super::notices::Notices;
 use super::record::RunFolder;
 use super::{AgentExit, LaunchError, Launcher};
@@ -40,9 +40,6 @@ const LEASE: Duration = Duration::from_secs(15);
 /// Between signs of life.
 const BEAT_PAUSE: Duration = Duration::from_secs(3);
 
-/// Exits that wait to be seen.
-const EXITS_MAX: usize = 1024;
-
 /// Bytes of one line of an agent's log; longer ones are cut into several.
 const LOG_LINE_BYTES_MAX: u64 = 16 << 10;
 
@@ -53,16 +50,8 @@ const IDLE_SECONDS: usize = 5;
 pub(super) struct SshLauncher {
     settings: LauncherSection,
     folder: ControlFolder,
-    agents: BTreeMap<String, Agent>,
-    exits: mpsc::Receiver<AgentExit>,
-    exited: mpsc::Sender<AgentExit>,
-}
-
-struct Agent {
-    /// Dropped to let it end: its stdin closes.
-    life: oneshot::Sender<()>,
-    /// Dropped to give it up.
-    kill: oneshot::Sender<()>,
+    /// What is held for each is dropped to let its stdin close.
+    agents: Children<oneshot::Sender<()>>,
 }
 
 impl SshLauncher {
@@ -72,9 +61,7 @@ impl SshLauncher {
     /// When there is no safe folder for the connections' sockets.
     pub(super) fn new(manifest: &Manifest) -> Result<Self, LaunchError> {
         let folder = ControlFolder::of(&RunFolder::of(manifest))?;
-        let (exited, exits) = mpsc::channel(EXITS_MAX);
-        let settings = manifest.launcher.clone();
-        Ok(Self { settings, folder, agents: BTreeMap::new(), exits, exited })
+        Ok(Self { settings: manifest.launcher.clone(), folder, agents: Children::new() })
     }
 
     /// Waits until the agent says where it listens; otherwise its reason, if it gave one.
@@ -118,41 +105,20 @@ impl Launcher for SshLauncher {
             Err(None) => return Err(failed(remote.why_it_ended(&self.settings).await)),
         };
         let (life, over) = oneshot::channel();
-        let (kill, killed) = oneshot::channel();
         let Remote { stdin, notices, child, .. } = remote;
         tokio::spawn(keep(stdin, over));
-        tokio::spawn(watch(node.clone(), child, notices, killed, self.exited.clone()));
-        self.agents.insert(node, Agent { life, kill });
+        let ends = self.agents.hold(node.clone(), life);
+        tokio::spawn(watch(node, child, notices, ends));
         Ok(address)
     }
 
     async fn exited(&mut self) -> AgentExit {
-        match self.exits.recv().await {
-            Some(exit) => {
-                self.agents.remove(&exit.node);
-                exit
-            }
-            // This launcher holds a sender itself.
-            None => std::future::pending().await,
-        }
+        self.agents.exited().await
     }
 
     async fn stop_all(&mut self, deadline: Duration) {
-        let mut kills = Vec::new();
-        for (node, agent) in std::mem::take(&mut self.agents) {
-            drop(agent.life);
-            kills.push((node, agent.kill));
-        }
-        let deadline = Instant::now() + deadline;
-        while !kills.is_empty() {
-            match timeout_at(deadline, self.exits.recv()).await {
-                Ok(Some(exit)) => kills.retain(|(node, _)| *node != exit.node),
-                Ok(None) | Err(_) => break,
-            }
-        }
-        for (node, kill) in kills {
+        for node in self.agents.end_all(deadline).await {
             tracing::warn!(node, "its agent does not end; its lease ends it");
-            drop(kill);
         }
     }
 }
@@ -176,8 +142,7 @@ async fn watch(
     node: String,
     child: RemoteChild,
     mut notices: Notices<openssh::ChildStdout>,
-    killed: oneshot::Receiver<()>,
-    exited: mpsc::Sender<AgentExit>,
+    Watch { killed, exited }: Watch,
 ) {
     let status = tokio::select! {
         status = child.wait() => status,
