@@ -2,8 +2,9 @@
 //!
 //! Owns a thread, started when the first such payload comes, that waits for one after the other:
 //! what one device is told to do becomes ready in that order. Does not own what happens then.
-//! Invariants: whoever asks never waits, and is not called back before its question was taken; every question is answered, after [`READY_TIMEOUT`] at the
-//! latest; the thread ends with its owner, when everything was answered.
+//! Invariants: whoever asks never waits, and is not called back before its question was taken;
+//! every question is answered, after [`READY_TIMEOUT`] at the latest; the thread ends with its
+//! owner, when everything was answered.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
