@@ -8,19 +8,17 @@
 //! each other in the handshake instead of misreading one another.
 #![expect(missing_docs, reason = "rkyv's derive makes undocumented resolvers of enums")]
 
+mod client;
 pub mod copies;
 pub(crate) mod join;
 mod links;
 
+pub use client::{ClientCall, ClientReply, FailureKind, RequestKey, RequestTensors};
 use copies::{CopyPart, HeldCopy};
 pub use links::{LinkCarrier, LinkMeasured};
 use rkyv::rancor;
 
-use crate::request::{
-    Degrees, Dtype, Event, FloatTensor, GenerateRequest, PromptEmbeds, RankReport, Report,
-    StepCache, TextEncoderPolicy, Wire,
-};
-use crate::status::ClusterStatus;
+use crate::request::{Degrees, Dtype, Event, RankReport, StepCache, TextEncoderPolicy, Wire};
 
 /// Oldest protocol version this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
@@ -29,6 +27,7 @@ pub const PROTOCOL_MAX: u32 = 1;
 /// Digest of the message definitions.
 pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol.rs"),
+    include_str!("protocol/client.rs"),
     include_str!("protocol/copies.rs"),
     include_str!("protocol/join.rs"),
     include_str!("protocol/links.rs"),
@@ -433,126 +432,6 @@ impl RunSpec {
     pub fn is_guided(&self) -> bool {
         self.guidance_scale > 1.0
     }
-}
-
-/// Names a request of a client, whatever session and coordinator it goes through.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    rkyv::Archive,
-    rkyv::Serialize,
-    rkyv::Deserialize,
-)]
-pub struct RequestKey {
-    /// Drawn by each client.
-    pub client: u64,
-    /// Counted by it.
-    pub number: u64,
-}
-
-/// What a client asks.
-#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub enum ClientCall {
-    /// Draw a picture. Latents and embeddings of the request follow as a blob when
-    /// `inputs_follow`; they are then absent from `request`.
-    Generate {
-        /// Names it for good: asked again with the same key, also of a coordinator that was
-        /// restarted, it is the same request.
-        key: RequestKey,
-        /// The request.
-        request: Box<GenerateRequest>,
-        /// Whether a blob with the tensors follows.
-        inputs_follow: bool,
-    },
-    /// Give up the request with this id.
-    Cancel {
-        /// Id of the `Generate` call.
-        request: u64,
-    },
-    /// Describe the cluster.
-    Status,
-    /// Stop the cluster.
-    Down,
-    /// Take a node out.
-    Leave {
-        /// Its name.
-        node: String,
-        /// Milliseconds in which what runs there may end.
-        drain_ms: u32,
-    },
-    /// Declare a node gone for good.
-    ForceLeave {
-        /// Its name.
-        node: String,
-    },
-    /// Make a token with which a node can join.
-    Token {
-        /// The only name it is good for, if it is good for one only.
-        node: Option<String>,
-        /// Seconds for which it is good.
-        ttl_s: u32,
-    },
-}
-
-/// The tensors of a request: the blob behind a `Generate` call.
-#[derive(Clone, Debug, Default, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct RequestTensors {
-    /// Initial latents.
-    pub latents: Option<FloatTensor>,
-    /// Embeddings in place of the prompt.
-    pub prompt_embeds: Option<PromptEmbeds>,
-}
-
-/// What a client is told.
-#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub enum ClientReply {
-    /// Progress of a request.
-    Event(Event),
-    /// The request is done; the pixels or latents follow as a blob.
-    Done {
-        /// What the ranks did.
-        report: Box<Report>,
-        /// Shape of the blob: `[height, width, 3]` bytes, or latents as f32.
-        shape: Vec<u32>,
-        /// Whether the blob holds latents.
-        latents: bool,
-    },
-    /// The request ended without a picture.
-    Failed {
-        /// In which way.
-        kind: FailureKind,
-        /// Why and what to do.
-        cause: String,
-    },
-    /// The cluster as it is.
-    Status(Box<ClusterStatus>),
-    /// The cluster is going down.
-    Down,
-    /// An order is carried out.
-    Accepted {
-        /// What came of it: the token of a `Token`, in words otherwise.
-        answer: String,
-    },
-}
-
-/// How a request ended without a picture; see `GenerateError`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub enum FailureKind {
-    /// The request itself was wrong.
-    Refused,
-    /// Its run failed.
-    Failed,
-    /// Somebody was lost.
-    Lost,
-    /// It waited too long.
-    Expired,
-    /// It was cancelled.
-    Cancelled,
 }
 
 /// Why a control message could not be read.
