@@ -113,7 +113,7 @@ pub struct Hello {
 pub enum ToCoordinator {
     /// Introduces the dialling side.
     Hello(Box<Hello>),
-    /// Still here (agents and workers).
+    /// Still here. Travels as the channel's own heartbeat, ahead of every other message.
     Heartbeat {
         /// Counts up per channel.
         sequence: u64,
@@ -275,7 +275,7 @@ pub enum FromCoordinator {
         /// Why and what to do.
         cause: String,
     },
-    /// Still here.
+    /// Still here. Travels as the channel's own heartbeat, ahead of every other message.
     Heartbeat {
         /// Counts up per channel.
         sequence: u64,

@@ -36,7 +36,7 @@ pub(crate) struct SessionEnded<K: Debug + Display> {
 }
 
 /// Takes each message of the peer, with the blob that came with it.
-pub(crate) type Deliver<M> = Box<dyn Fn(M, Option<Vec<u8>>) + Send>;
+pub(crate) type Deliver<M> = Box<dyn Fn(M, Option<Vec<u8>>) + Send + Sync>;
 
 /// What a session is made of.
 pub(crate) struct SessionArgs<S: Side, K> {

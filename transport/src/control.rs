@@ -5,9 +5,11 @@
 //! blobs are bounded before anything is allocated; every queue is bounded; losing the other end
 //! ends every wait; sending and receiving may be cancelled between any two polls without harm.
 //!
-//! One bidirectional stream per connection. A blob occupies the stream until it is through: use a
-//! channel of its own where messages must not wait behind one.
+//! Messages and blobs have one bidirectional stream per connection. A blob occupies it until it is
+//! through: use a channel of its own where messages must not wait behind one. Heartbeats have a
+//! stream of their own each way, which goes first.
 
+mod beats;
 mod channel;
 mod endpoint;
 mod pump;
@@ -19,6 +21,7 @@ mod wire;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use beats::Beats;
 pub use channel::ControlChannel;
 pub use endpoint::ControlEndpoint;
 pub use receiver::ControlReceiver;

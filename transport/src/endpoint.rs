@@ -57,6 +57,8 @@ pub(crate) struct EndpointSettings {
     pub(crate) keep_alive: Duration,
     /// Flow-control window; never above what the socket's buffer holds.
     pub(crate) receive_window_bytes: u32,
+    /// What one stream leaves of it to the others, so that one that nobody reads stops no other.
+    pub(crate) window_reserve_bytes: u32,
     pub(crate) socket_buffer_bytes: usize,
     pub(crate) congestion: Congestion,
 }

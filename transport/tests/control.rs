@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use ditmesh_transport::control::{CONTROL_MESSAGE_BYTES_MAX, CONTROL_QUEUE_MESSAGES_MAX};
+use ditmesh_transport::control::{Beats, CONTROL_MESSAGE_BYTES_MAX, CONTROL_QUEUE_MESSAGES_MAX};
 use ditmesh_transport::{
     ClusterCa, ControlChannel, ControlConfig, ControlEndpoint, Role, TransportError,
 };
 
-use crate::support::{CLUSTER, block_on, identity, loopback, soon};
+use crate::support::{CLUSTER, Relay, block_on, identity, loopback, soon};
 
 fn endpoint(role: Role, name: &str) -> ControlEndpoint {
     let mut config = ControlConfig::new(identity(role, name), loopback());
@@ -154,6 +154,81 @@ fn a_receiver_that_does_not_read_stops_the_sender() {
         assert!(matches!(blocked, TransportError::Deadline { .. }), "{blocked}");
         // Both queues, and what the two stacks hold in between.
         assert!(sent <= 2 * CONTROL_QUEUE_MESSAGES_MAX + 16, "{sent}");
+    });
+}
+
+/// The longest time between two heartbeats that came while `busy` ran.
+async fn longest_pause(mut beats: Beats, busy: impl Future<Output = ()>) -> (Duration, u32) {
+    let (mut last, mut longest, mut count) = (Instant::now(), Duration::ZERO, 0);
+    let hearing = async {
+        loop {
+            beats.next().await;
+            longest = longest.max(last.elapsed());
+            (last, count) = (Instant::now(), count + 1);
+        }
+    };
+    tokio::select! {
+        () = hearing => {}
+        () = busy => {}
+    }
+    (longest.max(last.elapsed()), count)
+}
+
+const BEAT_EVERY: Duration = Duration::from_millis(20);
+
+async fn beat_all_the_time(channel: &ControlChannel) {
+    for sequence in 1.. {
+        channel.beat(sequence);
+        tokio::time::sleep(BEAT_EVERY).await;
+    }
+}
+
+/// A message of 1 MiB takes four seconds over this link: with heartbeats behind it the peer would be
+/// taken for dead.
+#[test]
+fn heartbeats_do_not_wait_behind_a_large_message_on_a_slow_link() {
+    let (client, server) = (endpoint(Role::Client, "me"), endpoint(Role::Node, "n1"));
+    let relay = Relay::slow(server.local_address(), 256 << 10);
+    let expected = identity(Role::Node, "n1").subject().clone();
+    block_on(async {
+        let (here, there) =
+            tokio::join!(client.connect(relay.address, &expected, soon()), server.accept());
+        let (here, mut there) = (here.unwrap(), there.unwrap());
+        let beats = there.beats();
+        here.send(vec![7; CONTROL_MESSAGE_BYTES_MAX], soon()).await.unwrap();
+        let begun = Instant::now();
+        let watched = longest_pause(beats, async {
+            assert_eq!(there.recv().await.unwrap().unwrap().len(), CONTROL_MESSAGE_BYTES_MAX);
+        });
+        let (longest, count) = tokio::select! {
+            watched = watched => watched,
+            () = beat_all_the_time(&here) => unreachable!("it has no end"),
+        };
+        let took = begun.elapsed();
+        eprintln!("{count} heartbeats beside a message of {took:?}, longest pause {longest:?}");
+        assert!(took > Duration::from_secs(3), "the link is not slow: {took:?}");
+        assert!(longest < Duration::from_millis(800), "{longest:?} between heartbeats");
+        assert!(count > 20, "{count}");
+    });
+}
+
+#[test]
+fn heartbeats_come_where_nobody_reads_messages() {
+    block_on(async {
+        let pair = over_quic().await;
+        let patience = Duration::from_millis(150);
+        loop {
+            let message = vec![0; CONTROL_MESSAGE_BYTES_MAX];
+            if pair.client.send(message, Instant::now() + patience).await.is_err() {
+                break;
+            }
+        }
+        let mut beats = pair.server.beats();
+        for sequence in 1..=50 {
+            pair.client.beat(sequence);
+            let heard = tokio::time::timeout(Duration::from_secs(10), beats.next()).await;
+            assert_eq!(heard.unwrap(), sequence);
+        }
     });
 }
 

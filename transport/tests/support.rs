@@ -10,9 +10,13 @@ use ditmesh_transport::{
     MeshForm, PeerAddress, PeerId, QuicConfig, QuicFabric, Role, SimConfig, SimNetwork, Transport,
     TransportError, UcxConfig, UcxFabric,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 
 pub(crate) const EPOCH: Epoch = Epoch(1);
 pub(crate) const CLUSTER: &str = "emoji";
+
+/// What a slow relay holds, the kernel's bookkeeping of each packet included.
+const RELAY_QUEUE_BYTES: usize = 16 << 10;
 
 static AUTHORITY: LazyLock<ClusterCa> = LazyLock::new(|| ClusterCa::generate(CLUSTER).unwrap());
 
@@ -200,7 +204,8 @@ impl World {
     }
 }
 
-/// Forwards UDP both ways between one dialling side and `target`, until it is cut.
+/// Forwards UDP both ways between one dialling side and `target`, until it is cut; maybe at a rate
+/// in the direction of `target`, with a short queue.
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
     cut: Arc<AtomicBool>,
@@ -208,7 +213,19 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn to(target: SocketAddr) -> Self {
+        Self::at_rate(target, None)
+    }
+
+    /// So many bytes per second; what does not fit into the queue is lost.
+    pub(crate) fn slow(target: SocketAddr, bytes_per_s: u32) -> Self {
+        Self::at_rate(target, Some(bytes_per_s))
+    }
+
+    fn at_rate(target: SocketAddr, bytes_per_s: Option<u32>) -> Self {
         let front = Arc::new(UdpSocket::bind(loopback()).unwrap());
+        if bytes_per_s.is_some() {
+            setsockopt(&front, sockopt::RcvBuf, &RELAY_QUEUE_BYTES).unwrap();
+        }
         let back = Arc::new(UdpSocket::bind(loopback()).unwrap());
         let address = front.local_addr().unwrap();
         let cut = Arc::new(AtomicBool::new(false));
@@ -217,6 +234,10 @@ impl Relay {
         let inward = Arc::clone(&front);
         forward(inward, move |bytes, from| {
             *seen.lock().unwrap() = Some(from);
+            if let Some(rate) = bytes_per_s {
+                // The network's own pace.
+                std::thread::sleep(Duration::from_secs_f64(bytes.len() as f64 / f64::from(rate)));
+            }
             if !cut_in.load(Ordering::SeqCst) {
                 let _ = out.send_to(bytes, target);
             }

@@ -1,10 +1,13 @@
 //! The two loops of a session: from the channel to its owner, from its queue to the channel.
 //!
-//! Each runs until the session is over and returns the reason.
+//! Each runs until the session is over and returns the reason. Heartbeats come and go beside both,
+//! whatever large message or blob is under way.
 
+use std::convert::Infallible;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use ditmesh_transport::control::{ControlReceiver, ControlSender};
+use ditmesh_transport::control::{Beats, ControlReceiver, ControlSender};
 use ditmesh_transport::error::TransportError;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::watch;
@@ -34,36 +37,59 @@ pub(super) async fn read<S: Side>(
     deliver: Deliver<S::In>,
     silence_max: Option<Duration>,
 ) -> String {
+    let beats = receiver.beats();
+    let mut ear = Ear::<S> { beats, deliver, silence_max };
     loop {
-        let message = match next::<S>(&mut receiver, silence_max).await {
-            Ok(message) => message,
-            Err(reason) => return reason,
-        };
-        let blob = match message.blob_bytes_max() {
-            None => None,
-            Some(bytes_max) => match blob(&mut receiver, bytes_max).await {
-                Ok(blob) => Some(blob),
-                Err(reason) => return reason,
-            },
-        };
-        deliver(message, blob);
+        if let Err(reason) = one(&mut receiver, &mut ear).await {
+            return reason;
+        }
     }
 }
 
-async fn next<S: Side>(
-    receiver: &mut ControlReceiver,
-    silence_max: Option<Duration>,
-) -> Result<S::In, String> {
-    let received = match silence_max {
-        // Membership watches over this peer, and closes the session when it is silent.
-        None => receiver.recv().await,
-        Some(silence_max) => match timeout(silence_max, receiver.recv()).await {
-            Ok(received) => received,
-            Err(_) => return Err(format!("silent for {} ms", silence_max.as_millis())),
-        },
-    };
+/// Delivers one message, with its blob.
+async fn one<S: Side>(receiver: &mut ControlReceiver, ear: &mut Ear<S>) -> Result<(), String> {
+    let received = ear.wait_for(receiver.recv()).await?;
     let bytes = or_reason(receiver, received).await?;
-    S::In::decode(&bytes).map_err(|error| error.to_string())
+    let message = S::In::decode(&bytes).map_err(|error| error.to_string())?;
+    let blob = match message.blob_bytes_max() {
+        None => None,
+        Some(bytes_max) => Some(ear.wait_for(blob(receiver, bytes_max)).await??),
+    };
+    (ear.deliver)(message, blob);
+    Ok(())
+}
+
+/// Hears heartbeats while something else is waited for.
+struct Ear<S: Side> {
+    beats: Beats,
+    deliver: Deliver<S::In>,
+    /// `None` where membership watches over this peer, and closes the session when it is silent.
+    silence_max: Option<Duration>,
+}
+
+impl<S: Side> Ear<S> {
+    /// Waits for `coming`, as long as the peer is not silent.
+    async fn wait_for<T>(&mut self, coming: impl Future<Output = T>) -> Result<T, String> {
+        let mut coming = pin!(coming);
+        loop {
+            let silence_max = self.silence_max;
+            let silence = async {
+                match silence_max {
+                    Some(silence_max) => tokio::time::sleep(silence_max).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                came = &mut coming => return Ok(came),
+                beat = self.beats.next() => (self.deliver)(S::In::heartbeat(beat), None),
+                () = silence => {
+                    let silent = silence_max.unwrap_or_default().as_millis();
+                    return Err(format!("silent for {silent} ms"));
+                }
+            }
+        }
+    }
 }
 
 async fn blob(receiver: &mut ControlReceiver, bytes_max: usize) -> Result<Vec<u8>, String> {
@@ -96,35 +122,47 @@ async fn or_reason<T>(
     }
 }
 
-/// Sends what is queued and a heartbeat now and then; after the end, what is still queued.
+/// Sends what is queued, and a heartbeat now and then, which waits for nothing.
 pub(super) async fn write<S: Side>(
     sender: ControlSender,
     ends: SessionEnds<S::Out>,
     heartbeat: Duration,
 ) -> String {
-    let SessionEnds { mut queue, mut end } = ends;
+    tokio::select! {
+        reason = write_queued::<S>(&sender, ends) => reason,
+        never = beat(&sender, heartbeat) => match never {},
+    }
+}
+
+async fn beat(sender: &ControlSender, heartbeat: Duration) -> Infallible {
     let mut beats = tokio::time::interval(heartbeat);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut sequence = 0;
     loop {
+        beats.tick().await;
+        sequence += 1;
+        sender.beat(sequence);
+    }
+}
+
+/// Sends what is queued; after the end, what is still queued.
+async fn write_queued<S: Side>(sender: &ControlSender, ends: SessionEnds<S::Out>) -> String {
+    let SessionEnds { mut queue, mut end } = ends;
+    loop {
         let sent = tokio::select! {
             reason = closing(&mut end) => {
                 // What cannot be sent any more is lost with the session.
-                let _ = drain::<S>(&sender, &mut queue).await;
+                let _ = drain::<S>(sender, &mut queue).await;
                 sender.close(&reason);
                 return reason;
             }
             outgoing = queue.recv() => match outgoing {
-                Some(outgoing) => send::<S>(&sender, outgoing).await,
+                Some(outgoing) => send::<S>(sender, outgoing).await,
                 None => {
                     sender.close(ABANDONED);
                     return ABANDONED.into();
                 }
             },
-            _ = beats.tick() => {
-                sequence += 1;
-                send::<S>(&sender, Outgoing::Message(S::Out::heartbeat(sequence))).await
-            }
         };
         if let Err(reason) = sent {
             return reason;

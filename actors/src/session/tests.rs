@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
-use crate::protocol::{FromCoordinator, Party, ToCoordinator};
+use crate::protocol::{ClientCall, FromCoordinator, Party, RequestKey, ToCoordinator};
+use crate::request::GenerateRequest;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_millis(20);
@@ -76,14 +77,49 @@ async fn end_of(fixture: &mut Fixture) -> String {
 #[tokio::test]
 async fn messages_are_delivered_and_heartbeats_flow_both_ways() {
     let mut fixture = session(None).await;
-    let beat = ToCoordinator::Heartbeat { sequence: 7 };
+    let told = ToCoordinator::Leave { drain_ms: 7 };
     let deadline = Instant::now() + PATIENCE;
-    fixture.far.send(beat.to_bytes().expect("bytes"), deadline).await.expect("sent");
+    fixture.far.send(told.to_bytes().expect("bytes"), deadline).await.expect("sent");
     let heard = timeout(PATIENCE, fixture.heard.recv()).await.expect("in time");
-    assert_eq!(heard, Some(beat));
-    let bytes = timeout(PATIENCE, fixture.far.recv()).await.expect("in time").expect("open");
-    let message = FromCoordinator::from_bytes(&bytes.expect("a message")).expect("readable");
-    assert!(matches!(message, FromCoordinator::Heartbeat { .. }));
+    assert_eq!(heard, Some(told));
+    fixture.far.beat(7);
+    let heard = timeout(PATIENCE, fixture.heard.recv()).await.expect("in time");
+    assert_eq!(heard, Some(ToCoordinator::Heartbeat { sequence: 7 }));
+    let mut beats = fixture.far.beats();
+    let first = timeout(PATIENCE, beats.next()).await.expect("in time");
+    let second = timeout(PATIENCE, beats.next()).await.expect("in time");
+    assert!(second > first, "{second} after {first}");
+}
+
+/// The peer takes no message, and so nothing more can be said, but signs of life come and go.
+#[tokio::test]
+async fn heartbeats_flow_while_messages_and_blobs_are_stuck() {
+    let silence_max = Duration::from_millis(500);
+    let mut fixture = session(Some(silence_max)).await;
+    for _ in 0..100 {
+        fixture.handle.send(FromCoordinator::Shutdown);
+    }
+    let call = ClientCall::Generate {
+        key: RequestKey { client: 1, number: 1 },
+        request: Box::new(GenerateRequest::new("x")),
+        inputs_follow: true,
+    };
+    let announced = ToCoordinator::Client { id: 1, call: Box::new(call) };
+    let deadline = Instant::now() + PATIENCE;
+    fixture.far.send(announced.to_bytes().expect("bytes"), deadline).await.expect("sent");
+    // The blob that was announced does not come for longer than silence may last.
+    let mut beats = fixture.far.beats();
+    let begun = Instant::now();
+    let mut sequence = 0;
+    while begun.elapsed() < 2 * silence_max {
+        sequence += 1;
+        fixture.far.beat(sequence);
+        timeout(silence_max, beats.next()).await.expect("a heartbeat");
+    }
+    assert_eq!(fixture.ended.try_recv().ok(), None);
+    let heard = timeout(PATIENCE, fixture.heard.recv()).await.expect("in time");
+    assert!(matches!(heard, Some(ToCoordinator::Heartbeat { .. })), "{heard:?}");
+    assert_eq!(end_of(&mut fixture).await, "device a/0: silent for 500 ms");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub(crate) trait Message: Sized + Send + 'static {
     /// From bytes of a channel.
     fn decode(bytes: &[u8]) -> Result<Self, MalformedMessage>;
 
-    /// A sign of life.
+    /// What a heartbeat of the channel is delivered as.
     fn heartbeat(sequence: u64) -> Self;
 
     /// Largest blob that follows this message, if one does.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
+use super::beats::Beats;
 use super::receiver::ControlReceiver;
 use super::sender::ControlSender;
 use super::state::{Life, State};
@@ -23,14 +24,14 @@ pub struct ControlChannel {
 
 impl ControlChannel {
     pub(super) fn new(
-        outbox: mpsc::Sender<Item>,
-        inbox: mpsc::Receiver<Item>,
+        (outbox, beats): (mpsc::Sender<Item>, watch::Sender<u64>),
+        (inbox, heard): (mpsc::Receiver<Item>, watch::Receiver<u64>),
         state: &Arc<State>,
     ) -> Self {
         let life = Life::of(state);
         Self {
-            sender: ControlSender::new(outbox, Arc::clone(state), Arc::clone(&life)),
-            receiver: ControlReceiver::new(inbox, Arc::clone(state), life),
+            sender: ControlSender::new(outbox, beats, Arc::clone(state), Arc::clone(&life)),
+            receiver: ControlReceiver::new(inbox, heard, Arc::clone(state), life),
         }
     }
 
@@ -50,12 +51,15 @@ impl ControlChannel {
         left: PeerIdentity,
         right: PeerIdentity,
     ) -> (Self, Self) {
-        let (to_right, from_left) = mpsc::channel(messages_max.max(1));
-        let (to_left, from_right) = mpsc::channel(messages_max.max(1));
+        let way = || (mpsc::channel(messages_max.max(1)), watch::channel(0));
+        let ((to_right, from_left), (beats_right, heard_left)) = way();
+        let ((to_left, from_right), (beats_left, heard_right)) = way();
         let end = watch::Sender::new(None);
         let at_left = State::sharing(right, end.clone());
         let at_right = State::sharing(left, end);
-        (Self::new(to_right, from_right, &at_left), Self::new(to_left, from_left, &at_right))
+        let left = Self::new((to_right, beats_right), (from_right, heard_right), &at_left);
+        let right = Self::new((to_left, beats_left), (from_left, heard_left), &at_right);
+        (left, right)
     }
 
     /// Who is at the other end.
@@ -102,6 +106,16 @@ impl ControlChannel {
     /// As there.
     pub async fn recv_blob(&mut self, bytes_max: usize) -> Result<Option<Vec<u8>>, TransportError> {
         self.receiver.recv_blob(bytes_max).await
+    }
+
+    /// See [`ControlSender::beat`].
+    pub fn beat(&self, sequence: u64) {
+        self.sender.beat(sequence);
+    }
+
+    /// See [`ControlReceiver::beats`].
+    pub fn beats(&self) -> Beats {
+        self.receiver.beats()
     }
 
     /// Ends the channel at both ends; what was queued still leaves.

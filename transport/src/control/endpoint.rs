@@ -33,6 +33,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONTROL_MTU_BYTES: u16 = 1452;
 
 const CONTROL_WINDOW_BYTES: u32 = 1 << 20;
+
+/// Of the window, for heartbeats alone.
+const BEATS_WINDOW_BYTES: u32 = 4 << 10;
+
 const CONTROL_SOCKET_BUFFER_BYTES: usize = 1 << 20;
 
 /// Dials and accepts control channels on one UDP port.
@@ -58,6 +62,7 @@ impl ControlEndpoint {
             idle_timeout: config.idle_timeout,
             keep_alive: config.keep_alive,
             receive_window_bytes: CONTROL_WINDOW_BYTES,
+            window_reserve_bytes: BEATS_WINDOW_BYTES,
             socket_buffer_bytes: CONTROL_SOCKET_BUFFER_BYTES,
             congestion: Congestion::default(),
         };

@@ -1,4 +1,4 @@
-//! The two tasks that carry a channel over a QUIC connection.
+//! The tasks that carry a channel over a QUIC connection: two for messages, and heartbeats' own.
 //!
 //! Own the streams, so that a caller may drop a half-done send or receive without tearing a message
 //! apart. Invariants: the end is set by the reader, after it has handed over everything it read, or
@@ -8,11 +8,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn_proto::ConnectionError;
-use tokio::sync::mpsc;
+use quinn_proto::{ConnectionError, VarInt};
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::CONTROL_QUEUE_MESSAGES_MAX;
+use super::beats;
 use super::channel::ControlChannel;
 use super::state::State;
 use super::wire::{Item, ReadFailure, read_item, write_item};
@@ -23,7 +24,7 @@ use crate::stack::{Connection, RecvStream, SendStream, WriteError};
 /// How long the last messages of a closed channel may take.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Starts both tasks on the current runtime.
+/// Starts the tasks on the current runtime.
 pub(super) fn start(
     connection: Connection,
     sending: SendStream,
@@ -33,10 +34,16 @@ pub(super) fn start(
     let state = State::new(peer);
     let (outbox, queued) = mpsc::channel(CONTROL_QUEUE_MESSAGES_MAX);
     let (arrived, inbox) = mpsc::channel(CONTROL_QUEUE_MESSAGES_MAX);
+    let (beats, to_write) = watch::channel(0);
+    let (read, heard) = watch::channel(0);
+    // One for heartbeats, now that the peer is known.
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(1));
+    tokio::spawn(beats::write(connection.clone(), to_write, Arc::clone(&state)));
+    tokio::spawn(beats::read(connection.clone(), read, Arc::clone(&state)));
     let reader = read_all(connection.clone(), receiving, arrived, Arc::clone(&state));
     tokio::spawn(reader);
     tokio::spawn(write_all(connection, sending, queued, Arc::clone(&state)));
-    ControlChannel::new(outbox, inbox, &state)
+    ControlChannel::new((outbox, beats), (inbox, heard), &state)
 }
 
 async fn read_all(

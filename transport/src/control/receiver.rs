@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::sync::watch;
 
+use super::beats::Beats;
 use super::state::{Life, State};
 use super::wire::{Item, check_len};
 use crate::error::TransportError;
@@ -16,6 +18,7 @@ use crate::identity::PeerIdentity;
 /// Receives messages and blobs.
 pub struct ControlReceiver {
     inbox: mpsc::Receiver<Item>,
+    heard: watch::Receiver<u64>,
     /// An item of the kind that was not asked for.
     put_back: Option<Item>,
     partial: Option<Partial>,
@@ -29,8 +32,18 @@ struct Partial {
 }
 
 impl ControlReceiver {
-    pub(super) fn new(inbox: mpsc::Receiver<Item>, state: Arc<State>, life: Arc<Life>) -> Self {
-        Self { inbox, put_back: None, partial: None, state, _life: life }
+    pub(super) fn new(
+        inbox: mpsc::Receiver<Item>,
+        heard: watch::Receiver<u64>,
+        state: Arc<State>,
+        life: Arc<Life>,
+    ) -> Self {
+        Self { inbox, heard, put_back: None, partial: None, state, _life: life }
+    }
+
+    /// The other end's heartbeats, which come beside messages and blobs.
+    pub fn beats(&self) -> Beats {
+        Beats::new(self.heard.clone())
     }
 
     /// Who is at the other end.

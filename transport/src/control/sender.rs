@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use super::CONTROL_QUEUE_MESSAGES_MAX;
@@ -20,13 +21,19 @@ use crate::identity::PeerIdentity;
 #[derive(Clone)]
 pub struct ControlSender {
     outbox: mpsc::Sender<Item>,
+    beats: watch::Sender<u64>,
     state: Arc<State>,
     _life: Arc<Life>,
 }
 
 impl ControlSender {
-    pub(super) fn new(outbox: mpsc::Sender<Item>, state: Arc<State>, life: Arc<Life>) -> Self {
-        Self { outbox, state, _life: life }
+    pub(super) fn new(
+        outbox: mpsc::Sender<Item>,
+        beats: watch::Sender<u64>,
+        state: Arc<State>,
+        life: Arc<Life>,
+    ) -> Self {
+        Self { outbox, beats, state, _life: life }
     }
 
     /// Who is at the other end.
@@ -75,6 +82,12 @@ impl ControlSender {
         let blob = blob.into();
         check_len("control blob", blob.len(), CONTROL_BLOB_BYTES_MAX)?;
         self.queue(Item::Blob(blob), deadline).await
+    }
+
+    /// Shows the other end that this one is alive, ahead of all messages and blobs. Never waits; of
+    /// several that have not left yet only the newest does.
+    pub fn beat(&self, sequence: u64) {
+        self.beats.send_replace(sequence);
     }
 
     /// Ends the channel at both ends; what was queued still leaves.

@@ -79,6 +79,7 @@ pub(super) fn transport_config(
     receive_window_bytes: u32,
 ) -> Result<TransportConfig, TransportError> {
     let window = VarInt::from_u32(receive_window_bytes);
+    let of_stream = receive_window_bytes.saturating_sub(settings.window_reserve_bytes);
     let idle = IdleTimeout::try_from(settings.idle_timeout)
         .map_err(|_| TransportError::malformed("idle timeout: too long"))?;
     let mut discovery = MtuDiscoveryConfig::default();
@@ -87,7 +88,7 @@ pub(super) fn transport_config(
     config
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(settings.keep_alive))
-        .stream_receive_window(window)
+        .stream_receive_window(VarInt::from_u32(of_stream))
         .receive_window(window)
         .send_window(send_window_bytes(receive_window_bytes))
         .max_concurrent_bidi_streams(VarInt::from_u32(1))

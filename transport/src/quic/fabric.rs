@@ -350,6 +350,7 @@ fn control_settings(config: &QuicConfig) -> EndpointSettings {
         idle_timeout: config.idle_timeout,
         keep_alive: config.keep_alive,
         receive_window_bytes: CONTROL_WINDOW_BYTES,
+        window_reserve_bytes: 0,
         socket_buffer_bytes: CONTROL_SOCKET_BUFFER_BYTES,
         congestion: Congestion::default(),
     }
@@ -364,6 +365,7 @@ fn bulk_settings(config: &QuicConfig, bind: SocketAddr) -> EndpointSettings {
         idle_timeout: config.idle_timeout * BULK_SILENCES,
         keep_alive: config.keep_alive * 2,
         receive_window_bytes: config.receive_window_bytes,
+        window_reserve_bytes: 0,
         socket_buffer_bytes: config.socket_buffer_bytes,
         congestion: config.congestion,
     }

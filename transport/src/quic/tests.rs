@@ -73,6 +73,7 @@ fn stage() -> Stage {
         idle_timeout: config.idle_timeout,
         keep_alive: config.keep_alive,
         receive_window_bytes: 1 << 20,
+        window_reserve_bytes: 0,
         socket_buffer_bytes: 1 << 20,
         congestion: Congestion::Cubic,
     };
