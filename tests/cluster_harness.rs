@@ -40,8 +40,10 @@ pub(crate) struct Settings {
     pub(crate) step_deadline_ms: u32,
     /// Two sequence ranks in place of two stages.
     pub(crate) ulysses: bool,
-    /// Frames ride on UCX; nothing else will do.
-    pub(crate) ucx: bool,
+    /// The manifest's transport, as one word; empty says nothing.
+    pub(crate) transport: &'static str,
+    /// Nodes have addresses of their own, as on hosts of their own.
+    pub(crate) apart: bool,
     /// Degrees follow the devices that are there, over links so fast that all are of use.
     pub(crate) elastic: bool,
 }
@@ -56,14 +58,22 @@ impl Cluster {
     pub(crate) fn new(settings: Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = model();
-        let mut text = String::from("schema = 1\n[cluster]\nname = \"demo\"\n");
+        let mut text = String::from("schema = 1\n");
+        if !settings.transport.is_empty() {
+            writeln!(text, "transport = \"{}\"", settings.transport).unwrap();
+        }
+        text.push_str("[cluster]\nname = \"demo\"\n");
         let mut device = String::from("[[node.device]]\n");
         if settings.memory_bytes > 0 {
             writeln!(device, "memory_bytes = {}", settings.memory_bytes).unwrap();
         }
-        for name in &NODES[..if settings.nodes == 0 { 2 } else { settings.nodes }] {
+        let nodes = &NODES[..if settings.nodes == 0 { 2 } else { settings.nodes }];
+        for (place, name) in nodes.iter().enumerate() {
             let port = if *name == NODES[0] { settings.control_port } else { 0 };
             writeln!(text, "[[node]]\nname = \"{name}\"\ncontrol_port = {port}").unwrap();
+            if settings.apart {
+                writeln!(text, "address = \"127.0.0.{}\"", place + 1).unwrap();
+            }
             text.push_str(&device.repeat(settings.devices.max(1)));
         }
         writeln!(text, "[[model]]\nname = \"m\"\npath = {:?}", model.display()).unwrap();
@@ -81,9 +91,6 @@ impl Cluster {
         }
         if settings.step_deadline_ms > 0 {
             writeln!(text, "step_deadline_ms = {}", settings.step_deadline_ms).unwrap();
-        }
-        if settings.ucx {
-            text.push_str("[transport]\nkind = \"ucx\"\n");
         }
         let path = folder.path().join("cluster.toml");
         std::fs::write(&path, text).unwrap();

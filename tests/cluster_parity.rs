@@ -15,12 +15,62 @@ fn processes_over_quic_give_the_latents_of_diffusers_and_of_one_process() {
 fn processes_over_ucx_give_the_latents_of_diffusers_and_of_one_process() {
     match ditmesh_transport::ucx::version() {
         Ok(_) => {
-            processes_give_the_latents(Settings { devices: 2, ucx: true, ..Settings::default() });
+            processes_give_the_latents(Settings {
+                devices: 2,
+                transport: "ucx",
+                ..Settings::default()
+            });
         }
         Err(error) => {
             assert!(std::env::var_os("DITMESH_TEST_UCX").is_none(), "{error}");
             eprintln!("skipped: {error}");
         }
+    }
+}
+
+/// With `auto` devices of a host share memory where UCX is, hosts talk QUIC, and both are said.
+#[test]
+fn auto_takes_shared_memory_within_a_host_and_quic_between_hosts() {
+    let here = ditmesh_transport::ucx::version();
+    assert!(here.is_ok() || std::env::var_os("DITMESH_TEST_UCX").is_none(), "{here:?}");
+    let settings = Settings { devices: 2, transport: "auto", apart: true, ..Settings::default() };
+    let cluster = Cluster::new(settings);
+    let planned = cluster.run(&["plan", "--cluster", "cluster.toml", "--json"]);
+    let planned: serde_json::Value = serde_json::from_str(planned.done()).unwrap();
+    let [inside, across] = ["same_host", "other_host"]
+        .map(|class| planned["carriers"][class].as_str().unwrap().to_owned());
+    assert_eq!(across, "quic: auto encrypts what crosses hosts");
+    let (carrier, why) = match &here {
+        Ok(version) => {
+            assert!(inside.contains(&format!("UCX {version} is here")), "{inside}");
+            ("ucx-shm", "both ends are on one host and have UCX")
+        }
+        Err(error) => {
+            assert!(inside.contains(&error.to_string()), "{inside}");
+            ("quic", "neither end has UCX")
+        }
+    };
+    cluster.run(&["up", "--detach"]).done();
+    let run = ["generate", "--cluster", "cluster.toml", "-p", "a red apple", "--steps", "2"];
+    let degrees = ["--cfg-degree", "2", "--ulysses-degree", "2", "-o", "apple.png"];
+    cluster.run(&[&run[..], &degrees].concat()).done();
+    let mesh = cluster.status().mesh.unwrap();
+    let host = |rank: u32| mesh.ranks[rank as usize].device.split('/').next().unwrap().to_owned();
+    let (mut within, mut between) = (0, 0);
+    for link in &mesh.links {
+        if host(link.a) == host(link.b) {
+            assert_eq!(link.transport, carrier, "{link:?}");
+            assert!(link.why.contains(why), "{link:?}");
+            within += 1;
+        } else {
+            assert_eq!((link.transport.as_str(), &*link.why), ("quic", &across["quic: ".len()..]));
+            between += 1;
+        }
+    }
+    assert!(within >= 2 && between >= 1, "{:?}", mesh.links);
+    let said = cluster.run(&["status"]);
+    for part in [format!("links over {carrier} ("), format!("links over quic ({}", &across[6..])] {
+        assert!(said.done().contains(&part), "{part:?} is not in {}", said.stdout);
     }
 }
 
@@ -46,7 +96,7 @@ fn processes_give_the_latents(settings: Settings) {
     let stages = ["--cfg-degree", "2", "--pipefusion-degree", "2", "--num-pipeline-patch", "4"];
     assert_eq!(latents(&processes, &stages), latents(&memory, &stages), "to the bit");
     let mesh = cluster.status().mesh.unwrap();
-    let carrier = if settings.ucx { "ucx-shm" } else { "quic" };
+    let carrier = if settings.transport == "ucx" { "ucx-shm" } else { "quic" };
     assert!(!mesh.links.is_empty());
     assert!(mesh.links.iter().all(|link| link.transport == carrier), "{:?}", mesh.links);
 }

@@ -18,6 +18,7 @@ use ditmesh_actors::plan::footprint::{RankMemory, of_rank};
 use ditmesh_actors::planner::{self, Decision, Trial, Wish};
 use ditmesh_actors::simulate::{Setting, simulate, svg};
 use ditmesh_model::spec::description::{Description, describe_any};
+use ditmesh_transport::ucx;
 
 use super::args::PlanArgs;
 use super::failure::Failure;
@@ -36,7 +37,7 @@ struct Planned {
     plan: Plan,
     memory: Vec<RankMemory>,
     /// What carries frames within a host and between hosts, and why.
-    carriers: [&'static str; 2],
+    carriers: [String; 2],
 }
 
 impl Planned {
@@ -72,7 +73,7 @@ pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<(), Failure> {
         .map_err(Failure::usage)?;
     let memory =
         (0..plan.mesh.world_size()).map(|rank| of_rank(&plan, rank, &model, dtype)).collect();
-    let carriers = [true, false].map(|same_host| manifest.transport.carrier_text(same_host));
+    let carriers = carriers(&manifest);
     let planned = Planned { model, cluster, wish, decision, plan, memory, carriers };
     if let Some(file) = &args.gantt {
         draw(&planned, file)?;
@@ -81,6 +82,16 @@ pub(crate) fn run(args: &PlanArgs, terminal: &Terminal) -> Result<(), Failure> {
         true => json::of(&planned),
         false => text::of(&planned, args.explain),
     })
+}
+
+/// What carries frames, as far as this machine can say: UCX is looked for where it may be used.
+fn carriers(manifest: &Manifest) -> [String; 2] {
+    let ucx = match manifest.transport.ucx() {
+        Some(_) => ucx::version().map_err(|error| error.to_string()),
+        None => Err("it is not to be used".into()),
+    };
+    let ucx = ucx.as_ref().map(String::as_str).map_err(String::as_str);
+    [true, false].map(|same_host| manifest.transport.carrier_text(same_host, ucx))
 }
 
 fn manifest(args: &PlanArgs) -> Result<Manifest, Failure> {

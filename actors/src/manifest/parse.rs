@@ -120,7 +120,7 @@ fn manifest(root: &Section<'_, '_>) -> Result<Manifest, Fault> {
         models,
         groups: root.sections("group")?.iter().map(group).collect::<Result<_, _>>()?,
         links: root.sections("link")?.iter().map(link).collect::<Result<_, _>>()?,
-        transport: root.section("transport")?.map_or(Ok(Default::default()), |s| transport(&s))?,
+        transport: transport(root)?,
         health: root.section("health")?.map_or(Ok(Default::default()), |s| health(&s))?,
         security: root.section("security")?.map_or(Ok(Default::default()), |s| security(&s))?,
         launcher: root.section("launcher")?.map_or(Ok(Default::default()), |s| launcher(&s))?,
@@ -250,7 +250,13 @@ fn degrees(group: &Section<'_, '_>) -> Result<DegreesSetting, Fault> {
     }))
 }
 
-fn transport(section: &Section<'_, '_>) -> Result<TransportSection, Fault> {
+/// One word stands for a table that says nothing else.
+fn transport(root: &Section<'_, '_>) -> Result<TransportSection, Fault> {
+    let default = TransportSection::default();
+    if !root.is_table("transport") {
+        return Ok(TransportSection { kind: root.or("transport", default.kind)?, ..default });
+    }
+    let section = root.required_section("transport")?;
     section.keys(&[
         "kind",
         "same_host",
@@ -261,7 +267,6 @@ fn transport(section: &Section<'_, '_>) -> Result<TransportSection, Fault> {
         "bulk_connections",
         "congestion",
     ])?;
-    let default = TransportSection::default();
     Ok(TransportSection {
         kind: section.or("kind", default.kind)?,
         same_host: section.optional("same_host")?,

@@ -87,17 +87,29 @@ impl TransportSection {
         Some(own.unwrap_or(of_kind))
     }
 
-    /// The same in words, with the reason, for plans; what a running link uses is in the status.
-    pub fn carrier_text(&self, same_host: bool) -> &'static str {
-        match (self.carrier(same_host), same_host) {
-            (None, _) => "memory of one process",
-            (Some(CarrierKind::Quic), _) => "quic, as the manifest says",
-            (Some(CarrierKind::Ucx), true) => "ucx shared memory, as the manifest says",
-            (Some(CarrierKind::Ucx), false) => "ucx, as the manifest says, on a trusted network",
-            (Some(CarrierKind::Auto), true) => {
-                "ucx shared memory where both ends have it, else quic"
+    /// The same in words, with the reason, for plans; `ucx` is its version on this machine, or why
+    /// there is none. What a running link uses is in the status.
+    pub fn carrier_text(&self, same_host: bool, ucx: Result<&str, &str>) -> String {
+        let demanded = |what: &str| match ucx {
+            Ok(version) => format!("{what}, as the manifest says (UCX {version} is here)"),
+            Err(cause) => {
+                format!("{what}, as the manifest says, without which no mesh is formed: {cause}")
             }
-            (Some(CarrierKind::Auto), false) => "quic: auto encrypts what crosses hosts",
+        };
+        match (self.carrier(same_host), same_host, ucx) {
+            (None, ..) => "memory of one process".into(),
+            (Some(CarrierKind::Quic), ..) => "quic, as the manifest says".into(),
+            (Some(CarrierKind::Ucx), true, _) => demanded("ucx shared memory"),
+            (Some(CarrierKind::Ucx), false, _) => demanded("ucx on a trusted network"),
+            (Some(CarrierKind::Auto), true, Ok(version)) => {
+                format!("ucx shared memory: auto, and UCX {version} is here; quic where it is not")
+            }
+            (Some(CarrierKind::Auto), true, Err(cause)) => {
+                format!(
+                    "quic: auto, and there is no UCX here: {cause}; ucx shared memory where it is"
+                )
+            }
+            (Some(CarrierKind::Auto), false, _) => "quic: auto encrypts what crosses hosts".into(),
         }
     }
 
@@ -137,8 +149,23 @@ mod tests {
         let mixed = section.ucx().expect("ucx");
         assert_eq!((mixed.same_host, mixed.other_host), (LaneChoice::Auto, LaneChoice::Ucx));
         assert!(mixed.trusted_network);
-        assert!(section.carrier_text(false).contains("trusted"));
+        assert!(section.carrier_text(false, Ok("1.13")).contains("trusted"));
         section.kind = TransportKind::InProcess;
         assert_eq!(section.ucx(), None);
+    }
+
+    #[test]
+    fn a_plan_says_what_this_machine_has() {
+        let kind = TransportKind::Auto;
+        let section = TransportSection { kind, ..TransportSection::default() };
+        let (here, missing) = (Ok("1.13.1"), Err("libucp.so.0 is missing"));
+        assert!(section.carrier_text(true, here).starts_with("ucx shared memory: auto"));
+        let without = section.carrier_text(true, missing);
+        assert!(without.starts_with("quic: auto") && without.contains("libucp"), "{without}");
+        assert_eq!(section.carrier_text(false, here), section.carrier_text(false, missing));
+        let section = TransportSection { kind: TransportKind::Ucx, ..section };
+        assert!(section.carrier_text(true, here).contains("UCX 1.13.1 is here"));
+        let without = section.carrier_text(false, missing);
+        assert!(without.contains("no mesh is formed: libucp"), "{without}");
     }
 }

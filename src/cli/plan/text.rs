@@ -126,7 +126,9 @@ fn links(planned: &Planned, best: &Trial) -> String {
     if best.step_bytes.is_empty() {
         return "\nnothing is sent between ranks\n".to_owned();
     }
-    format!("\n{}{}", table(&rows), more(best.step_bytes.len(), "links"))
+    let [inside, across] = &planned.carriers;
+    let carried = format!("carried within a host by {inside}\nbetween hosts by {across}\n");
+    format!("\n{}{}{carried}", table(&rows), more(best.step_bytes.len(), "links"))
 }
 
 fn others(planned: &Planned, best: &Trial) -> String {
@@ -180,8 +182,6 @@ fn foundations(planned: &Planned) -> String {
              nodes); [[link]] in the manifest sets them\n",
         );
     }
-    let [inside, across] = planned.carriers;
-    let _ = writeln!(text, "  carried within a host by {inside}\n  between hosts by {across}");
     let mut seen = Vec::new();
     for device in &cluster.devices {
         let name = device.profile_name.as_deref().unwrap_or("guess");

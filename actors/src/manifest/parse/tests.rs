@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::manifest::{CarrierKind, TransportKind};
 use crate::request::TextEncoderPolicy;
 use crate::request::wire::{Wire, WireDtype};
 
@@ -74,6 +75,28 @@ fn a_manifest_survives_json_as_agents_get_it() {
     let auto = from_str(&GOOD.replace("{ cfg_degree = 2 }", "\"auto\""), "x").unwrap();
     let json = serde_json::to_string(&auto).unwrap();
     assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), auto);
+}
+
+#[test]
+fn one_word_names_the_transport_and_a_table_its_classes_of_links() {
+    let with = |line: &str| from_str(&GOOD.replacen("schema = 1", line, 1), "x");
+    for (word, kind) in
+        [("quic", TransportKind::Quic), ("ucx", TransportKind::Ucx), ("auto", TransportKind::Auto)]
+    {
+        let table = with(&format!("schema = 1\ntransport = {{ kind = \"{word}\" }}"));
+        let table = table.map(|manifest| manifest.transport);
+        let plain = with(&format!("schema = 1\ntransport = \"{word}\"")).unwrap().transport;
+        assert_eq!(plain.kind, kind);
+        assert_eq!(plain, table.unwrap());
+    }
+    let classes = with("schema = 1\ntransport = { same_host = \"ucx\", other_host = \"quic\" }");
+    let classes = classes.unwrap().transport;
+    let wanted = (Some(CarrierKind::Ucx), Some(CarrierKind::Quic));
+    assert_eq!((classes.same_host, classes.other_host), wanted);
+    let said = edited("schema = 1", "schema = 1\ntransport = \"atuo\"");
+    assert!(said.contains("`transport` is \"atuo\"") && said.contains("`auto`"), "{said}");
+    let said = edited("schema = 1", "schema = 1\ntransport = 7");
+    assert!(said.contains("\"quic\", \"ucx\", \"auto\""), "{said}");
 }
 
 #[test]
