@@ -291,6 +291,7 @@ impl Actor for Coordinator {
                 state.let_go(&myself).await;
                 state.joins.tick();
                 state.dispatch(&myself, DispatcherEvent::Tick).await;
+                state.measure_again();
                 state.memory.give_up_orphans();
                 state.tend_copies(&myself).await;
             }

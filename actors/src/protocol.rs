@@ -167,6 +167,13 @@ pub enum ToCoordinator {
         /// Member and bytes per second.
         links: Vec<(u32, u64)>,
     },
+    /// What came of [`FromCoordinator::Measure`], from the rank named first.
+    LinkMeasuredAgain {
+        /// Of the order.
+        number: u64,
+        /// None where it could not be measured.
+        figures: Option<LinkMeasured>,
+    },
     /// Callers that a worker has turned away in all of its life, when there are more than before.
     CallersRefused(u64),
     /// Progress of a run, from the rank that knows.
@@ -297,6 +304,15 @@ pub enum FromCoordinator {
         run: u64,
         /// Why, for people.
         cause: String,
+    },
+    /// Measure the link between two ranks of a mesh that is formed.
+    Measure {
+        /// Epoch of the mesh.
+        epoch: u64,
+        /// Of the order; comes back with the figures.
+        number: u64,
+        /// The rank that leads and the other; each gets this order.
+        pair: (u32, u32),
     },
     /// Forget a mesh: close its links. Weights stay loaded.
     Dissolve {

@@ -76,6 +76,15 @@ pub enum WorkerMsg {
         /// Why.
         cause: String,
     },
+    /// Measure a link of a mesh.
+    Measure {
+        /// Its epoch.
+        epoch: u64,
+        /// Of the order.
+        number: u64,
+        /// Two ranks, the first of which leads.
+        pair: (u32, u32),
+    },
     /// Leave a mesh.
     Dissolve {
         /// Its epoch.
@@ -198,6 +207,7 @@ impl Actor for Worker {
             WorkerMsg::Start(start) => state.start(start).await,
             WorkerMsg::Enter { run, after } => state.enter(run, after).await,
             WorkerMsg::Abort { run, cause } => state.abort(run, &cause).await,
+            WorkerMsg::Measure { epoch, number, pair } => state.measure(epoch, number, pair),
             WorkerMsg::Dissolve { epoch, cause } => state.dissolve(epoch, &cause).await,
             WorkerMsg::Stop => myself.stop(None),
         }
@@ -306,6 +316,20 @@ impl State {
                 self.report(ToCoordinator::FormFailed { epoch, fault, cause }).await;
             }
         }
+    }
+
+    /// Measures a link beside whatever else is done. A mesh that is gone measures nothing.
+    fn measure(&self, epoch: u64, number: u64, pair: (u32, u32)) {
+        let Some(mesh) = self.meshes.get(&epoch) else { return };
+        let (transport, rank) = (Arc::clone(&mesh.transport), mesh.form.rank);
+        let reports = self.reports.clone();
+        tokio::spawn(async move {
+            let figures = measure::again(transport, epoch, rank, number, pair).await;
+            if rank == pair.0 {
+                // A worker that has ended is reported by its end.
+                let _ = reports.send(ToCoordinator::LinkMeasuredAgain { number, figures }).await;
+            }
+        });
     }
 
     async fn start(&mut self, start: Start) {

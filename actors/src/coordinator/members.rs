@@ -230,6 +230,9 @@ impl State {
             (ToCoordinator::LinksObserved { epoch, links }, Member::Worker(device)) => {
                 self.observe_links(&device, epoch, &links);
             }
+            (ToCoordinator::LinkMeasuredAgain { number, figures }, Member::Worker(_)) => {
+                self.measured_again(number, figures);
+            }
             (ToCoordinator::CallersRefused(total), member @ Member::Worker(_)) => {
                 self.sessions.note_refused(&member, total);
             }

@@ -175,6 +175,9 @@ impl State {
                 let _ = self.uplink.cast(UplinkMsg::Epoch(self.epoch));
                 self.order(WorkerMsg::Form(*form));
             }
+            FromCoordinator::Measure { epoch, number, pair } => {
+                self.order(WorkerMsg::Measure { epoch, number, pair });
+            }
             FromCoordinator::Enter { run, after } => self.order(WorkerMsg::Enter { run, after }),
             FromCoordinator::Start(start) => self.order(WorkerMsg::Start(*start)),
             FromCoordinator::Abort { run, cause } => self.order(WorkerMsg::Abort { run, cause }),
