@@ -15,6 +15,7 @@ mod cli_process;
 mod cli_trace;
 mod cli_usage;
 mod cluster_disk;
+mod cluster_doctor;
 mod cluster_elastic;
 mod cluster_harness;
 mod cluster_hostile;

@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::cli_process::ditmesh;
+use crate::cli_process::{Ended, ditmesh};
 use crate::cluster_harness::{model, wait_until};
 
 /// The product's own, of its benchmarks: kernels are built without `netem`.
@@ -286,6 +286,28 @@ impl Lab {
             }
         };
         lines.iter().for_each(|line| on(line).unwrap());
+    }
+
+    /// Frames of a host and of the switch's end of its cable, in bytes.
+    pub(crate) fn frames(&self, host: &str, own: u32, switch: u32) {
+        self.switch.on(host, &format!("ip link set eth0 mtu {own}")).unwrap();
+        ip(&format!("link set {} mtu {switch}", self.switch.port(host))).unwrap();
+        // The bridge follows the smallest of its ports, which is not what is tried.
+        ip(&format!("link set {}br mtu 9000", self.switch.prefix)).unwrap();
+    }
+
+    /// A rule for what comes to a host from here; none when empty.
+    pub(crate) fn firewall(&self, host: &str, rule: &str) {
+        self.switch.on(host, "iptables -F").unwrap();
+        if !rule.is_empty() {
+            let here = format!("10.231.{}.254", self.switch.net);
+            self.switch.on(host, &format!("iptables -A INPUT -s {here} {rule}")).unwrap();
+        }
+    }
+
+    /// The command line, here.
+    pub(crate) fn run(&self, args: &[&str]) -> Ended {
+        ditmesh(self.folder.path(), args)
     }
 
     /// Whatever goes to a host goes at `rate` (in the words of `tc`).

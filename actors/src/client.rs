@@ -15,9 +15,11 @@ use std::time::Duration;
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
+use crate::examine::clock::Skew;
 use crate::generation::{self, GenerateError, GenerationHandle};
 use crate::manifest::Manifest;
 use crate::protocol::ClientCall;
+use crate::protocol::examine::Examined;
 use crate::request::GenerateRequest;
 use crate::status::ClusterStatus;
 use crate::trace_context;
@@ -129,6 +131,20 @@ impl ClusterClient {
     /// When the session is lost.
     pub fn blocking_status(&self) -> Result<ClusterStatus, ClientError> {
         self.ask_status().blocking_recv().map_err(|_| self.lost())?
+    }
+
+    /// Has every node look at itself and at its ways to the others; what they found, and the
+    /// coordinator's clock against this host's. Takes up to 20 s, in which the cluster goes on
+    /// with its work. Blocks this thread.
+    ///
+    /// # Errors
+    /// [`ClientError::Denied`] while somebody else's examination is under way; when the session is
+    /// lost.
+    pub fn blocking_examine(&self) -> Result<(Examined, Option<Skew>), ClientError> {
+        let (reply, answer) = oneshot::channel();
+        // The dropped reply tells.
+        let _ = self.link.cast(LinkMsg::Examine(self.next_number(), reply));
+        answer.blocking_recv().map_err(|_| self.lost())?
     }
 
     /// Tells the cluster to stop; returns once the coordinator has agreed. Blocks this thread.

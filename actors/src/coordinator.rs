@@ -13,6 +13,7 @@ mod admission;
 mod advance;
 mod clients;
 mod copies;
+mod examining;
 mod formation;
 mod handle;
 mod holders;
@@ -62,6 +63,7 @@ use crate::request::GenerateRequest;
 use crate::session::SessionEnded;
 use crate::status::ClusterStatus;
 use clients::Clients;
+use examining::Examinations;
 use formation::{Formation, FormationEvent};
 use joining::Joins;
 use links::MeasuredLinks;
@@ -176,6 +178,7 @@ pub(crate) struct State {
     memory: Memory,
     runs: BTreeMap<u64, Run>,
     clients: Clients,
+    examinations: Examinations,
     joins: Joins,
     /// Machines that were not let in.
     joins_refused: u64,
@@ -230,6 +233,7 @@ impl Actor for Coordinator {
             memory,
             runs: BTreeMap::new(),
             clients: Clients::default(),
+            examinations: Examinations::default(),
             joins,
             joins_refused: 0,
             callers_refused: 0,
@@ -294,6 +298,7 @@ impl Actor for Coordinator {
                 state.measure_again();
                 state.memory.give_up_orphans();
                 state.tend_copies(&myself).await;
+                state.end_examination();
             }
         }
         state.drop_copies(&myself).await;

@@ -15,6 +15,7 @@ pub mod coordinator;
 pub mod cost;
 pub mod dispatcher;
 pub mod engine;
+pub mod examine;
 pub mod executor;
 pub mod generation;
 #[cfg(feature = "cuda")]

@@ -10,11 +10,13 @@
 
 mod client;
 pub mod copies;
+pub mod examine;
 pub(crate) mod join;
 mod links;
 
 pub use client::{ClientCall, ClientReply, FailureKind, RequestKey, RequestTensors};
 use copies::{CopyPart, HeldCopy};
+use examine::{Examination, Examine};
 pub use links::{LinkCarrier, LinkMeasured};
 use rkyv::rancor;
 
@@ -29,6 +31,7 @@ pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol.rs"),
     include_str!("protocol/client.rs"),
     include_str!("protocol/copies.rs"),
+    include_str!("protocol/examine.rs"),
     include_str!("protocol/join.rs"),
     include_str!("protocol/links.rs"),
     include_str!("request.rs"),
@@ -205,6 +208,8 @@ pub enum ToCoordinator {
     },
     /// The part that [`FromCoordinator::SendCopy`] asked for; empty when the copy is not there.
     CopyPart(Box<CopyPart>),
+    /// What [`FromCoordinator::Examine`] asked an agent for.
+    Examined(Box<Examination>),
     /// A client's request.
     Client {
         /// Chosen by the client; replies carry it.
@@ -277,6 +282,8 @@ pub enum FromCoordinator {
         /// Which.
         key: RequestKey,
     },
+    /// To an agent: look at the host and at ports of others, beside its work.
+    Examine(Box<Examine>),
     /// The handshake is refused; the channel closes.
     Refused {
         /// Why and what to do.

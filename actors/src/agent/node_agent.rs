@@ -14,7 +14,9 @@ use tokio::sync::{oneshot, watch};
 use super::copies::HeldCopies;
 use super::restarts::Restarts;
 use super::worker_home::WorkerHome;
+use crate::examine::{clock, host, ports};
 use crate::membership::Incarnation;
+use crate::protocol::examine::{Examination, Examine};
 use crate::protocol::{DeviceId, FromCoordinator, Party, ToCoordinator};
 use crate::session::dial::Dialer;
 use crate::session::handshake;
@@ -22,6 +24,9 @@ use crate::session::uplink::{Uplink, UplinkArgs, UplinkEvent, UplinkMsg};
 
 /// Time beyond the draining for the coordinator to let a node go.
 const RELEASE_MARGIN: Duration = Duration::from_secs(5);
+
+/// How long this host and its ways to others are looked at.
+const EXAMINE_MAX: Duration = Duration::from_secs(10);
 
 /// How an agent ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +64,8 @@ pub(crate) enum NodeAgentMsg {
     StartWorker {
         index: usize,
     },
+    /// This host was looked at.
+    Examined(Box<Examination>),
     /// Leave the cluster, then end.
     Leave {
         drain: Duration,
@@ -86,6 +93,8 @@ pub(crate) struct State {
     uplink: ActorRef<UplinkMsg>,
     slots: Vec<Slot>,
     copies: HeldCopies,
+    /// This host is being looked at.
+    examining: bool,
     /// Workers are started at the first welcome: one that joined before its agent would be taken
     /// for a worker of the agent's life before, and lost with it.
     begun: bool,
@@ -137,8 +146,20 @@ impl Actor for NodeAgent {
         let slots = std::iter::repeat_with(slot).take(args.devices).collect();
         let (ended, ending, begun) = (Some(args.ended), None, false);
         let NodeAgentArgs { node, home, joined, .. } = args;
-        let (leaving, copies) = (false, HeldCopies::default());
-        Ok(State { node, home, uplink, slots, copies, begun, joined, leaving, ended, ending })
+        let (leaving, examining, copies) = (false, false, HeldCopies::default());
+        Ok(State {
+            node,
+            home,
+            uplink,
+            slots,
+            copies,
+            examining,
+            begun,
+            joined,
+            leaving,
+            ended,
+            ending,
+        })
     }
 
     async fn handle(
@@ -181,6 +202,14 @@ impl Actor for NodeAgent {
                     // There is nobody to wait for.
                     state.end(&myself, AgentEnd::Told);
                 }
+            }
+            NodeAgentMsg::Uplink(UplinkEvent::Heard(FromCoordinator::Examine(order))) => {
+                state.examine(&myself, *order);
+            }
+            NodeAgentMsg::Examined(mut examination) => {
+                state.examining = false;
+                examination.sent_us = clock::unix_us();
+                state.say(ToCoordinator::Examined(examination));
             }
             NodeAgentMsg::Uplink(UplinkEvent::Heard(order)) => state.about_copies(order),
         }
@@ -227,6 +256,24 @@ impl State {
             FromCoordinator::DropCopy { key } => self.copies.drop_copy(&key),
             _ => {}
         }
+    }
+
+    /// Looks at this host and its ways to others, beside everything else. One that comes while
+    /// another is under way is not answered: whoever asked has given the other one up.
+    fn examine(&mut self, myself: &ActorRef<NodeAgentMsg>, order: Examine) {
+        if std::mem::replace(&mut self.examining, true) {
+            return;
+        }
+        let (received_us, agent) = (clock::unix_us(), myself.clone());
+        tokio::task::spawn_blocking(move || {
+            let Examine { number, targets, payload_bytes_max } = order;
+            let deadline = Instant::now() + EXAMINE_MAX;
+            let findings = host::check();
+            let seen = ports::look(&targets, payload_bytes_max, deadline);
+            let done = Examination { number, received_us, sent_us: received_us, findings, seen };
+            // An agent that has ended answers nobody.
+            let _ = agent.cast(NodeAgentMsg::Examined(Box::new(done)));
+        });
     }
 
     fn say(&self, message: ToCoordinator) {

@@ -16,7 +16,9 @@ use tokio::sync::oneshot;
 
 use super::ClientError;
 use super::thread::Redial;
+use crate::examine::clock::{Skew, unix_us};
 use crate::generation::{GenerateError, UpdateSink};
+use crate::protocol::examine::Examined;
 use crate::protocol::{
     ClientCall, ClientReply, FailureKind, FromCoordinator, RequestKey, RequestTensors,
     ToCoordinator,
@@ -37,6 +39,9 @@ pub(super) struct LinkArgs {
 /// Answers a call.
 type Reply<T> = oneshot::Sender<Result<T, ClientError>>;
 
+/// What nodes found out, and the coordinator's clock against this host's.
+pub(super) type Examination = (Examined, Option<Skew>);
+
 /// What a link is sent.
 pub(super) enum LinkMsg {
     Generate(u64, Box<GenerateRequest>, UpdateSink),
@@ -44,6 +49,7 @@ pub(super) enum LinkMsg {
     Status(u64, Reply<ClusterStatus>),
     Down(u64, Reply<()>),
     Order(u64, Box<ClientCall>, Reply<String>),
+    Examine(u64, Reply<Examination>),
     Heard(FromCoordinator, Option<Vec<u8>>),
     Redialled(Result<(ControlChannel, Welcome), ClientError>),
     Close,
@@ -72,6 +78,8 @@ pub(super) struct State {
     statuses: BTreeMap<u64, Reply<ClusterStatus>>,
     downs: BTreeMap<u64, Reply<()>>,
     orders: BTreeMap<u64, Reply<String>>,
+    /// When each was asked, by this host's clock in microseconds.
+    examinations: BTreeMap<u64, (u64, Reply<Examination>)>,
 }
 
 /// A request that has no result yet.
@@ -112,6 +120,7 @@ impl Actor for Link {
             statuses: BTreeMap::new(),
             downs: BTreeMap::new(),
             orders: BTreeMap::new(),
+            examinations: BTreeMap::new(),
         })
     }
 
@@ -142,6 +151,10 @@ impl Actor for Link {
             LinkMsg::Order(id, call, reply) => {
                 state.orders.insert(id, reply);
                 state.call(id, *call);
+            }
+            LinkMsg::Examine(id, reply) => {
+                state.examinations.insert(id, (unix_us(), reply));
+                state.call(id, ClientCall::Examine);
             }
             LinkMsg::Heard(FromCoordinator::Reply { id, reply }, blob) => {
                 state.answer(id, reply, blob);
@@ -244,8 +257,22 @@ impl State {
                     let _ = reply.send(Ok(answer));
                 }
             }
+            ClientReply::Examined(examined) => {
+                if let Some((asked, reply)) = self.examinations.remove(&id) {
+                    let Examined { received_us, sent_us, .. } = *examined;
+                    let skew = Skew::of(asked, received_us, sent_us, unix_us());
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Ok((*examined, skew)));
+                }
+            }
             ClientReply::Failed { cause, .. } if self.orders.contains_key(&id) => {
                 if let Some(reply) = self.orders.remove(&id) {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Err(ClientError::Denied(cause)));
+                }
+            }
+            ClientReply::Failed { cause, .. } if self.examinations.contains_key(&id) => {
+                if let Some((_, reply)) = self.examinations.remove(&id) {
                     // Whoever asked may have gone.
                     let _ = reply.send(Err(ClientError::Denied(cause)));
                 }
@@ -302,6 +329,10 @@ impl State {
             let _ = reply.send(Err(error.clone()));
         }
         for reply in std::mem::take(&mut self.orders).into_values() {
+            // Whoever asked may have gone.
+            let _ = reply.send(Err(error.clone()));
+        }
+        for (_, reply) in std::mem::take(&mut self.examinations).into_values() {
             // Whoever asked may have gone.
             let _ = reply.send(Err(error.clone()));
         }

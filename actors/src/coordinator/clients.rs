@@ -69,6 +69,9 @@ impl State {
         blob: Option<Vec<u8>>,
     ) {
         let ToCoordinator::Client { id, call } = message else { return };
+        if matches!(*call, ClientCall::Examine) {
+            return self.examine(number, id);
+        }
         let done = match &*call {
             ClientCall::Leave { node, drain_ms } => {
                 let drain = Duration::from_millis((*drain_ms).into());
@@ -126,7 +129,10 @@ impl State {
             }
             // Answered above.
             (
-                ClientCall::Leave { .. } | ClientCall::ForceLeave { .. } | ClientCall::Token { .. },
+                ClientCall::Leave { .. }
+                | ClientCall::ForceLeave { .. }
+                | ClientCall::Token { .. }
+                | ClientCall::Examine,
                 _,
             ) => {}
         }
@@ -134,12 +140,21 @@ impl State {
 
     /// Tells a client what came of its order.
     fn answer(&self, number: u64, id: u64, done: Result<String, String>) {
-        let Some(client) = self.clients.clients.get(&number) else { return };
-        let reply = match done {
-            Ok(answer) => ClientReply::Accepted { answer },
-            Err(cause) => ClientReply::Failed { kind: FailureKind::Refused, cause },
-        };
-        client.session.send(FromCoordinator::Reply { id, reply });
+        self.reply(
+            number,
+            id,
+            match done {
+                Ok(answer) => ClientReply::Accepted { answer },
+                Err(cause) => ClientReply::Failed { kind: FailureKind::Refused, cause },
+            },
+        );
+    }
+
+    /// Answers a client, if it is still there.
+    pub(super) fn reply(&self, number: u64, id: u64, reply: ClientReply) {
+        if let Some(client) = self.clients.clients.get(&number) {
+            client.session.send(FromCoordinator::Reply { id, reply });
+        }
     }
 }
 

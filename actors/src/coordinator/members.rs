@@ -236,6 +236,9 @@ impl State {
             (ToCoordinator::CallersRefused(total), member @ Member::Worker(_)) => {
                 self.sessions.note_refused(&member, total);
             }
+            (ToCoordinator::Examined(examination), Member::Agent(node)) => {
+                self.examined(&node, *examination);
+            }
             (
                 message @ (ToCoordinator::CopiesHeld(_)
                 | ToCoordinator::CopyTaken { .. }
@@ -280,6 +283,9 @@ impl State {
                 tracing::info!(%member, %incarnation, reason = ended.reason, "session ended");
                 if self.sessions.is_current(&member, incarnation) {
                     self.sessions.members.remove(&member);
+                    if let Member::Agent(node) = &member {
+                        self.not_examined(node);
+                    }
                 }
                 let reason = ended.reason;
                 let closed = MembershipEvent::SessionClosed { member, incarnation, reason };

@@ -1,5 +1,6 @@
 //! What a client asks of the coordinator, and what it is told.
 
+use super::examine::Examined;
 use crate::request::{Event, FloatTensor, GenerateRequest, PromptEmbeds, Report};
 use crate::status::ClusterStatus;
 
@@ -44,6 +45,8 @@ pub enum ClientCall {
     },
     /// Describe the cluster.
     Status,
+    /// Have every node look at itself and at its ways to the others.
+    Examine,
     /// Stop the cluster.
     Down,
     /// Take a node out.
@@ -99,6 +102,8 @@ pub enum ClientReply {
     },
     /// The cluster as it is.
     Status(Box<ClusterStatus>),
+    /// What the nodes found out.
+    Examined(Box<Examined>),
     /// The cluster is going down.
     Down,
     /// An order is carried out.

@@ -194,6 +194,7 @@ impl State {
             | FromCoordinator::HoldCopy(_)
             | FromCoordinator::SendCopy { .. }
             | FromCoordinator::DropCopy { .. }
+            | FromCoordinator::Examine(_)
             | FromCoordinator::Reply { .. } => tracing::warn!("unexpected message"),
         }
     }
