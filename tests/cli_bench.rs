@@ -166,3 +166,40 @@ fn transport_of_a_cluster_without_links_is_told() {
     let ended = ditmesh(folder.path(), &["bench", "transport", "--cluster", "cluster.toml"]);
     assert!(ended.stderr.contains("no links"), "{}", ended.stderr);
 }
+
+/// Three nodes on addresses of their own: three links, each named, in JSON and in the table.
+#[test]
+fn transport_of_a_cluster_measures_every_pair_of_its_nodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = |(name, address): (&str, &str)| {
+        format!("[[node]]\nname = \"{name}\"\naddress = \"{address}\"\n[[node.device]]\n")
+    };
+    // The last one is nobody's: its pairs are told, and the others are measured.
+    let nodes = [("a", "127.0.0.1"), ("b", "127.0.0.2"), ("c", "127.0.0.3"), ("d", "192.0.2.1")];
+    let nodes = nodes.map(node).concat();
+    let manifest = format!("schema = 1\n[cluster]\nname = \"three\"\n{nodes}");
+    std::fs::write(folder.path().join("cluster.toml"), manifest).unwrap();
+    let small = "bench transport --cluster cluster.toml --rounds 1 --message-mib 1 --messages 2 \
+                 --largest-mib 1 --only quic";
+    let words: Vec<_> = small.split_whitespace().collect();
+    let ended = ditmesh(folder.path(), &[&words[..], &["--json"]].concat());
+    let report: Value = serde_json::from_str(ended.done()).unwrap();
+    let named = |links: &Value| {
+        let of = |link: &Value| format!("{}+{}", link["link"][0], link["link"][1]);
+        links.as_array().unwrap().iter().map(of).collect::<Vec<_>>().join(" ").replace('"', "")
+    };
+    assert_eq!(named(&report["links"]), "node a+node b node a+node c node b+node c");
+    assert_eq!(named(&report["not_measured"]), "node a+node d node b+node d node c+node d");
+    assert!(report["not_measured"].to_string().contains("192.0.2.1 is no address"), "{report:#}");
+    for link in report["links"].as_array().unwrap() {
+        let way = &link["ways"][0];
+        assert_eq!(way["name"], "quic");
+        assert!(way["gb_per_s"]["median"].as_f64().unwrap() > 0.0, "{link:#}");
+        assert!(way["round_trip_us"]["median"].as_f64().unwrap() > 0.0, "{link:#}");
+    }
+    let text = ditmesh(folder.path(), &words);
+    for line in ["node a - node b  quic", "node a - node c  quic", "node b - node c  quic"] {
+        assert!(text.done().contains(line), "{line:?} is not in {}", text.stdout);
+    }
+    assert!(text.stdout.contains("node a and node d are not measured"), "{}", text.stdout);
+}

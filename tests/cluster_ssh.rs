@@ -169,3 +169,19 @@ fn what_is_wrong_with_a_host_is_said_with_what_to_do() {
     }
     wait_until("connections stay", || !has_connections(&server));
 }
+
+/// The ends of a measurement run where agents would, and end with it.
+#[test]
+fn links_are_measured_between_other_hosts() {
+    let Some(server) = SshServer::start() else { return };
+    let cluster = Cluster::new(&server.client(None, "user_key", "known_hosts"), PROGRAM);
+    let small = "bench transport --cluster cluster.toml --rounds 1 --message-mib 1 --messages 2 \
+                 --largest-mib 1 --only quic --against gloo --json";
+    let ended = cluster.run(&small.split_whitespace().collect::<Vec<_>>());
+    let report: serde_json::Value = serde_json::from_str(ended.done()).unwrap();
+    let link = &report["links"][0];
+    assert_eq!(link["link"], serde_json::json!(["node a", "node b"]));
+    assert!(link["ways"][0]["gb_per_s"]["median"].as_f64().unwrap() > 0.0, "{report:#}");
+    assert!(link["not_measured"].to_string().contains("within this host only"), "{report:#}");
+    wait_until("its connections stay", || !has_connections(&server));
+}

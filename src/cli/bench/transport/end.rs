@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use ditmesh::manifest::{CongestionKind, TransportSection};
@@ -28,8 +28,8 @@ pub(super) struct Start {
     pub(super) core: Option<usize>,
     pub(super) ip: IpAddr,
     pub(super) settings: Settings,
-    /// Folder with the certificates of `n0` and `n1`.
-    pub(super) identities: PathBuf,
+    /// Certificate, key and authority of this end: files by their names.
+    pub(super) identity: BTreeMap<String, String>,
 }
 
 /// Of the product's QUIC.
@@ -124,7 +124,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         pinned.map_err(|error| Failure::failed(format!("cannot pin to core {core}: {error}")))?;
     }
     let name = format!("n{}", start.rank);
-    let identity = Identity::load(&start.identities, Role::Node, &name)?;
+    let identity = unpack(&start.identity, &name)?;
     let mut end = End { start, identity, bound: BTreeMap::new(), wires: BTreeMap::new() };
     for line in lines {
         let line = line.map_err(Failure::failed)?;
@@ -137,6 +137,17 @@ pub(crate) fn run() -> Result<(), Failure> {
         writeln!(stdout, "{answer}").and_then(|()| stdout.flush()).map_err(Failure::failed)?;
     }
     Ok(())
+}
+
+/// The identity that came with the orders; its files are gone when this returns.
+fn unpack(files: &BTreeMap<String, String>, name: &str) -> Result<Identity, Failure> {
+    let folder = tempfile::tempdir().map_err(Failure::failed)?;
+    for (file, text) in files {
+        let mut open = std::fs::OpenOptions::new();
+        let file = open.write(true).create_new(true).mode(0o600).open(folder.path().join(file));
+        file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(Failure::failed)?;
+    }
+    Ok(Identity::load(folder.path(), Role::Node, name)?)
 }
 
 impl End {

@@ -2,11 +2,12 @@
 //!
 //! Owns the child processes. Invariants: every wait has a deadline; dropping the pair ends both.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use ditmesh_transport::heap::heap_tunables;
@@ -14,6 +15,10 @@ use ditmesh_transport::heap::heap_tunables;
 use super::end::{Answer, Done, Order, Settings, Start};
 use super::subject::Subject;
 use super::wire::{Act, Run};
+
+/// Longest time for ssh to connect, and between looks whether the host still answers.
+const SSH_CONNECT_MAX: Duration = Duration::from_secs(15);
+const SSH_ALIVE: Duration = Duration::from_secs(5);
 
 /// Longest wait for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(400);
@@ -23,8 +28,55 @@ const ANSWER_MAX: Duration = Duration::from_secs(400);
 pub(super) struct Place {
     pub(super) ip: IpAddr,
     pub(super) core: Option<usize>,
-    /// A network namespace to start it in.
-    pub(super) namespace: Option<String>,
+    pub(super) at: At,
+}
+
+/// On which host, as far as that is another one.
+#[derive(Clone, Debug)]
+pub(super) enum At {
+    /// This one.
+    Here,
+    /// A network namespace of this one.
+    Namespace(String),
+    /// Another one, by the user's own ssh.
+    Remote(Remote),
+}
+
+/// How a host is reached.
+#[derive(Clone, Debug)]
+pub(super) struct Remote {
+    /// What ssh is told to connect to.
+    pub(super) host: String,
+    pub(super) config: Option<PathBuf>,
+    /// Hosts that ssh does not know are accepted.
+    pub(super) accept_new: bool,
+    /// The program there.
+    pub(super) program: PathBuf,
+}
+
+impl Remote {
+    /// A program of ours there; it ends with its stdin.
+    fn command(&self) -> Command {
+        let mut command = Command::new("ssh");
+        if let Some(config) = &self.config {
+            command.arg("-F").arg(config);
+        }
+        let known = if self.accept_new { "accept-new" } else { "yes" };
+        for option in [
+            "BatchMode=yes".to_owned(),
+            format!("ConnectTimeout={}", SSH_CONNECT_MAX.as_secs()),
+            format!("ServerAliveInterval={}", SSH_ALIVE.as_secs()),
+            format!("StrictHostKeyChecking={known}"),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command.arg("--").arg(&self.host).arg("env");
+        if let Some((name, value)) = heap_tunables() {
+            command.arg(quoted(&format!("{name}={value}")));
+        }
+        command.arg(quoted(&self.program.display().to_string()));
+        command
+    }
 }
 
 /// Both ends.
@@ -44,6 +96,11 @@ pub(super) struct Measured {
     pub(super) first: Done,
     pub(super) cpu_s: f64,
     pub(super) switches: u64,
+}
+
+/// A word as it is to reach a program through the shell that ssh hands it to.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 impl Pair {
@@ -114,13 +171,14 @@ impl EndProcess {
         identities: &Path,
     ) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
-        let mut command = match &place.namespace {
-            Some(namespace) => {
+        let mut command = match &place.at {
+            At::Here => Command::new(program),
+            At::Namespace(namespace) => {
                 let mut command = Command::new("ip");
                 command.args(["netns", "exec", namespace]).arg(program);
                 command
             }
-            None => Command::new(program),
+            At::Remote(remote) => remote.command(),
         };
         command.envs(heap_tunables());
         let started = command.arg("bench-end").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
@@ -138,8 +196,8 @@ impl EndProcess {
         });
         let mut end = Self { process, orders, answers };
         let Place { ip, core, .. } = *place;
-        let identities = identities.to_owned();
-        end.write(&Start { rank, core, ip, settings: settings.unwrap_or_default(), identities })?;
+        let identity = identity(identities, rank)?;
+        end.write(&Start { rank, core, ip, settings: settings.unwrap_or_default(), identity })?;
         Ok(end)
     }
 
@@ -153,7 +211,12 @@ impl EndProcess {
     }
 
     fn hear(&mut self) -> Result<Answer, String> {
-        let line = self.answers.recv_timeout(ANSWER_MAX).map_err(|error| error.to_string())?;
+        let line = self.answers.recv_timeout(ANSWER_MAX).map_err(|error| match error {
+            RecvTimeoutError::Timeout => {
+                format!("an end did not answer within {} s", ANSWER_MAX.as_secs())
+            }
+            RecvTimeoutError::Disconnected => "an end is gone; its stderr says why".to_owned(),
+        })?;
         match serde_json::from_str(&line).map_err(|error| format!("{line:?}: {error}"))? {
             Answer::Failed(cause) => Err(cause),
             answer => Ok(answer),
@@ -161,10 +224,39 @@ impl EndProcess {
     }
 }
 
+/// The files of one end, by their names.
+fn identity(folder: &Path, rank: u8) -> Result<BTreeMap<String, String>, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().map_or(String::new(), |name| name.to_string_lossy().into());
+        if name == "ca.pem" || name.starts_with(&format!("node-n{rank}.")) {
+            files.insert(name, std::fs::read_to_string(&path).map_err(failed)?);
+        }
+    }
+    Ok(files)
+}
+
 impl Drop for EndProcess {
     fn drop(&mut self) {
         // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_passes_the_shell_of_another_host() {
+        for word in ["/opt/my programs/ditmesh", "it's $HOME; `id` \"x\""] {
+            let line = format!("printf %s {}", quoted(word));
+            let output = Command::new("sh").args(["-c", &line]).output();
+            let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            assert_eq!(said.ok().as_deref(), Some(word));
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::super::statistics::Spread;
+use crate::cli::mesh_text::table;
 
 /// What one way did in one round.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -95,6 +96,21 @@ const RATIOS: [(&str, Of, &str, &str); 7] = [
     ("ucx_tcp_over_gloo", Of::Goodput, "ucx-tcp", "gloo"),
     ("quic_rtt_over_tcp", Of::RoundTrip, "quic", "tcp"),
 ];
+
+/// The product's ways over several links, a line for each.
+pub(super) fn beside(links: &[Report]) -> String {
+    let head = ["link", "way", "GB/s", "CPU s/GB", "round trip us"].map(str::to_owned).to_vec();
+    let mut rows = vec![head];
+    let spread = |spread: Option<Spread>| spread.map_or("-".to_owned(), |it| it.to_string());
+    for report in links {
+        let link = format!("{} - {}", report.link[0], report.link[1]);
+        rows.extend(report.ways.iter().map(|way| {
+            let (rate, cpu, trip) = (way.gb_per_s, way.cpu_s_per_gb, way.round_trip_us);
+            vec![link.clone(), way.name.to_owned(), spread(rate), spread(cpu), spread(trip)]
+        }));
+    }
+    table(&rows)
+}
 
 /// What else is worth comparing.
 const MORE_RATIOS: [(&str, Of, &str, &str); 12] = [

@@ -10,7 +10,7 @@ use super::super::statistics::{Spread, median};
 use super::end::Settings;
 use super::frame_cost;
 use super::gloo::Gloo;
-use super::pair::{Pair, Place};
+use super::pair::{At, Pair, Place};
 use super::perftest::{self, Over};
 use super::report::{self, Exchange, Figures, NotMeasured, Report, Round, Size};
 use super::subject::Subject;
@@ -54,7 +54,7 @@ pub(super) fn measure(
     let mut not_measured = Vec::new();
     let mut pair = Pair::start(places, settings, identities.path())?;
     let mut subjects = Vec::new();
-    for subject in wanted(args) {
+    for subject in wanted(args, places) {
         match pair.join(subject) {
             Ok(()) => subjects.push(subject),
             Err(cause) => not_measured.push(NotMeasured { name: subject.name().to_owned(), cause }),
@@ -100,8 +100,11 @@ pub(super) fn measure(
 }
 
 /// Every way, or those that `--only` names.
-fn wanted(args: &TransportBenchArgs) -> Vec<Subject> {
+fn wanted(args: &TransportBenchArgs, places: &[Place; 2]) -> Vec<Subject> {
     let mut subjects = all(args);
+    // Where the two count as one host there is memory to share.
+    let one_host = places[0].ip == places[1].ip;
+    subjects.retain(|subject| one_host || *subject != Subject::UcxShm);
     let named = |subject: &Subject| args.only.iter().any(|name| name == subject.name());
     subjects.retain(|subject| args.only.is_empty() || named(subject));
     subjects
@@ -215,7 +218,16 @@ impl Others {
         not_measured: &mut Vec<NotMeasured>,
     ) -> Self {
         let cores = [places[0].core.unwrap_or(0), places[1].core.unwrap_or(0)];
-        let wanted = |against| args.against.contains(&against);
+        let remote = places.iter().any(|place| matches!(place.at, At::Remote(_)));
+        let wanted = |against| args.against.contains(&against) && !remote;
+        for (against, name) in
+            [(AgainstArg::UcxPerftest, "ucx_perftest"), (AgainstArg::Gloo, "gloo")]
+        {
+            if remote && args.against.contains(&against) {
+                let cause = "programs of others are measured within this host only".to_owned();
+                not_measured.push(NotMeasured { name: name.to_owned(), cause });
+            }
+        }
         let perftest = match wanted(AgainstArg::UcxPerftest) {
             true => vec![
                 ("perftest-tcp", Over::Tcp),

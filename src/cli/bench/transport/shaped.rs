@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::shaped_link::{Lost, Shape, ShapedLink};
 use super::super::statistics::Spread;
 use super::end::Settings;
-use super::pair::{Pair, Place};
+use super::pair::{At, Pair, Place};
 use super::report::{self, Figures, NotMeasured, Round, Way};
 use super::subject::Subject;
 use super::wire::{Act, Run};
@@ -191,7 +191,7 @@ fn places(link: &ShapedLink) -> [Place; 2] {
     [0, 1].map(|end| Place {
         ip: link.address(end),
         core: None,
-        namespace: Some(link.namespace(end).to_owned()),
+        at: At::Namespace(link.namespace(end).to_owned()),
     })
 }
 
