@@ -495,6 +495,27 @@ macro_rules! wire_message {
     };
 }
 
+/// The body of the fuzz target `session` and of its test: no bytes may panic a reader, and what is
+/// read can be written and read again.
+pub fn decode_anything(bytes: &[u8]) {
+    fn again<M>(
+        bytes: &[u8],
+        read: fn(&[u8]) -> Result<M, MalformedMessage>,
+        write: fn(&M) -> Result<Vec<u8>, MalformedMessage>,
+    ) {
+        if let Ok(message) = read(bytes) {
+            let written = write(&message);
+            assert!(written.is_ok_and(|bytes| read(&bytes).is_ok()), "it cannot be read again");
+        }
+    }
+    again(bytes, RequestTensors::from_bytes, RequestTensors::to_bytes);
+    again(bytes, ToCoordinator::from_bytes, ToCoordinator::to_bytes);
+    again(bytes, FromCoordinator::from_bytes, FromCoordinator::to_bytes);
+}
+
 wire_message!(RequestTensors);
 wire_message!(ToCoordinator);
 wire_message!(FromCoordinator);
+
+#[cfg(test)]
+mod tests;

@@ -107,6 +107,17 @@ impl FromStr for FabricAddress {
     }
 }
 
+/// What a fabric holds just now, for whoever looks whether something is left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Connections that are open, or whose last words have time to arrive.
+    pub connections: usize,
+    /// Of these, streams that the peer has opened, and own ones that it has not acknowledged.
+    pub streams: usize,
+    /// Bytes of regions of its pools, the device's included, that are in use.
+    pub pool_bytes_lent: usize,
+}
+
 /// The future of a mesh that is being formed.
 pub type Forming<'a> =
     Pin<Box<dyn Future<Output = Result<Arc<dyn Transport>, TransportError>> + Send + 'a>>;
@@ -151,6 +162,11 @@ pub trait Fabric: Send + Sync {
     /// none.
     fn callers_refused(&self) -> u64 {
         0
+    }
+
+    /// What it holds just now. Within one process there is nothing to count.
+    fn holdings(&self) -> Holdings {
+        Holdings::default()
     }
 
     /// Closes every mesh of this fabric and stops listening; dropping it does the same.

@@ -39,7 +39,7 @@ pub mod ucx;
 pub use completion::{Awaited, Completer, Completion, completion};
 pub use control::{ControlChannel, ControlConfig, ControlEndpoint, ControlReceiver, ControlSender};
 pub use error::TransportError;
-pub use fabric::{Fabric, FabricAddress, Forming, LaneAddresses, MeshForm, PeerAddress};
+pub use fabric::{Fabric, FabricAddress, Forming, Holdings, LaneAddresses, MeshForm, PeerAddress};
 pub use frame::{Dtype, FrameMeta, Priority};
 pub use identity::{ClusterCa, Identity, IdentityError, PeerIdentity, Role};
 pub use ids::{Epoch, Incarnation, PeerId, RunId, Tag};

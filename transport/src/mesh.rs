@@ -18,6 +18,13 @@ pub(crate) struct Pools {
     pub(crate) device: Option<DevicePool>,
 }
 
+impl Pools {
+    /// Bytes of regions that are in use.
+    pub(crate) fn lent_bytes(&self) -> usize {
+        self.host.lent_bytes() + self.device.as_ref().map_or(0, DevicePool::lent_bytes)
+    }
+}
+
 pub(crate) struct Mesh {
     local: PeerId,
     caps: Caps,

@@ -121,6 +121,14 @@ impl Endpoint {
         self.port.socket.local()
     }
 
+    /// How many connections there are, and how many streams on them: those that the peer has opened,
+    /// and own ones that it has not acknowledged.
+    pub(crate) fn open(&self) -> (usize, usize) {
+        let connections: Vec<_> = self.port.core().connections.values().cloned().collect();
+        let streams = connections.iter().map(|connection| connection.lock().streams());
+        (connections.len(), streams.sum())
+    }
+
     /// Ends all connections, and accepts no more.
     pub(crate) fn close(&self, code: VarInt, reason: &[u8]) {
         self.port.core().close(code, Bytes::copy_from_slice(reason));

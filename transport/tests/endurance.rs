@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
-    Epoch, Fabric, FabricAddress, FrameMeta, Identity, MemKind, Memory, PeerId, PostRecv,
+    Epoch, Fabric, FabricAddress, FrameMeta, Holdings, Identity, MemKind, Memory, PeerId, PostRecv,
     QuicConfig, QuicFabric, Region, Role, RunId, SendFrame, Slice, Tag, TransportError, UcxFabric,
 };
 
@@ -20,6 +20,9 @@ use crate::support::{
 };
 
 const MESSAGE_BYTES: usize = 256 << 20;
+
+/// A place of the pool's that is posted beside.
+const POOLED_BYTES: usize = 32 << 20;
 
 /// From the peer's death to the error at this end.
 const LOSS_MAX: Duration = Duration::from_secs(2);
@@ -154,22 +157,38 @@ fn killed_in_the_middle(test: &str, over: Over) {
             _dropped: Arc::clone(&held),
         }));
         let link = mesh.link(PeerId(1)).unwrap();
+        let pooled = PostRecv {
+            run: RunId(1),
+            tag: Tag(2),
+            region: mesh.allocate(POOLED_BYTES),
+            len: POOLED_BYTES,
+        };
+        let mut never_sent = link.post_recv(pooled);
         let post = PostRecv { run: RunId(1), tag: Tag(1), region, len: MESSAGE_BYTES };
         let mut waiting = link.post_recv(post);
         filling.recv_timeout(Duration::from_secs(20)).unwrap();
+        let meanwhile = fabric.holdings();
+        assert!(meanwhile.connections >= 3 && meanwhile.streams > 0, "{meanwhile:?}");
+        assert!(meanwhile.pool_bytes_lent >= POOLED_BYTES, "{meanwhile:?}");
         child.kill().unwrap();
         let killed = Instant::now();
         let lost = waiting.wait_until(soon()).map(|_| ());
         assert!(matches!(lost, Err(TransportError::PeerLost { peer: PeerId(1), .. })), "{lost:?}");
         assert!(killed.elapsed() < LOSS_MAX, "{:?}", killed.elapsed());
         child.wait().unwrap();
-        drop((tell, child, link, mesh, waiting));
+        let lost = never_sent.wait_until(soon()).map(|_| ());
+        assert!(matches!(lost, Err(TransportError::PeerLost { .. })), "{lost:?}");
+        drop((tell, child, link, mesh, waiting, never_sent));
         let settled = soon();
         let is_more =
             |now: Footprint| now.descriptors > before.descriptors || now.threads > before.threads;
-        while Arc::strong_count(&held) > 1 || is_more(Footprint::now()) {
+        while Arc::strong_count(&held) > 1
+            || is_more(Footprint::now())
+            || fabric.holdings() != Holdings::default()
+        {
             let (held, now) = (Arc::strong_count(&held), Footprint::now());
-            assert!(Instant::now() < settled, "{held} {before:?} {now:?}");
+            let holdings = fabric.holdings();
+            assert!(Instant::now() < settled, "{held} {before:?} {now:?} {holdings:?}");
             std::thread::yield_now();
         }
     });

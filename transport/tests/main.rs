@@ -5,6 +5,7 @@ mod alone;
 mod blobs;
 mod collectives;
 mod control;
+mod early_data;
 mod endurance;
 mod forming;
 mod hostile;

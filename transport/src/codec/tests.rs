@@ -48,6 +48,20 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
+    fn no_payload_panics_its_reader(
+        dtype in 0_u8..8,
+        row: u8,
+        payload in prop::collection::vec(any::<u8>(), 0..600),
+    ) {
+        decode_anything(&[&[dtype, row][..], &payload].concat());
+        // A payload that fits, so that its rows are looked at.
+        if let (Some(dtype), 1..) = (Dtype::from_code(dtype), row) {
+            let fits = payload.len() / dtype.row_bytes(row.into()) * dtype.row_bytes(row.into());
+            decode_anything(&[&[dtype.code(), row][..], &payload[..fits]].concat());
+        }
+    }
+
+    #[test]
     fn errors_are_within_the_precision_of_the_type(
         row in 1_usize..150,
         values in prop::collection::vec(finite(), 450),

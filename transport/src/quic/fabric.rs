@@ -22,8 +22,8 @@ use crate::blobs::BlobStore;
 use crate::endpoint::{Congestion, EndpointSettings, EndpointThread, QuicEndpoint};
 use crate::error::TransportError;
 use crate::fabric::{
-    BULK_LANES_MAX, Fabric, FabricAddress, Forming, LaneAddresses, MESH_PEERS_MAX, MeshForm,
-    OpeningBlobs, PeerAddress,
+    BULK_LANES_MAX, Fabric, FabricAddress, Forming, Holdings, LaneAddresses, MESH_PEERS_MAX,
+    MeshForm, OpeningBlobs, PeerAddress,
 };
 use crate::frame::hello::Lane;
 use crate::ids::{Epoch, PeerId};
@@ -210,6 +210,13 @@ impl Fabric for QuicFabric {
 
     fn callers_refused(&self) -> u64 {
         self.former.admission.callers_refused()
+    }
+
+    fn holdings(&self) -> Holdings {
+        let ports = std::iter::once(&self.former.control).chain(&self.former.bulk);
+        let open = ports.map(|endpoint| endpoint.port().open());
+        let (connections, streams) = open.fold((0, 0), |(c, s), (c2, s2)| (c + c2, s + s2));
+        Holdings { connections, streams, pool_bytes_lent: self.pools.lent_bytes() }
     }
 
     fn offer_blobs(&self, store: Arc<dyn BlobStore>) {

@@ -33,7 +33,8 @@ pub struct RegionPool {
 impl RegionPool {
     /// A pool that keeps at most `retained_bytes_max` idle bytes.
     pub fn new(retained_bytes_max: usize) -> Self {
-        let idle = Mutex::new(Idle { blocks: HashMap::new(), bytes: 0, counters: Vec::new() });
+        let (blocks, counters) = (HashMap::new(), Vec::new());
+        let idle = Mutex::new(Idle { blocks, bytes: 0, lent: 0, counters });
         Self { shared: Arc::new(Shared { retained_bytes_max, idle }) }
     }
 
@@ -46,12 +47,18 @@ impl RegionPool {
     }
 
     fn region(&self, block: Block, class: usize, len: usize) -> Region {
+        self.shared.lock().lent += class;
         Region::pooled(block, len, Home { class, pool: Arc::downgrade(&self.shared) })
     }
 
     /// Idle bytes kept right now.
     pub fn retained_bytes(&self) -> usize {
         self.shared.lock().bytes
+    }
+
+    /// Bytes of regions that are in use right now.
+    pub fn lent_bytes(&self) -> usize {
+        self.shared.lock().lent
     }
 }
 
@@ -65,6 +72,10 @@ pub(crate) struct DevicePool {
 impl DevicePool {
     pub(crate) fn new(device: Arc<dyn DeviceMemory>) -> Self {
         Self { device, pool: RegionPool::new(DEVICE_POOL_BYTES_MAX) }
+    }
+
+    pub(crate) fn lent_bytes(&self) -> usize {
+        self.pool.lent_bytes()
     }
 
     pub(crate) fn device(&self) -> &Arc<dyn DeviceMemory> {
@@ -93,6 +104,7 @@ impl Home {
     pub(super) fn take_back(self, block: Block) {
         let Some(pool) = self.pool.upgrade() else { return };
         let mut idle = pool.lock();
+        idle.lent -= self.class;
         if idle.bytes + self.class <= pool.retained_bytes_max {
             idle.bytes += self.class;
             idle.blocks.entry(self.class).or_default().push(block);
@@ -132,6 +144,8 @@ impl Shared {
 struct Idle {
     blocks: HashMap<usize, Vec<Block>>,
     bytes: usize,
+    /// Bytes that are not here.
+    lent: usize,
     counters: Vec<Arc<Region>>,
 }
 

@@ -220,6 +220,14 @@ impl Shared {
 }
 
 impl State {
+    /// Those that the peer has opened, and own ones that it has not acknowledged.
+    pub(super) fn streams(&mut self) -> usize {
+        let streams = self.protocol.streams();
+        let theirs = [Dir::Bi, Dir::Uni].map(|dir| streams.remote_open_streams(dir));
+        let theirs: u64 = theirs.iter().sum();
+        streams.send_streams() + usize::try_from(theirs).unwrap_or(usize::MAX)
+    }
+
     pub(super) fn ended(&self) -> Option<&ConnectionError> {
         self.ended.as_ref()
     }

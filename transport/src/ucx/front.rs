@@ -85,8 +85,22 @@ mod tests {
 
         #[test]
         fn no_front_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = nonce(&bytes);
-            let _ = read(&bytes);
+            crate::ucx::read_any_front(&bytes);
+        }
+
+        #[test]
+        fn no_changed_front_panics(
+            name: Nonce,
+            len in 0_u32..1 << 20,
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
+        ) {
+            let mut bytes = front(name, 1, len);
+            crate::ucx::read_any_front(&bytes);
+            for (at, value) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            crate::ucx::read_any_front(&bytes);
         }
 
         #[test]

@@ -212,3 +212,6 @@ pub(super) unsafe extern "C" fn on_failure(
     // SAFETY: the argument was set together with this handler.
     unsafe { with_inbox(argument, |inbox| inbox.failed.push((endpoint, status))) };
 }
+
+#[cfg(test)]
+mod tests;
