@@ -13,6 +13,7 @@ mod compute;
 pub(crate) mod device;
 mod measure;
 mod runs;
+mod shared_agenda;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,16 +26,16 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::mpsc;
 
 use crate::executor::abort::AbortFlag;
-use crate::executor::agenda::{Agenda, AgendaError, Retired};
+use crate::executor::agenda::{AgendaError, Retired};
 use crate::manifest::DeviceKind;
 use crate::plan::Plan;
-use crate::plan::interleave::Entry;
 use crate::plan::layout::Layout;
 use crate::protocol::{
     DeviceId, Form, FormFault, LinkCarrier, LinkMeasured, RankOutcome, Start, ToCoordinator,
 };
 use crate::weights::{Fetchers, Place};
 use compute::{ComputeThread, Load, Loaded, Run};
+use shared_agenda::SharedAgenda;
 
 /// One device and how to use it.
 #[derive(Clone, Debug)]
@@ -145,15 +146,9 @@ struct Mesh {
     form: Form,
     loaded: Loaded,
     transport: Arc<dyn Transport>,
-    agenda: Arc<Agenda<Run>>,
-    runs: BTreeMap<u64, Known>,
-}
-
-/// A run of the mesh, until another one starts after its end.
-struct Known {
-    abort: Arc<AbortFlag>,
-    /// What it adds to the agenda, while it is only proposed.
-    entries: Vec<Entry>,
+    agenda: Arc<SharedAgenda<Run>>,
+    /// What stops each run, until another one starts after its end.
+    runs: BTreeMap<u64, Arc<AbortFlag>>,
 }
 
 struct State {
@@ -384,26 +379,25 @@ impl State {
             traceparent: start.traceparent,
             reports: self.reports.clone(),
         };
-        mesh.runs.retain(|&run, _| mesh.agenda.is_live(run));
+        mesh.runs.retain(|&run, _| mesh.agenda.knows(run));
         let refused = |error: AgendaError| refuse(error.to_string());
         if start.propose {
-            let after = mesh.agenda.propose(start.run, run).map_err(refused)?;
-            mesh.runs.insert(start.run, Known { abort, entries });
+            let after = mesh.agenda.propose(start.run, run, entries).map_err(refused)?;
+            mesh.runs.insert(start.run, abort);
             return Ok(Some(after));
         }
-        let asleep = mesh.agenda.append(start.run, run, &entries).map_err(refused)?;
-        mesh.runs.insert(start.run, Known { abort, entries: Vec::new() });
+        let asleep = mesh.agenda.append(start.run, run, entries).map_err(refused)?;
+        mesh.runs.insert(start.run, abort);
         wake(&self.compute, mesh, start.run, asleep).map_err(refuse)?;
         Ok(None)
     }
 
     async fn enter(&mut self, run: u64, after: u64) {
-        let Some(mesh) = self.meshes.values_mut().find(|mesh| mesh.runs.contains_key(&run)) else {
+        let Some(mesh) = self.meshes.values().find(|mesh| mesh.runs.contains_key(&run)) else {
             return;
         };
-        let (rank, known) = (mesh.form.rank, mesh.runs.get_mut(&run));
-        let entries = known.map(|known| std::mem::take(&mut known.entries)).unwrap_or_default();
-        let entered = match mesh.agenda.admit(run, after, &entries) {
+        let rank = mesh.form.rank;
+        let entered = match mesh.agenda.admit(run, after) {
             Ok(asleep) => wake(&self.compute, mesh, run, asleep),
             // It has ended meanwhile, and was reported.
             Err(AgendaError::Unknown { .. }) => Ok(()),
@@ -421,8 +415,8 @@ impl State {
     async fn abort(&mut self, run: u64, cause: &str) {
         let known = |mesh: &&Mesh| mesh.runs.contains_key(&run);
         let Some(mesh) = self.meshes.values().find(known) else { return };
-        let Some(known) = mesh.runs.get(&run) else { return };
-        known.abort.abort(cause);
+        let Some(abort) = mesh.runs.get(&run) else { return };
+        abort.abort(cause);
         for member in &mesh.form.members {
             if let Ok(link) = mesh.transport.link(PeerId(member.rank)) {
                 link.abort_run(RunId(run), cause);

@@ -1,8 +1,9 @@
-//! What a compute thread does next: the units of up to two runs in one order, which the worker
-//! actor extends while the thread works it off.
+//! What a compute thread does next: the units of up to two runs in one order, which is extended while
+//! the thread works it off.
 //!
 //! Owns the order, how far the thread is in it, and the points it may not pass. Does not know what
-//! a unit is made of, nor what a run is (`R`).
+//! a unit is made of, nor what a run is (`R`), nor the thread: who waits, and how long, is its
+//! worker's. Pure.
 //!
 //! A run that comes while another is under way is *proposed*: the agenda stops before an entry that
 //! its thread has not begun ([`Agenda::propose`]) and the coordinator hears where. All ranks then
@@ -14,8 +15,6 @@
 //! thread when that is in the middle of it and by the worker otherwise ([`Agenda::retire`]).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::plan::interleave::{Entry, interleave};
 
@@ -59,18 +58,16 @@ pub enum AgendaError {
 pub enum Next<R> {
     /// Carry out a unit. The run itself comes with its first one.
     Unit {
+        /// How many entries were begun before it on this mesh.
+        number: u64,
         /// Which unit of which run.
         entry: Entry,
         /// The run, when it begins.
         begins: Option<R>,
     },
-    /// Nobody said where a proposed run comes in; the run has ended here.
-    Expired {
-        /// Its number.
-        run: u64,
-        /// The run.
-        payload: R,
-    },
+    /// Wait until somebody says where a proposed run comes in, or give that up
+    /// ([`Agenda::expire`]).
+    Held,
     /// Nothing for now.
     Idle,
 }
@@ -89,20 +86,14 @@ pub enum Retired {
 /// The agenda of one mesh on one rank.
 #[derive(Debug)]
 pub struct Agenda<R> {
-    state: Mutex<State<R>>,
-    changed: Condvar,
-}
-
-#[derive(Debug)]
-struct State<R> {
     /// Entries begun so far.
     begun: u64,
     ahead: VecDeque<Entry>,
     live: BTreeMap<u64, Live<R>>,
+    /// What proposed runs add once they come in. One that has expired here may come in elsewhere.
+    proposed: BTreeMap<u64, Vec<Entry>>,
     /// The run whose unit the thread carries out.
     at: Option<u64>,
-    /// Whether the thread is at the agenda, or was called to it.
-    awake: bool,
 }
 
 #[derive(Debug)]
@@ -115,134 +106,124 @@ struct Live<R> {
 
 impl<R> Default for Agenda<R> {
     fn default() -> Self {
-        let (ahead, live) = (VecDeque::new(), BTreeMap::new());
-        let state = State { begun: 0, ahead, live, at: None, awake: false };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        let (ahead, live, proposed) = (VecDeque::new(), BTreeMap::new(), BTreeMap::new());
+        Self { begun: 0, ahead, live, proposed, at: None }
     }
 }
 
 impl<R> Agenda<R> {
-    /// Takes a run in behind everything that is there; whether the thread must be called.
+    /// Takes a run in behind everything that is there.
     ///
     /// # Errors
     /// [`AgendaError::Full`].
-    pub fn append(&self, run: u64, payload: R, entries: &[Entry]) -> Result<bool, AgendaError> {
-        let mut state = self.state();
-        state.add(run, payload, None)?;
-        state.ahead.extend(entries);
-        Ok(!std::mem::replace(&mut state.awake, true))
+    pub fn append(&mut self, run: u64, payload: R, entries: Vec<Entry>) -> Result<(), AgendaError> {
+        self.add(run, payload, None)?;
+        self.ahead.extend(entries);
+        Ok(())
     }
 
     /// Stops the thread a little ahead of where it is until [`Self::admit`] says where `run` comes
-    /// in; the number of the entry it stops before.
+    /// in with its `entries`; the number of the entry it stops before.
     ///
     /// # Errors
     /// [`AgendaError::Full`].
-    pub fn propose(&self, run: u64, payload: R) -> Result<u64, AgendaError> {
-        let mut state = self.state();
-        let hold = state.begun + state.ahead.len().min(ENTRY_SLACK_UNITS) as u64;
-        state.add(run, payload, Some(hold))?;
+    pub fn propose(
+        &mut self,
+        run: u64,
+        payload: R,
+        entries: Vec<Entry>,
+    ) -> Result<u64, AgendaError> {
+        let hold = self.begun + self.ahead.len().min(ENTRY_SLACK_UNITS) as u64;
+        self.add(run, payload, Some(hold))?;
+        self.proposed.insert(run, entries);
         Ok(hold)
     }
 
-    /// Takes a proposed run in after the first `after` entries; whether the thread must be called.
+    /// Takes a proposed run in after the first `after` entries.
     ///
     /// # Errors
-    /// When it is not waiting, or the thread is beyond that.
-    pub fn admit(&self, run: u64, after: u64, entries: &[Entry]) -> Result<bool, AgendaError> {
-        let mut state = self.state();
-        let begun = state.begun;
-        let known = state.live.get_mut(&run).and_then(|live| live.hold.take());
-        if known.is_none() {
+    /// When it is not waiting, or the thread is beyond that. The entries of one that has expired
+    /// here count all the same: it may have come in on other ranks.
+    pub fn admit(&mut self, run: u64, after: u64) -> Result<(), AgendaError> {
+        let begun = self.begun;
+        let known = self.live.get_mut(&run).and_then(|live| live.hold.take());
+        let Some(entries) = self.proposed.remove(&run) else {
             return Err(AgendaError::Unknown { run });
-        }
-        self.changed.notify_all();
+        };
         let position = after.checked_sub(begun).map(|position| position as usize);
-        let Some(position) = position.filter(|&position| position <= state.ahead.len()) else {
+        let Some(position) = position.filter(|&position| position <= self.ahead.len()) else {
             return Err(AgendaError::Passed { run, after, begun });
         };
-        let rest: Vec<Entry> = state.ahead.drain(position..).collect();
-        state.ahead.extend(interleave(&rest, entries));
-        Ok(!std::mem::replace(&mut state.awake, true))
+        let rest: Vec<Entry> = self.ahead.drain(position..).collect();
+        self.ahead.extend(interleave(&rest, &entries));
+        known.map(drop).ok_or(AgendaError::Unknown { run })
     }
 
     /// Stops a run. Its entries stay and are passed over; a hold for it is given up.
-    pub fn retire(&self, run: u64) -> Retired {
-        let mut state = self.state();
-        if !state.live.contains_key(&run) {
+    pub fn retire(&mut self, run: u64) -> Retired {
+        // Whoever stops it lets it come in nowhere from now on.
+        self.proposed.remove(&run);
+        if !self.live.contains_key(&run) {
             return Retired::Before;
         }
-        if state.at == Some(run) {
+        if self.at == Some(run) {
             return Retired::ByThread;
         }
-        state.live.remove(&run);
-        self.changed.notify_all();
+        self.live.remove(&run);
         Retired::Now
     }
 
-    /// The next thing to do; waits at most `limit` where a run is proposed.
-    pub fn next(&self, limit: Duration) -> Next<R> {
-        let deadline = Instant::now() + limit;
-        let mut state = self.state();
-        state.at = None;
-        loop {
-            while state.ahead.front().is_some_and(|entry| !state.live.contains_key(&entry.run))
-                && !state.is_held()
-            {
-                state.ahead.pop_front();
-                state.begun += 1;
+    /// The next thing to do; the thread has left what it was at.
+    pub fn take_next(&mut self) -> Next<R> {
+        self.at = None;
+        while !self.is_held()
+            && let Some(entry) = self.ahead.pop_front()
+        {
+            let number = self.begun;
+            self.begun += 1;
+            if let Some(live) = self.live.get_mut(&entry.run) {
+                self.at = Some(entry.run);
+                return Next::Unit { number, entry, begins: live.payload.take() };
             }
-            if state.ahead.is_empty() {
-                return Next::Idle;
-            }
-            if !state.is_held() {
-                return state.begin();
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return state.expire();
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        if self.ahead.is_empty() { Next::Idle } else { Next::Held }
     }
 
-    /// The thread could not be called.
-    pub fn not_called(&self) {
-        self.state().awake = false;
+    /// Gives up a run that holds the thread; it has ended here.
+    pub fn expire(&mut self) -> Option<(u64, R)> {
+        let begun = self.begun;
+        let held = |live: &Live<R>| live.hold.is_some_and(|hold| hold <= begun);
+        let run = self.live.iter().find(|(_, live)| held(live)).map(|(&run, _)| run)?;
+        Some((run, self.live.remove(&run)?.payload?))
     }
 
-    /// The thread leaves the agenda; false when there is something on it.
-    pub fn rest(&self) -> bool {
-        let mut state = self.state();
-        state.awake = !state.ahead.is_empty();
-        !state.awake
+    /// Whether there is nothing on it.
+    pub fn is_empty(&self) -> bool {
+        self.ahead.is_empty()
     }
 
     /// The thread turns to a run outside of its units (it lets its last frames go); false when the
     /// run has ended.
-    pub fn turn_to(&self, run: u64) -> bool {
-        let mut state = self.state();
-        state.at = Some(run);
-        state.live.contains_key(&run)
+    pub fn turn_to(&mut self, run: u64) -> bool {
+        self.at = Some(run);
+        self.live.contains_key(&run)
     }
 
     /// The thread is done with a run, however it ended; false when it was reported already.
-    pub fn finish(&self, run: u64) -> bool {
-        self.state().live.remove(&run).is_some()
+    pub fn finish(&mut self, run: u64) -> bool {
+        self.live.remove(&run).is_some()
+    }
+
+    /// Whether a run may be told where it comes in, or to stop.
+    pub fn knows(&self, run: u64) -> bool {
+        self.is_live(run) || self.proposed.contains_key(&run)
     }
 
     /// Whether a run has not ended.
     pub fn is_live(&self, run: u64) -> bool {
-        self.state().live.contains_key(&run)
+        self.live.contains_key(&run)
     }
 
-    fn state(&self) -> MutexGuard<'_, State<R>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<R> State<R> {
     fn add(&mut self, run: u64, payload: R, hold: Option<u64>) -> Result<(), AgendaError> {
         if self.live.len() >= RUNS_PER_MESH_MAX {
             return Err(AgendaError::Full { run });
@@ -253,23 +234,6 @@ impl<R> State<R> {
 
     fn is_held(&self) -> bool {
         self.live.values().any(|live| live.hold.is_some_and(|hold| hold <= self.begun))
-    }
-
-    fn begin(&mut self) -> Next<R> {
-        let Some(entry) = self.ahead.pop_front() else { return Next::Idle };
-        self.begun += 1;
-        self.at = Some(entry.run);
-        let begins = self.live.get_mut(&entry.run).and_then(|live| live.payload.take());
-        Next::Unit { entry, begins }
-    }
-
-    /// Gives up a run that holds the thread.
-    fn expire(&mut self) -> Next<R> {
-        let begun = self.begun;
-        let held = |live: &Live<R>| live.hold.is_some_and(|hold| hold <= begun);
-        let run = self.live.iter().find(|(_, live)| held(live)).map(|(&run, _)| run);
-        let live = run.and_then(|run| Some((run, self.live.remove(&run)?.payload?)));
-        live.map_or(Next::Idle, |(run, payload)| Next::Expired { run, payload })
     }
 }
 

@@ -21,9 +21,9 @@ use ditmesh_transport::ids::{Epoch, RunId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::runs::work_off;
+use super::shared_agenda::SharedAgenda;
 use super::{WorkerConfig, device};
 use crate::executor::abort::AbortFlag;
-use crate::executor::agenda::Agenda;
 use crate::plan::Plan;
 use crate::plan::layout::Layout;
 use crate::plan::mesh::DeviceMesh;
@@ -114,7 +114,7 @@ enum Order {
     Load(Load, oneshot::Sender<Result<Loaded, String>>),
     /// Hold this partition, loaded elsewhere, in place of the present one.
     Hold(Box<Loaded>),
-    WorkOff(Arc<Agenda<Run>>),
+    WorkOff(Arc<SharedAgenda<Run>>),
 }
 
 /// Handle of the thread.
@@ -153,7 +153,7 @@ impl ComputeThread {
     }
 
     /// Has an agenda worked off; the end of each run is reported by the thread itself.
-    pub(super) fn work_off(&self, agenda: Arc<Agenda<Run>>) -> Result<(), String> {
+    pub(super) fn work_off(&self, agenda: Arc<SharedAgenda<Run>>) -> Result<(), String> {
         self.order(Order::WorkOff(agenda))
     }
 

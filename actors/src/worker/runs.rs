@@ -16,8 +16,8 @@ use ditmesh_transport::link::Link;
 use tokio::sync::mpsc;
 
 use super::compute::{Run, guarded};
+use super::shared_agenda::{SharedAgenda, Turn};
 use crate::executor::abort::AbortFlag;
-use crate::executor::agenda::{Agenda, Next};
 use crate::executor::error::ExecuteError;
 use crate::executor::{Assignment, Executor};
 use crate::plan::interleave::Entry;
@@ -28,18 +28,18 @@ use crate::request::{Event, RankReport};
 pub(super) const ENTRY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Carries out what is on the agenda until nothing is.
-pub(super) fn work_off(agenda: &Agenda<Run>) {
+pub(super) fn work_off(agenda: &SharedAgenda<Run>) {
     let mut runs = Runs { agenda, under_way: BTreeMap::new() };
     loop {
         runs.settle();
         match agenda.next(ENTRY_DEADLINE) {
-            Next::Unit { entry, begins } => runs.carry_out(entry, begins),
-            Next::Expired { run, payload } => {
+            Turn::Unit(entry, begins) => runs.carry_out(entry, begins),
+            Turn::Expired(run, payload) => {
                 let seconds = ENTRY_DEADLINE.as_secs();
                 let cause = format!("nobody said within {seconds} s where run {run} comes in");
                 Ending::of(&payload).report(RankOutcome::Failed { cause, peer: None });
             }
-            Next::Idle => match runs.under_way.pop_first() {
+            Turn::Idle => match runs.under_way.pop_first() {
                 Some((run, under_way)) => runs.let_go(run, under_way),
                 None if agenda.rest() => return,
                 None => {}
@@ -49,7 +49,7 @@ pub(super) fn work_off(agenda: &Agenda<Run>) {
 }
 
 struct Runs<'a> {
-    agenda: &'a Agenda<Run>,
+    agenda: &'a SharedAgenda<Run>,
     under_way: BTreeMap<u64, UnderWay>,
 }
 
