@@ -16,6 +16,7 @@ mod copies;
 mod examining;
 mod formation;
 mod handle;
+mod hands;
 mod holders;
 mod joining;
 mod leaving;
@@ -249,7 +250,7 @@ impl Actor for Coordinator {
         match message {
             CoordinatorMsg::Model(model) => state.model_known(&myself, *model).await,
             CoordinatorMsg::Planned(number, plans) => {
-                let planned = FormationEvent::Planned { number, plans: *plans };
+                let planned = FormationEvent::Planned { number, plans };
                 state.form(&myself, planned).await;
             }
             CoordinatorMsg::Joining(joining) => state.joining(&myself, joining).await,

@@ -1,147 +1,157 @@
 //! Formation and dispatcher taking turns: what one of them commands is often news for the other.
 //!
-//! Owns the queue of such steps, so that nothing here calls itself.
+//! Owns the order in which they hear of each other, and the queue of it, so that nothing here calls
+//! itself. Carries nothing out: that is somebody's [`Hands`], the coordinator's or a simulation's.
+//! Pure.
 
 use std::collections::VecDeque;
 
-use ractor::ActorRef;
-
-use super::formation::{FormationCommand, FormationEvent};
-use super::{CoordinatorMsg, State};
-use crate::dispatcher::{DispatcherCommand, DispatcherEvent};
+use super::formation::{FormOrder, FormationCommand, FormationEvent};
+use super::mesh_plan::Question;
+use crate::dispatcher::{
+    DispatcherCommand, DispatcherEvent, Need, ReplicaId, RequestId, Room, RunNumber,
+};
 use crate::generation::GenerateError;
-use crate::groups::MeshLoss;
-use crate::request::Event;
 
 /// News for one of the two engines.
-enum Step {
+pub(super) enum Step {
     Formation(FormationEvent),
     Dispatcher(DispatcherEvent),
 }
 
-type Steps = VecDeque<Step>;
+/// Who holds the engines and carries out what they say.
+pub(super) trait Hands {
+    /// Tells formation; nothing comes back where there is none.
+    fn tell_formation(&mut self, event: FormationEvent) -> Vec<FormationCommand>;
+    /// Tells the dispatcher.
+    fn tell_dispatcher(&mut self, event: DispatcherEvent) -> Vec<DispatcherCommand>;
+    /// Finds out what devices make; the answer is `Planned`.
+    fn plan(&mut self, question: Question);
+    /// Why a mesh cannot be built beside those that its devices are in.
+    fn no_room_beside(&mut self, order: &FormOrder) -> Option<String>;
+    /// Whether what runs on a mesh is to go on on a better one at once.
+    fn is_worth_moving(&mut self, replica: ReplicaId) -> bool;
+    /// Gives up a mesh for another one; the requests that go on, and what they need.
+    fn give_way(&mut self, replica: ReplicaId, cause: &str) -> Vec<(RequestId, Need)>;
+    /// What a formed mesh takes.
+    fn room(&mut self, replica: ReplicaId) -> Room;
+    /// There is no mesh, for this reason.
+    fn absent(&mut self, cause: &str);
+    /// A request waits for its turn.
+    fn queued(&mut self, request: RequestId, ahead: u32);
+    /// A request waits for a mesh.
+    fn waits(&mut self, request: RequestId, cause: String);
+    /// Starts a run; false when there is nothing to run.
+    fn start(&mut self, run: RunNumber, requests: Vec<RequestId>, replica: ReplicaId) -> bool;
+    /// Stops a run that nobody wants any more.
+    fn abort(&mut self, run: RunNumber, replica: ReplicaId);
+    /// Ends a request.
+    fn fail(&mut self, request: RequestId, error: GenerateError);
+}
 
-impl State {
-    /// Takes an event to formation and carries out what follows.
-    pub(super) async fn form(&mut self, myself: &ActorRef<CoordinatorMsg>, event: FormationEvent) {
-        self.advance(myself, Steps::from([Step::Formation(event)])).await;
+/// What is still to be carried out and told.
+pub(super) struct Turns {
+    commands: VecDeque<Command>,
+    steps: VecDeque<Step>,
+}
+
+enum Command {
+    Formation(FormationCommand),
+    Dispatcher(DispatcherCommand),
+}
+
+impl Turns {
+    /// One piece of news, and what follows from it.
+    pub(super) fn of(step: Step) -> Self {
+        Self { commands: VecDeque::new(), steps: VecDeque::from([step]) }
     }
 
-    /// Takes an event to the dispatcher and carries out what follows.
-    pub(super) async fn dispatch(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        event: DispatcherEvent,
-    ) {
-        self.advance(myself, Steps::from([Step::Dispatcher(event)])).await;
-    }
-
-    async fn advance(&mut self, myself: &ActorRef<CoordinatorMsg>, mut steps: Steps) {
-        while let Some(step) = steps.pop_front() {
-            match step {
-                Step::Formation(event) => {
-                    let Some(formation) = &mut self.formation else { continue };
-                    for command in formation.handle(event) {
-                        self.carry_out_formation(myself, command, &mut steps).await;
+    /// Goes on until a mesh is to be formed, which takes time, or nothing is left.
+    pub(super) fn go_on(&mut self, hands: &mut impl Hands) -> Option<FormOrder> {
+        loop {
+            while let Some(command) = self.commands.pop_front() {
+                match command {
+                    Command::Formation(FormationCommand::Form(order)) => {
+                        let Some(cause) = hands.no_room_beside(&order) else {
+                            hands.absent("it is being formed");
+                            return Some(order);
+                        };
+                        let replica = order.replica;
+                        self.then_formation(FormationEvent::NoRoomBeside { replica, cause });
                     }
+                    Command::Formation(command) => self.carry_out_formation(hands, command),
+                    Command::Dispatcher(command) => self.carry_out_dispatch(hands, command),
+                }
+            }
+            match self.steps.pop_front()? {
+                Step::Formation(event) => {
+                    let commands = hands.tell_formation(event).into_iter();
+                    self.commands.extend(commands.map(Command::Formation));
                 }
                 Step::Dispatcher(event) => {
-                    for command in self.dispatcher.handle(self.now(), event) {
-                        self.carry_out_dispatch(myself, command, &mut steps);
-                    }
+                    let commands = hands.tell_dispatcher(event).into_iter();
+                    self.commands.extend(commands.map(Command::Dispatcher));
                 }
             }
         }
     }
 
-    async fn carry_out_formation(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        command: FormationCommand,
-        steps: &mut Steps,
-    ) {
+    fn then_formation(&mut self, event: FormationEvent) {
+        self.steps.push_back(Step::Formation(event));
+    }
+
+    fn then_dispatcher(&mut self, event: DispatcherEvent) {
+        self.steps.push_back(Step::Dispatcher(event));
+    }
+
+    fn carry_out_formation(&mut self, hands: &mut impl Hands, command: FormationCommand) {
         match command {
-            FormationCommand::Plan { number, devices } => self.plan_meshes(myself, number, devices),
-            FormationCommand::Form(order) => match self.no_room_beside(&order) {
-                Some(cause) => {
-                    tracing::info!(cause, "the present mesh goes before the next one is built");
-                    let replica = order.replica;
-                    let no_room = FormationEvent::NoRoomBeside { replica, cause };
-                    steps.push_back(Step::Formation(no_room));
-                }
-                None => {
-                    self.absent = "it is being formed".into();
-                    self.form_replica(myself, order).await;
-                }
-            },
+            FormationCommand::Plan(question) => hands.plan(question),
+            // Handed out by `go_on`.
+            FormationCommand::Form(_) => {}
             FormationCommand::Retire { replica } => {
-                steps.push_back(Step::Dispatcher(DispatcherEvent::Retired { replica }));
-                if self.is_worth_moving(replica) {
-                    tracing::info!(epoch = replica, "its runs go on on the better mesh");
-                    steps.push_back(Step::Formation(FormationEvent::Idle(replica)));
+                self.then_dispatcher(DispatcherEvent::Retired { replica });
+                if hands.is_worth_moving(replica) {
+                    self.then_formation(FormationEvent::Idle(replica));
                 }
             }
-            FormationCommand::Open(open) => {
-                steps.push_back(Step::Dispatcher(DispatcherEvent::Open(open)));
-            }
+            FormationCommand::Open(open) => self.then_dispatcher(DispatcherEvent::Open(open)),
             FormationCommand::Dissolve { replica, cause } => {
-                self.dissolve_replica(replica, &cause);
-                // It is idle, or its runs are moved, or it is broken and its loss about to be told.
-                let loss = MeshLoss::GaveWay { cause: cause.clone() };
-                let going_on = self.set_aside(replica, &loss);
-                self.runs.retain(|_, run| run.replica != replica);
+                let going_on = hands.give_way(replica, &cause);
                 let error = GenerateError::Lost(cause);
-                let lost = DispatcherEvent::ReplicaLost { replica, going_on, error };
-                steps.push_back(Step::Dispatcher(lost));
+                self.then_dispatcher(DispatcherEvent::ReplicaLost { replica, going_on, error });
             }
             FormationCommand::Ready { replica, degrees } => {
-                let room = self.room(replica);
-                let ready = DispatcherEvent::ReplicaReady { replica, degrees, room };
-                steps.push_back(Step::Dispatcher(ready));
+                let room = hands.room(replica);
+                self.then_dispatcher(DispatcherEvent::ReplicaReady { replica, degrees, room });
             }
             FormationCommand::Failed { mesh, cause } => {
-                self.absent.clone_from(&cause);
+                hands.absent(&cause);
                 let error = GenerateError::Failed(cause);
-                steps.push_back(Step::Dispatcher(DispatcherEvent::FormFailed { mesh, error }));
+                self.then_dispatcher(DispatcherEvent::FormFailed { mesh, error });
             }
             FormationCommand::Absent { cause } => {
-                self.absent.clone_from(&cause);
-                steps.push_back(Step::Dispatcher(DispatcherEvent::MeshAbsent { cause }));
+                hands.absent(&cause);
+                self.then_dispatcher(DispatcherEvent::MeshAbsent { cause });
             }
         }
     }
 
-    fn carry_out_dispatch(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        command: DispatcherCommand,
-        steps: &mut Steps,
-    ) {
+    fn carry_out_dispatch(&mut self, hands: &mut impl Hands, command: DispatcherCommand) {
         match command {
-            DispatcherCommand::Queued { request, ahead } => {
-                if let Some(request) = self.requests.get(&request) {
-                    request.sink.event(Event::Queued { ahead });
-                }
-            }
-            DispatcherCommand::Waits { request, cause } => {
-                tracing::warn!(request, cause, "a request waits for a mesh");
-                if let Some(request) = self.requests.get(&request) {
-                    request.sink.event(Event::Warning(cause));
-                }
-            }
+            DispatcherCommand::Queued { request, ahead } => hands.queued(request, ahead),
+            DispatcherCommand::Waits { request, cause } => hands.waits(request, cause),
             DispatcherCommand::Start { run, requests, replica } => {
-                if !self.start_run(myself, run, &requests, replica) {
-                    steps.push_back(Step::Dispatcher(DispatcherEvent::RunEnded { run }));
+                if !hands.start(run, requests, replica) {
+                    self.then_dispatcher(DispatcherEvent::RunEnded { run });
                 }
             }
-            DispatcherCommand::Abort { run, replica } => self.abort_run(run, replica),
-            DispatcherCommand::Want { mesh } => {
-                steps.push_back(Step::Formation(FormationEvent::Want(mesh)));
-            }
+            DispatcherCommand::Abort { run, replica } => hands.abort(run, replica),
+            DispatcherCommand::Want { mesh } => self.then_formation(FormationEvent::Want(mesh)),
             DispatcherCommand::Idle { replica } => {
-                steps.push_back(Step::Formation(FormationEvent::Idle(replica)));
+                self.then_formation(FormationEvent::Idle(replica))
             }
-            DispatcherCommand::Fail { request, error } => self.fail_request(request, error),
+            DispatcherCommand::Fail { request, error } => hands.fail(request, error),
         }
     }
 }

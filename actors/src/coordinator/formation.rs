@@ -16,7 +16,7 @@ mod seats;
 #[cfg(test)]
 mod tests;
 
-use super::mesh_plan::{MeshPlan, MeshPlans, NoMesh};
+use super::mesh_plan::{MeshPlan, MeshPlans, NoMesh, Question};
 use super::switch::StepTimes;
 use crate::dispatcher::{MeshNeed, OpenMeshes, ReplicaId};
 use crate::groups::Retry;
@@ -44,7 +44,7 @@ pub(super) enum FormationEvent {
     /// Devices that have never come are waited for no longer.
     Settled,
     /// What the devices of a `Plan` make.
-    Planned { number: u64, plans: MeshPlans },
+    Planned { number: u64, plans: Box<MeshPlans> },
     /// A replica of the next mesh does not fit its devices while they are in the present one.
     NoRoomBeside { replica: ReplicaId, cause: String },
     /// All ranks of a replica are formed.
@@ -58,8 +58,8 @@ pub(super) enum FormationEvent {
 /// What to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FormationCommand {
-    /// Say what these devices make, those first that should stay where they are.
-    Plan { number: u64, devices: Vec<DeviceId> },
+    /// Say what these devices make.
+    Plan(Question),
     /// Order these devices, in rank order, into a replica; `beside` the one they are in.
     Form(FormOrder),
     /// Let a replica end its runs and take no other.
@@ -96,8 +96,10 @@ pub(super) struct FormOrder {
 pub(super) struct Formation {
     roster: Roster,
     wanted: MeshNeed,
-    /// Number of the last `Plan`, and its answer.
-    planned: (u64, Option<MeshPlans>),
+    /// Number of the last `Plan`, the degrees that it asked for, and its answer.
+    planned: (u64, Option<Degrees>, Option<MeshPlans>),
+    /// Somebody waits for the wanted mesh: others, which run nothing, go before it is built.
+    hurried: bool,
     /// What the dispatcher was told last.
     open: OpenMeshes,
     serving: Vec<Replica>,
@@ -120,7 +122,8 @@ impl Formation {
         Self {
             roster: Roster::new(devices),
             wanted,
-            planned: (0, None),
+            planned: (0, None, None),
+            hurried: false,
             open: OpenMeshes::default(),
             serving: Vec::new(),
             next: Vec::new(),
@@ -139,7 +142,8 @@ impl Formation {
                 self.failure = None;
                 if mesh != self.wanted {
                     self.wanted = mesh;
-                    commands.extend(self.make_room());
+                    self.hurried = true;
+                    commands.extend(self.drop_next("another mesh is wanted"));
                 }
             }
             FormationEvent::DeviceReady { device, epoch } => {
@@ -163,7 +167,7 @@ impl Formation {
                 if number != self.planned.0 {
                     return Vec::new();
                 }
-                self.planned.1 = Some(plans);
+                self.planned.2 = Some(*plans);
             }
             FormationEvent::NoRoomBeside { replica, cause } => {
                 if self.next.iter().any(|next| next.id == replica) {
@@ -212,34 +216,44 @@ impl Formation {
 
     /// What the live devices make for requests with open degrees.
     pub(super) fn plan_for(&self, guided: bool) -> Option<&MeshPlan> {
-        self.planned.1.as_ref()?.get(guided).as_ref().ok()
+        self.planned.2.as_ref()?.get(guided).as_ref().ok()
     }
 
-    /// Asks for plans when the usable devices are others than those last asked about.
+    /// Asks for plans when the usable devices are others than those last asked about, or somebody
+    /// names degrees that nobody has asked for.
     fn plan(&mut self) -> Commands {
         let whole = self.serving.iter().filter(|replica| !replica.broken);
         let stay: Vec<DeviceId> = whole.flat_map(|replica| replica.devices.clone()).collect();
-        let Some(devices) = self.roster.changed(&stay) else { return Vec::new() };
+        let exact = match self.wanted {
+            MeshNeed::Exactly(degrees) => Some(degrees),
+            MeshNeed::Open { .. } => None,
+        };
+        let devices = match self.roster.changed(&stay) {
+            Some(devices) => devices,
+            None if exact.is_none() || self.planned.1 == exact => return Vec::new(),
+            None => self.roster.planned().to_vec(),
+        };
+        if self.roster.awaited().is_some() {
+            return Vec::new();
+        }
         self.failure = None;
         self.retire_first = false;
-        self.planned = (self.planned.0 + 1, None);
-        vec![FormationCommand::Plan { number: self.planned.0, devices }]
+        let number = self.planned.0 + 1;
+        self.planned = (number, exact, None);
+        vec![FormationCommand::Plan(Question { number, devices, exact })]
     }
 
     /// What the wanted mesh is on the devices of now.
     fn target(&self) -> Result<MeshPlan, NoMesh> {
-        let MeshNeed::Exactly(degrees) = self.wanted else {
-            let guided = matches!(self.wanted, MeshNeed::Open { guided: true });
-            let plans = self.planned.1.as_ref();
-            return plans.map_or(Err(NoMesh::NoDevice), |plans| plans.get(guided).clone());
+        let plans = self.planned.2.as_ref().ok_or(NoMesh::NoDevice)?;
+        let guided = match self.wanted {
+            MeshNeed::Open { guided } => guided,
+            MeshNeed::Exactly(_) => {
+                let (_, plan) = plans.exact.as_ref().ok_or(NoMesh::NoDevice)?;
+                return plan.clone().map_err(|none| none.without(self.roster.missing()));
+            }
         };
-        let (live, needed) = (self.roster.planned(), degrees.world_size());
-        if live.len() < needed {
-            let (live, missing) = (live.len(), self.roster.missing());
-            return Err(NoMesh::TooFew { degrees, needed, live, missing });
-        }
-        let devices = live.iter().take(needed).cloned().collect();
-        Ok(MeshPlan { degrees, num_pipeline_patch: None, step: None, devices })
+        plans.get(guided).clone()
     }
 
     fn is_exact(&self) -> bool {
@@ -256,7 +270,7 @@ impl Formation {
                 Vec::new()
             };
         }
-        if self.planned.1.is_none() {
+        if self.planned.2.is_none() {
             return Vec::new();
         }
         if self.failure.is_some() {
@@ -307,14 +321,15 @@ impl Formation {
     fn build(&mut self, target: &MeshPlan, kept: &[ReplicaId], outdated: bool) -> Commands {
         let wanted = target.degrees.data_degree as usize;
         if kept.len() >= wanted {
+            self.hurried = false;
             let mut commands = self.retire_all_but(kept);
             commands.extend(self.tell_open());
             return commands;
         }
-        if outdated && self.retire_first {
+        if outdated && (self.retire_first || self.hurried) {
             return self.retire_all_but(kept);
         }
-        self.retire_first = false;
+        (self.retire_first, self.hurried) = (false, false);
         let seated = self.serving.iter().filter(|replica| kept.contains(&replica.id));
         let taken: Vec<&DeviceId> = seated.flat_map(|replica| &replica.devices).collect();
         let free: Vec<DeviceId> =
@@ -426,22 +441,6 @@ impl Formation {
         open && unfit.is_some_and(|device| self.roster.set_aside(&device))
     }
 
-    /// Gives up all that stands, idle as it is, for a mesh that somebody wants now.
-    fn make_room(&mut self) -> Commands {
-        let mut commands = self.drop_next("another mesh is wanted");
-        let Ok(target) = self.target() else { return commands };
-        let exact = self.is_exact();
-        let (kept, outdated): (Vec<_>, Vec<_>) = std::mem::take(&mut self.serving)
-            .into_iter()
-            .partition(|replica| replica.is_of(&target, exact));
-        self.serving = kept;
-        commands.extend(outdated.into_iter().map(|replica| FormationCommand::Dissolve {
-            replica: replica.id,
-            cause: format!("a request asks for {}", target.degrees),
-        }));
-        commands
-    }
-
     fn drop_next(&mut self, cause: &str) -> Commands {
         let dropped = std::mem::take(&mut self.next).into_iter();
         let dissolve = |replica: Replica| FormationCommand::Dissolve {
@@ -483,7 +482,7 @@ impl Formation {
     }
 
     fn tell_open(&mut self) -> Commands {
-        let open = self.planned.1.as_ref().map(MeshPlans::open).unwrap_or_default();
+        let open = self.planned.2.as_ref().map(MeshPlans::open).unwrap_or_default();
         if open == self.open {
             return Vec::new();
         }

@@ -4,14 +4,19 @@
 //! Owns how degrees that a manifest fixes give way when devices are missing. Which degrees are best
 //! is the model's ([`Model::degrees_on`]). Pure, but may take a while: not called on an actor.
 
+use ditmesh_model::spec::ModelSpec;
+
 use super::model::Model;
+use super::replicas::linked;
 use super::switch::StepTimes;
 use crate::dispatcher::OpenMeshes;
-use crate::membership::cuts::{Pair, pair};
-use crate::plan::Plan;
+use crate::membership::cuts::Pair;
 use crate::planner::reordering_pays;
 use crate::protocol::DeviceId;
 use crate::request::Degrees;
+
+/// Devices that are tried in places before it is given up to seat them around cut links.
+const SEATINGS_MAX: u32 = 200_000;
 
 /// A mesh and who sits in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub(crate) struct MeshPlan {
     pub(crate) step: Option<StepTimes>,
     /// In rank order, replica after replica.
     pub(crate) devices: Vec<DeviceId>,
+    /// Links between these are cut: the mesh is this order of them, and no other.
+    pub(crate) around_cuts: bool,
 }
 
 /// Why devices make no mesh.
@@ -35,42 +42,87 @@ pub(crate) enum NoMesh {
     /// Fewer than degrees that a request names need.
     #[error("{degrees} needs {needed} devices, {live} are live{missing}")]
     TooFew { degrees: Degrees, needed: usize, live: usize, missing: String },
+    /// Links between them are cut, and no order of them does without these.
+    #[error(
+        "{degrees} needs {needed} devices with links between them; {live} are live, and what is cut \
+         between them leaves none: {cut}; mend the network, or ask for other degrees"
+    )]
+    Cut { degrees: Degrees, needed: usize, live: usize, cut: String },
     /// The model does not fit them.
     #[error("the {live} live devices cannot hold {model}: {why}; add devices or memory")]
     TooLarge { live: usize, model: String, why: String },
 }
 
-/// The meshes for requests that leave degrees open.
+impl NoMesh {
+    /// The same, with words for who is `missing`.
+    pub(super) fn without(self, missing: String) -> Self {
+        match self {
+            Self::TooFew { degrees, needed, live, .. } => {
+                Self::TooFew { degrees, needed, live, missing }
+            }
+            other => other,
+        }
+    }
+}
+
+/// What somebody wants to know of devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Question {
+    /// Counts questions.
+    pub(crate) number: u64,
+    /// Those first that should stay where they are.
+    pub(crate) devices: Vec<DeviceId>,
+    /// Degrees that a request names.
+    pub(crate) exact: Option<Degrees>,
+}
+
+/// A mesh, or why there is none.
+pub(crate) type Planned = Result<MeshPlan, NoMesh>;
+
+/// The meshes for requests that leave degrees open, and for one that names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MeshPlans {
-    pub(crate) guided: Result<MeshPlan, NoMesh>,
-    pub(crate) unguided: Result<MeshPlan, NoMesh>,
+    pub(crate) guided: Planned,
+    pub(crate) unguided: Planned,
+    /// Of the degrees that were asked for.
+    pub(crate) exact: Option<(Degrees, Planned)>,
 }
 
 impl MeshPlans {
-    /// For `live` devices, those first that should stay where they are; without links that are
-    /// `cut`.
-    pub(crate) fn of(model: &Model, live: &[DeviceId], cut: &[Pair]) -> Self {
-        let plan = |guided| {
-            let plan = |live: &[DeviceId]| plan(model, live, guided);
-            uncut(live, cut, &plan, &|degrees| links(model, degrees))
-        };
-        Self { guided: plan(true), unguided: plan(false) }
+    /// Without links that are `cut`.
+    pub(crate) fn of(model: &Model, question: &Question, cut: &[Pair]) -> Self {
+        Self::around(cut, question, &model.spec, &|live, guided| plan(model, live, guided))
     }
 
-    pub(crate) fn get(&self, guided: bool) -> &Result<MeshPlan, NoMesh> {
+    /// The same, where `plan` says what devices make that all reach each other, with guidance and
+    /// without.
+    pub(super) fn around(
+        cut: &[Pair],
+        question: &Question,
+        spec: &ModelSpec,
+        plan: &dyn Fn(&[DeviceId], bool) -> Planned,
+    ) -> Self {
+        let links = |degrees: Degrees| linked(degrees.alone(), spec);
+        let live = question.devices.as_slice();
+        let plan = |guided| uncut(live, cut, &|live| plan(live, guided), &links);
+        let exact = question.exact;
+        let exact = exact.map(|degrees| (degrees, exactly(degrees, live, cut, &links(degrees))));
+        Self { guided: plan(true), unguided: plan(false), exact }
+    }
+
+    pub(crate) fn get(&self, guided: bool) -> &Planned {
         if guided { &self.guided } else { &self.unguided }
     }
 
     /// Their degrees.
     pub(crate) fn open(&self) -> OpenMeshes {
-        let degrees = |plan: &Result<MeshPlan, NoMesh>| plan.as_ref().ok().map(|plan| plan.degrees);
+        let degrees = |plan: &Planned| plan.as_ref().ok().map(|plan| plan.degrees);
         OpenMeshes { guided: degrees(&self.guided), unguided: degrees(&self.unguided) }
     }
 }
 
 /// On the devices in their order or, where that clearly gains, with the faster ones first.
-fn plan(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshPlan, NoMesh> {
+fn plan(model: &Model, live: &[DeviceId], guided: bool) -> Planned {
     let given = plan_in_order(model, live, guided);
     let seconds = |plan: &MeshPlan| plan.step.map(|step| step.steady.as_secs_f64());
     if let Some(sorted) = model.fastest_first(live)
@@ -84,7 +136,7 @@ fn plan(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshPlan, NoMe
     given
 }
 
-fn plan_in_order(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshPlan, NoMesh> {
+fn plan_in_order(model: &Model, live: &[DeviceId], guided: bool) -> Planned {
     if live.is_empty() {
         return Err(NoMesh::NoDevice);
     }
@@ -92,6 +144,7 @@ fn plan_in_order(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshP
         degrees,
         num_pipeline_patch,
         step,
+        around_cuts: false,
         devices: live.iter().take(degrees.world_size()).cloned().collect(),
     };
     if let Some(fixed) = model.fixed(guided) {
@@ -109,54 +162,136 @@ fn plan_in_order(model: &Model, live: &[DeviceId], guided: bool) -> Result<MeshP
     Ok(of(degrees, patches, step))
 }
 
-/// The pairs of ranks of one replica that some run links.
-fn links(model: &Model, degrees: Degrees) -> Vec<(usize, usize)> {
-    let Ok(plan) = Plan::widest(degrees.alone(), &model.spec) else { return Vec::new() };
-    let world = plan.mesh.world_size();
-    let of = |a: usize| plan.peers(a).into_iter().map(move |b| (a, b));
-    (0..world).flat_map(of).filter(|&(a, b)| a < b && b < world).collect()
-}
-
-/// A mesh that needs no link that is cut: the planned one, the same with two devices in each
-/// other's place, or else one without the device of the cut link that has the higher rank.
+/// A mesh that needs no link that is cut: the planned one, the same with its devices in another
+/// order or others in their places, or else one without the device of a cut link that has the
+/// higher rank.
 fn uncut(
     live: &[DeviceId],
     cut: &[Pair],
-    plan: &dyn Fn(&[DeviceId]) -> Result<MeshPlan, NoMesh>,
-    links: &dyn Fn(Degrees) -> Vec<(usize, usize)>,
-) -> Result<MeshPlan, NoMesh> {
+    plan: &dyn Fn(&[DeviceId]) -> Planned,
+    links: &dyn Fn(Degrees) -> Vec<(u32, u32)>,
+) -> Planned {
     let mut live = live.to_vec();
     loop {
         let planned = plan(&live)?;
-        let links = links(planned.degrees);
-        let size = planned.degrees.alone().world_size().max(1);
-        let broken = |devices: &[DeviceId]| {
-            devices.chunks(size).find_map(|replica| {
-                links.iter().find_map(|&(a, b)| {
-                    let (a, b) = (replica.get(a)?, replica.get(b)?);
-                    cut.contains(&pair(a.clone(), b.clone())).then(|| b.clone())
-                })
-            })
-        };
-        let Some(higher) = broken(&planned.devices) else { return Ok(planned) };
-        let world = planned.devices.len();
         let spare = live.iter().filter(|device| !planned.devices.contains(device));
         let order: Vec<DeviceId> = planned.devices.iter().chain(spare).cloned().collect();
-        for (a, b) in (0..world).flat_map(|a| (a + 1..order.len()).map(move |b| (a, b))) {
-            let mut swapped = order.clone();
-            swapped.swap(a, b);
-            swapped.truncate(world);
-            if broken(&swapped).is_none() {
-                return Ok(MeshPlan { devices: swapped, ..planned });
+        let seating = Seating::new(&order, planned.degrees, &links(planned.degrees), cut);
+        let Some(higher) = seating.broken() else {
+            let around_cuts = are_apart(&planned.devices, cut);
+            return Ok(MeshPlan { around_cuts, ..planned });
+        };
+        if let Some(devices) = seating.find() {
+            let around_cuts = are_apart(&devices, cut);
+            return Ok(MeshPlan { devices, around_cuts, ..planned });
+        }
+        live.retain(|device| device != higher);
+    }
+}
+
+/// The mesh that a request names: the first of the devices, in their order where no link is cut.
+pub(super) fn exactly(
+    degrees: Degrees,
+    live: &[DeviceId],
+    cut: &[Pair],
+    links: &[(u32, u32)],
+) -> Planned {
+    let (needed, live_now) = (degrees.world_size(), live.len());
+    if live_now < needed {
+        let missing = String::new();
+        return Err(NoMesh::TooFew { degrees, needed, live: live_now, missing });
+    }
+    let devices = Seating::new(live, degrees, links, cut).find().ok_or_else(|| {
+        let among = |(a, b): &&Pair| live.contains(a) && live.contains(b);
+        let named = cut.iter().filter(among).map(|(a, b)| format!("{a} and {b}"));
+        let cut = named.collect::<Vec<_>>().join(", ");
+        NoMesh::Cut { degrees, needed, live: live_now, cut }
+    })?;
+    let around_cuts = are_apart(&devices, cut);
+    Ok(MeshPlan { degrees, num_pipeline_patch: None, step: None, devices, around_cuts })
+}
+
+/// Whether a link between two of these is cut.
+fn are_apart(devices: &[DeviceId], cut: &[Pair]) -> bool {
+    cut.iter().any(|(a, b)| devices.contains(a) && devices.contains(b))
+}
+
+/// Who could sit where in a mesh: ranks count through all replicas, devices as they are in `order`.
+struct Seating<'a> {
+    order: &'a [DeviceId],
+    world: usize,
+    /// For each rank of a replica those before it that it is linked with.
+    linked: Vec<Vec<usize>>,
+    /// Whether the link between two devices is cut.
+    apart: Vec<Vec<bool>>,
+}
+
+impl<'a> Seating<'a> {
+    fn new(order: &'a [DeviceId], degrees: Degrees, links: &[(u32, u32)], cut: &[Pair]) -> Self {
+        let mut linked = vec![Vec::new(); degrees.alone().world_size().max(1)];
+        for &(a, b) in links.iter().filter(|(a, b)| a != b) {
+            if let Some(before) = linked.get_mut(a.max(b) as usize) {
+                before.push(a.min(b) as usize);
             }
         }
-        live.retain(|device| *device != higher);
+        let mut apart = vec![vec![false; order.len()]; order.len()];
+        let place = |device| order.iter().position(|known| known == device);
+        for (a, b) in cut {
+            if let (Some(a), Some(b)) = (place(a), place(b)) {
+                (apart[a][b], apart[b][a]) = (true, true);
+            }
+        }
+        Self { order, world: degrees.world_size(), linked, apart }
+    }
+
+    /// Whether a device reaches those seated so far that the next rank is linked with.
+    fn fits(&self, seated: &[usize], device: usize) -> bool {
+        let rank = seated.len() % self.linked.len();
+        let replica = &seated[seated.len() - rank..];
+        self.linked[rank].iter().all(|&mate| !self.apart[replica[mate]][device])
+    }
+
+    /// In the given order: the first device that does not reach one of a lower rank.
+    fn broken(&self) -> Option<&DeviceId> {
+        let ranks: Vec<usize> = (0..self.world.min(self.order.len())).collect();
+        let broken = ranks.iter().find(|&&rank| !self.fits(&ranks[..rank], rank));
+        broken.map(|&rank| &self.order[rank])
+    }
+
+    /// Devices for all ranks, each where it is in the given order if it can be.
+    fn find(&self) -> Option<Vec<DeviceId>> {
+        let (mut seated, mut tries) = (Vec::with_capacity(self.world), 0);
+        let found = self.seat_rest(&mut seated, &mut tries);
+        found.then(|| seated.into_iter().map(|device| self.order[device].clone()).collect())
+    }
+
+    fn seat_rest(&self, seated: &mut Vec<usize>, tries: &mut u32) -> bool {
+        let rank = seated.len();
+        if rank == self.world {
+            return true;
+        }
+        let own = (rank < self.order.len()).then_some(rank);
+        for device in own.into_iter().chain(0..self.order.len()) {
+            *tries += 1;
+            if *tries > SEATINGS_MAX {
+                return false;
+            }
+            if seated.contains(&device) || !self.fits(seated, device) {
+                continue;
+            }
+            seated.push(device);
+            if self.seat_rest(seated, tries) {
+                return true;
+            }
+            seated.pop();
+        }
+        false
     }
 }
 
 /// The mesh closest to a fixed one on `live` devices: as many of them as degrees no higher than its
 /// own can use, with as many replicas of that as it asks for.
-fn reduced(fixed: Degrees, live: usize) -> Degrees {
+pub(super) fn reduced(fixed: Degrees, live: usize) -> Degrees {
     let alone = fixed.alone();
     let mut best = Degrees::default();
     for pipefusion_degree in 1..=alone.pipefusion_degree {
@@ -186,6 +321,7 @@ fn reduced(fixed: Degrees, live: usize) -> Degrees {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::membership::cuts::pair;
 
     fn mesh(cfg: u32, pipefusion: u32, ulysses: u32, data: u32) -> Degrees {
         Degrees {
@@ -202,14 +338,15 @@ mod tests {
     }
 
     /// Everybody in replicas of `size`.
-    fn replicas_of(live: &[DeviceId], size: u32) -> Result<MeshPlan, NoMesh> {
+    fn replicas_of(live: &[DeviceId], size: u32) -> Planned {
         let data = live.len() as u32 / size;
         if data == 0 {
             return Err(NoMesh::NoDevice);
         }
         let devices = live.iter().take((data * size) as usize).cloned().collect();
         let degrees = mesh(1, size, 1, data);
-        Ok(MeshPlan { degrees, num_pipeline_patch: None, step: None, devices })
+        let (num_pipeline_patch, step, around_cuts) = (None, None, false);
+        Ok(MeshPlan { degrees, num_pipeline_patch, step, devices, around_cuts })
     }
 
     #[test]
@@ -217,7 +354,7 @@ mod tests {
         let all = devices(&[0, 1, 2, 3]);
         let link = |a: u32, b: u32| pair(devices(&[a])[0].clone(), devices(&[b])[0].clone());
         let ring = |degrees: Degrees| {
-            let stages = degrees.pipefusion_degree as usize;
+            let stages = degrees.pipefusion_degree;
             (0..stages).map(|a| (a.min((a + 1) % stages), a.max((a + 1) % stages))).collect()
         };
         let plan = |size| move |live: &[DeviceId]| replicas_of(live, size);
@@ -226,13 +363,52 @@ mod tests {
             planned.devices.iter().map(|device| device.index).collect::<Vec<_>>()
         };
         assert_eq!(on(4, &[]), [0, 1, 2, 3]);
-        assert_eq!(on(4, &[link(0, 1)]), [3, 1, 2, 0], "0 and 1 are no neighbours now");
-        assert_eq!(on(2, &[link(0, 1)]), [2, 1, 0, 3], "each in a replica of its own");
+        assert_eq!(on(4, &[link(0, 1)]), [0, 2, 1, 3], "0 and 1 are no neighbours now");
+        assert_eq!(on(2, &[link(0, 1)]), [0, 2, 1, 3], "each in a replica of its own");
         let everything = [link(0, 1), link(0, 2), link(0, 3)];
-        assert_eq!(on(2, &everything), [3, 2], "nobody can be linked to 0");
+        assert_eq!(on(2, &everything), [2, 3], "nobody can be linked to 0");
         let of_all = |live: &[DeviceId]| replicas_of(live, live.len() as u32);
         let planned = uncut(&devices(&[0, 1]), &[link(0, 1)], &of_all, &ring).expect("a mesh");
         assert_eq!(planned.devices, devices(&[0]), "the higher rank is done without");
+    }
+
+    #[test]
+    fn degrees_that_a_request_names_are_seated_around_cut_links() {
+        let link = |a: u32, b: u32| pair(devices(&[a])[0].clone(), devices(&[b])[0].clone());
+        let on = |degrees: Degrees, live: &[u32], cut: &[Pair], links: &[(u32, u32)]| {
+            let planned = exactly(degrees, &devices(live), cut, links)?;
+            Ok(planned.devices.iter().map(|device| device.index).collect::<Vec<_>>())
+        };
+        let (two, four) = (mesh(1, 2, 1, 1), mesh(1, 4, 1, 1));
+        let ring = [(0, 1), (1, 2), (2, 3), (0, 3)];
+        assert_eq!(on(two, &[0, 1, 2], &[], &[(0, 1)]), Ok(vec![0, 1]));
+        assert_eq!(on(two, &[0, 1, 2], &[link(0, 1)], &[(0, 1)]), Ok(vec![0, 2]));
+        let only = [link(0, 1), link(0, 2)];
+        assert_eq!(on(two, &[0, 1, 2], &only, &[(0, 1)]), Ok(vec![1, 2]), "nobody reaches 0");
+        // Exchanging two devices is not enough.
+        let far: Vec<Pair> = (0..4).flat_map(|a| (a + 1..4).map(move |b| link(a, b))).collect();
+        assert_eq!(on(four, &[0, 1, 2, 3, 4, 5], &far, &ring), Ok(vec![0, 4, 2, 5]));
+        let pairs = [link(0, 1), link(2, 3)];
+        let apart = mesh(1, 2, 1, 2);
+        assert_eq!(on(apart, &[0, 1, 2, 3], &pairs, &[(0, 1)]), Ok(vec![0, 2, 1, 3]));
+        let Err(none @ NoMesh::Cut { .. }) = on(two, &[0, 1], &[link(0, 1)], &[(0, 1)]) else {
+            panic!("there is no link")
+        };
+        assert!(none.to_string().contains("leaves none: a/0 and a/1"), "{none}");
+        let none = on(four, &[0, 1, 2], &[], &ring);
+        assert!(matches!(none, Err(NoMesh::TooFew { needed: 4, live: 3, .. })), "{none:?}");
+    }
+
+    /// Nobody reaches anybody of the other half: there are far too many orders to try them all.
+    #[test]
+    fn looking_for_seats_ends() {
+        let all = devices(&(0..64).collect::<Vec<_>>());
+        let halves = |(a, b): (usize, usize)| pair(all[a].clone(), all[32 + b].clone());
+        let cut: Vec<Pair> = (0..32 * 32).map(|n| halves((n / 32, n % 32))).collect();
+        let links: Vec<(u32, u32)> =
+            (0..40).flat_map(|a| (a + 1..40).map(move |b| (a, b))).collect();
+        let none = exactly(mesh(1, 1, 40, 1), &all, &cut, &links);
+        assert!(matches!(none, Err(NoMesh::Cut { .. })), "{none:?}");
     }
 
     #[test]

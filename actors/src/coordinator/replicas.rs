@@ -12,7 +12,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
 
 use super::formation::{FormOrder, Formation, FormationEvent};
-use super::mesh_plan::MeshPlans;
+use super::mesh_plan::{MeshPlans, Question};
 use super::model::Model;
 use super::run::Run;
 use super::switch::StepTimes;
@@ -129,19 +129,14 @@ impl State {
     }
 
     /// Looks for the best meshes of these devices, off the mailbox.
-    pub(super) fn plan_meshes(
-        &self,
-        myself: &ActorRef<CoordinatorMsg>,
-        number: u64,
-        devices: Vec<DeviceId>,
-    ) {
+    pub(super) fn plan_meshes(&self, myself: &ActorRef<CoordinatorMsg>, question: Question) {
         let Some(Ok(model)) = &self.model else { return };
         let (model, coordinator) = (model.clone(), myself.clone());
         let cuts = self.membership.cuts();
         tokio::task::spawn_blocking(move || {
-            let plans = Box::new(MeshPlans::of(&model, &devices, &cuts));
+            let plans = Box::new(MeshPlans::of(&model, &question, &cuts));
             // A coordinator that has ended forms no mesh.
-            let _ = coordinator.cast(CoordinatorMsg::Planned(number, plans));
+            let _ = coordinator.cast(CoordinatorMsg::Planned(question.number, plans));
         });
     }
 

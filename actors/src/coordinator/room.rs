@@ -25,9 +25,8 @@ impl State {
             });
             left.min()
         });
-        let runs_max = if stages > 1 { RUNS_PER_MESH_MAX } else { 1 };
         let images_max = self.manifest.groups.first().map_or(1, |group| group.max_batch as usize);
-        Room { runs_max, images_max, bytes }
+        Room { runs_max: runs_max(stages), images_max, bytes }
     }
 
     /// Why a mesh cannot be built beside those that its devices are in: what these hold while they
@@ -69,6 +68,11 @@ impl State {
         let node = self.manifest.nodes.iter().find(|node| node.name == device.node)?;
         node.devices.get(device.index as usize)?.memory_bytes
     }
+}
+
+/// Runs at a time on a mesh of so many stages.
+pub(super) fn runs_max(stages: u32) -> usize {
+    if stages > 1 { RUNS_PER_MESH_MAX } else { 1 }
 }
 
 /// Bytes that are missing to load `next` where `present` is in use; `None` when there are enough.

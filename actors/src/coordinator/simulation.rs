@@ -1,8 +1,8 @@
 //! The whole cluster as one discrete-event loop in virtual time: no tokio, no ractor, no network.
 //!
 //! The engines are the real ones: membership, formation, dispatcher, copies and who holds them, the
-//! journal's [`Remembered`](crate::journal::Remembered), and the programs of real plans, which
-//! ranks walk through with invented durations. What carries their commands out is written once more
+//! journal's [`Remembered`](crate::journal::Remembered), each worker's agenda, and the programs of
+//! real plans, which ranks walk through with invented durations. What carries their commands out is written once more
 //! here (`desk`), as are processes ([`processes`]), links and clients. Faults come first, then all
 //! are removed (some cuts apart that only two nodes see), and the cluster must heal and finish
 //! every request.
@@ -18,11 +18,13 @@ mod conduct;
 mod copies;
 mod desk;
 mod faults;
+mod hands;
 mod invariants;
 mod leaving;
 mod meshes;
 mod processes;
 mod runs;
+mod seat;
 mod walker;
 mod world;
 
@@ -44,6 +46,8 @@ pub(super) enum Sabotage {
     TakeStaleFrames,
     /// A run that was moved still delivers.
     DeliverMoved,
+    /// Each rank takes a proposed run in where it can itself.
+    EnterApart,
     /// Requests of a lost mesh do not go on.
     DropInterrupted,
     /// Nobody looks whether runs go on.
@@ -125,6 +129,7 @@ fn every_guard_is_needed() {
         (Sabotage::ForgetEpochs, invariants::one_plan_per_epoch::NAME),
         (Sabotage::TakeStaleFrames, invariants::no_stale_frame::NAME),
         (Sabotage::DeliverMoved, invariants::ends_once::NAME),
+        (Sabotage::EnterApart, invariants::one_order::NAME),
         (Sabotage::DropInterrupted, invariants::none_lost::NAME),
         (Sabotage::IgnoreStalls, invariants::waits_end::NAME),
         (Sabotage::AwaitCopies, invariants::none_lost::NAME),

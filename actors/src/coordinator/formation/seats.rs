@@ -29,13 +29,19 @@ impl Replica {
     }
 
     /// Whether it can be a replica of `target` as it is; of an `exact` one all degrees count, those
-    /// of open requests may have more replicas or fewer by now.
+    /// of open requests may have more replicas or fewer by now. Where links are cut it has to sit
+    /// just as planned.
     pub(super) fn is_of(&self, target: &MeshPlan, exact: bool) -> bool {
         let same = match exact {
             true => self.degrees == target.degrees,
             false => self.degrees.alone() == target.degrees.alone(),
         };
-        !self.retired && same && self.devices.iter().all(|device| target.devices.contains(device))
+        let size = self.degrees.alone().world_size().max(1);
+        let seated = match target.around_cuts {
+            true => target.devices.chunks(size).any(|planned| planned == self.devices),
+            false => self.devices.iter().all(|device| target.devices.contains(device)),
+        };
+        !self.retired && same && seated
     }
 
     pub(super) fn ready(&self) -> FormationCommand {

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::FormationCommand as C;
 use super::FormationEvent as E;
 use super::*;
+use crate::coordinator::mesh_plan::exactly;
+use crate::membership::cuts::{Pair, pair};
 
 const OPEN: MeshNeed = MeshNeed::Open { guided: true };
 
@@ -37,9 +39,10 @@ fn one_pipeline(devices: &[DeviceId]) -> MeshPlans {
         num_pipeline_patch: None,
         step: None,
         devices: devices.to_vec(),
+        around_cuts: false,
     };
     let plan = if devices.is_empty() { Err(NoMesh::NoDevice) } else { Ok(plan) };
-    MeshPlans { guided: plan.clone(), unguided: plan }
+    MeshPlans { guided: plan.clone(), unguided: plan, exact: None }
 }
 
 /// Pipelines of two, as many as there are.
@@ -52,15 +55,17 @@ fn pairs(devices: &[DeviceId]) -> MeshPlans {
             num_pipeline_patch: None,
             step: None,
             devices: devices.iter().take(2 * replicas).cloned().collect(),
+            around_cuts: false,
         }),
     };
-    MeshPlans { guided: plan.clone(), unguided: plan }
+    MeshPlans { guided: plan.clone(), unguided: plan, exact: None }
 }
 
 /// Formation with somebody who answers its `Plan`s at once.
 struct Planned {
     formation: Formation,
     planner: fn(&[DeviceId]) -> MeshPlans,
+    cut: Vec<Pair>,
 }
 
 impl Planned {
@@ -72,8 +77,11 @@ impl Planned {
             let mut next = Vec::new();
             for command in commands {
                 match command {
-                    C::Plan { number, devices } => {
-                        let plans = (self.planner)(&devices);
+                    C::Plan(Question { number, devices, exact }) => {
+                        let of =
+                            |degrees| (degrees, exactly(degrees, &devices, &self.cut, &[(0, 1)]));
+                        let plans = MeshPlans { exact: exact.map(of), ..(self.planner)(&devices) };
+                        let plans = Box::new(plans);
                         next.extend(self.formation.handle(E::Planned { number, plans }));
                     }
                     C::Open(_) => {}
@@ -88,7 +96,7 @@ impl Planned {
     /// A group of `count` devices, all ready; and the commands of the last event.
     fn all_ready(count: u32, planner: fn(&[DeviceId]) -> MeshPlans) -> (Self, Vec<C>) {
         let formation = Formation::new((0..count).map(device).collect(), OPEN, 0);
-        let mut planned = Self { formation, planner };
+        let mut planned = Self { formation, planner, cut: Vec::new() };
         let mut last = Vec::new();
         for index in 0..count {
             last = planned.handle(ready(index));
@@ -127,7 +135,7 @@ fn is_dissolved(command: &C, id: u64) -> bool {
 #[test]
 fn the_mesh_forms_when_the_last_expected_device_is_ready() {
     let formation = Formation::new(devices(&[0, 1]), OPEN, 0);
-    let mut planned = Planned { formation, planner: one_pipeline };
+    let mut planned = Planned { formation, planner: one_pipeline, cut: Vec::new() };
     assert_eq!(planned.handle(ready(1)), [C::Absent { cause: "waiting for device a/0".into() }]);
     assert_eq!(planned.handle(ready(0)), [form(1, 0, stages(2, 1), &[0, 1])]);
     assert_eq!(planned.handle(E::Formed(1)), [C::Ready { replica: 1, degrees: stages(2, 1) }]);
@@ -142,23 +150,23 @@ fn an_answer_to_an_older_question_is_not_taken() {
     let mut asked = |event: E| {
         let commands = formation.handle(event);
         commands.into_iter().find_map(|command| match command {
-            C::Plan { number, devices } => Some((number, one_pipeline(&devices))),
+            C::Plan(question) => Some((question.number, one_pipeline(&question.devices))),
             _ => None,
         })
     };
     asked(ready(0));
     let (first, both) = asked(ready(1)).expect("two devices are planned for");
     let (second, one) = asked(E::DeviceLost(device(1))).expect("one is planned for");
-    let late = formation.handle(E::Planned { number: first, plans: both });
+    let late = formation.handle(E::Planned { number: first, plans: Box::new(both) });
     assert!(late.is_empty(), "{late:?}");
-    let answered = formation.handle(E::Planned { number: second, plans: one });
+    let answered = formation.handle(E::Planned { number: second, plans: Box::new(one) });
     assert!(answered.contains(&form(1, 0, stages(1, 1), &[0])), "{answered:?}");
 }
 
 #[test]
 fn devices_that_never_came_are_not_waited_for_for_ever() {
     let formation = Formation::new(devices(&[0, 1]), OPEN, 0);
-    let mut planned = Planned { formation, planner: one_pipeline };
+    let mut planned = Planned { formation, planner: one_pipeline, cut: Vec::new() };
     planned.handle(ready(1));
     assert_eq!(planned.handle(E::Settled), [form(1, 0, stages(1, 1), &[1])]);
 }
@@ -166,7 +174,7 @@ fn devices_that_never_came_are_not_waited_for_for_ever() {
 #[test]
 fn epochs_go_on_after_those_the_workers_have_seen() {
     let formation = Formation::new(devices(&[0]), OPEN, 0);
-    let mut planned = Planned { formation, planner: one_pipeline };
+    let mut planned = Planned { formation, planner: one_pipeline, cut: Vec::new() };
     let commands = planned.handle(E::DeviceReady { device: device(0), epoch: 41 });
     assert_eq!(commands, [form(42, 0, stages(1, 1), &[0])]);
 }
@@ -257,10 +265,59 @@ fn a_device_that_cannot_load_its_part_is_done_without() {
 fn other_degrees_dissolve_the_mesh_first() {
     let mut planned = Planned::all_formed(4, one_pipeline);
     let need = MeshNeed::Exactly(stages(2, 1));
-    let commands = planned.handle(E::Want(need));
+    assert_eq!(planned.handle(E::Want(need)), [C::Retire { replica: 1 }]);
+    let commands = planned.handle(E::Idle(1));
     assert!(is_dissolved(&commands[0], 1));
     assert_eq!(commands[1], form(2, 0, stages(2, 1), &[0, 1]));
     assert_eq!(planned.handle(E::Want(need)), [], "it is being formed already");
+}
+
+#[test]
+fn degrees_that_a_request_names_go_around_a_cut_link_or_wait_for_it() {
+    let mut planned = Planned::all_formed(3, one_pipeline);
+    planned.cut = vec![pair(device(0), device(1))];
+    let need = MeshNeed::Exactly(stages(2, 1));
+    assert_eq!(planned.handle(E::Want(need)), [C::Retire { replica: 1 }]);
+    let commands = planned.handle(E::Idle(1));
+    assert_eq!(commands[1], form(2, 0, stages(2, 1), &[0, 2]));
+    planned.handle(E::Formed(2));
+    planned.handle(E::DeviceLost(device(2)));
+    let commands = planned.handle(lost(2, "", Retry::WhenReady));
+    let Some(C::Absent { cause }) = commands.last() else { panic!("{commands:?}") };
+    assert!(cause.contains("what is cut between them leaves none: a/0 and a/1"), "{cause}");
+    planned.cut.clear();
+    assert_eq!(planned.handle(E::CutsChanged), [form(3, 0, stages(2, 1), &[0, 1])]);
+}
+
+#[test]
+fn a_mesh_that_is_wanted_is_planned_before_others_give_way() {
+    let mut planned = Planned::all_formed(3, one_pipeline);
+    let need = MeshNeed::Exactly(stages(2, 1));
+    let commands = planned.formation.handle(E::Want(need));
+    let [C::Plan(Question { number, exact: Some(_), .. })] = commands.as_slice() else {
+        panic!("{commands:?}")
+    };
+    assert_eq!(planned.formation.complete(), Some(vec![1]), "nothing gives way yet");
+    assert_eq!(planned.formation.handle(E::Want(need)), [], "it is asked once");
+    let plan = exactly(stages(2, 1), &devices(&[0, 1, 2]), &[], &[(0, 1)]);
+    let plans = MeshPlans { exact: Some((stages(2, 1), plan)), ..one_pipeline(&[]) };
+    let plans = Box::new(plans);
+    let commands = planned.formation.handle(E::Planned { number: *number, plans });
+    assert!(commands.contains(&C::Retire { replica: 1 }), "{commands:?}");
+}
+
+/// While a mesh is planned for the first of the queue, that may give up and the next one begin on
+/// the meshes that stand: these end what they run, and all of them are known to be going before
+/// anything is moved from one to another.
+#[test]
+fn replicas_that_give_way_for_other_degrees_are_all_retired_first() {
+    let mut planned = Planned::all_formed(4, pairs);
+    let commands = planned.handle(E::Want(MeshNeed::Exactly(stages(4, 1))));
+    assert_eq!(commands, [C::Retire { replica: 1 }, C::Retire { replica: 2 }]);
+    assert!(is_dissolved(&planned.handle(E::Idle(2))[0], 2));
+    let commands = planned.handle(E::Idle(1));
+    assert!(is_dissolved(&commands[0], 1));
+    assert_eq!(commands[1], form(3, 0, stages(4, 1), &[0, 1, 2, 3]));
 }
 
 #[test]
@@ -311,6 +368,25 @@ fn replicas_have_devices_of_their_own_and_fail_alone() {
     assert_eq!(planned.handle(lost(1, "", Retry::WhenReady)), []);
     assert_eq!(planned.formation.complete(), Some(vec![2]), "one replica is the mesh of three");
     assert_eq!(planned.handle(ready(0)), [form(3, 0, stages(2, 2), &[0, 1])]);
+}
+
+/// The devices are the same, and who sits with whom is not.
+#[test]
+fn replicas_over_a_cut_link_are_not_of_the_mesh_that_goes_around_it() {
+    fn crossed(devices: &[DeviceId]) -> MeshPlans {
+        let [a, b, c, d] = devices else { return pairs(devices) };
+        let apart = [a, c, b, d].map(DeviceId::clone);
+        let around = |plan| MeshPlan { around_cuts: true, ..plan };
+        let plan = pairs(&apart).guided.map(around);
+        MeshPlans { guided: plan.clone(), unguided: plan, exact: None }
+    }
+    let (mut planned, _) = Planned::all_ready(4, pairs);
+    planned.handle(E::Formed(1));
+    planned.planner = crossed;
+    let commands = planned.handle(E::CutsChanged);
+    assert!(is_dissolved(&commands[0], 2), "it is not even formed: {commands:?}");
+    let next = [form_beside(3, 0, stages(2, 2), &[0, 2]), form_beside(4, 1, stages(2, 2), &[1, 3])];
+    assert_eq!(commands[1..], next);
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::Sabotage;
 use super::copies::key_of;
-use super::desk::{ASK_AGAIN, Request, Step, need};
+use super::desk::{ASK_AGAIN, OPEN, Request, need};
 use super::world::{Wake, World};
-use crate::dispatcher::DispatcherEvent;
+use crate::coordinator::advance::Step;
+use crate::dispatcher::{DispatcherEvent, MeshNeed, Need};
 use crate::journal::Entry;
 use crate::request::GenerateRequest;
 
@@ -55,16 +56,20 @@ impl World {
         let at_ms = self.now.as_millis() as u64;
         self.journal.push(Entry::Accepted { request: id, key, asked, at_ms });
         self.recall(id, client, 0);
-        self.admit(id, client, 0, Duration::ZERO);
+        self.admit(id, client, 0, Some(Duration::ZERO));
     }
 
-    pub(super) fn admit(&mut self, id: u64, client: u64, steps: u32, waited: Duration) {
+    /// Queues a request, which has `waited` for its turn, or had one in another life.
+    pub(super) fn admit(&mut self, id: u64, client: u64, steps: u32, waited: Option<Duration>) {
+        let named = self.named.get(&client).filter(|_| waited.is_some());
+        let mesh = named.map_or(OPEN, |&degrees| MeshNeed::Exactly(degrees));
+        let waited = waited.unwrap_or_default();
         let waits_since = self.now.saturating_sub(waited);
         let deadline_s = self.deadlines.get(&client).copied();
         let Some(desk) = &mut self.desk else { return };
         desk.requests.insert(id, Request { client, run: None, steps, waits_since });
         let deadline = deadline_s.map(|seconds| Duration::from_secs(seconds.into()));
-        let (request, need) = (id, need(steps));
+        let (request, need) = (id, Need { mesh, ..need(steps) });
         let submitted = DispatcherEvent::Submitted { request, need, deadline, waited };
         self.advance(Step::Dispatcher(submitted));
     }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::desk::{ABORT_WITHIN, Run, STALLED_WITHIN, STEP_LIMIT, STEPS, Step, model, spec};
-use super::processes::RETRANSMIT;
+use super::desk::{ABORT_WITHIN, Run, STALLED_WITHIN, STEP_LIMIT, STEPS, model, spec};
 use super::runs::{Fault, Frame, Start};
 use super::walker::{Inbox, Next, Walker};
 use super::world::{Order, Wake, World};
 use super::{Sabotage, ms};
+use crate::coordinator::advance::Step;
 use crate::coordinator::progress::{Planned, Progress};
 use crate::dispatcher::DispatcherEvent;
 use crate::groups::Retry;
@@ -53,7 +53,7 @@ impl World {
                 }
             }
         }
-        let controller = Walker::new(&plan, plan.controller());
+        let controller = Walker::of_controller(Arc::clone(&plan));
         let of_run = Run {
             epoch,
             requests: requests.clone(),
@@ -62,12 +62,16 @@ impl World {
             fault: None,
             controller,
             controller_done: false,
+            proposed: BTreeMap::new(),
             inbox: Inbox::new(),
             missing,
             kept: first_step,
             progress: Progress::new(STEP_LIMIT, PLANNED, now),
             stalled: None,
         };
+        // Alone, it comes in behind what every rank has; otherwise the ranks say where.
+        let at_work = |other: &Run| other.epoch == epoch && other.ended.len() < members.len();
+        let propose = desk.runs.values().any(at_work);
         let of_run = desk.runs.entry(run).insert_entry(of_run).into_mut();
         of_run.progress.encoded(now, first_step < STEPS);
         if first_step > 0 {
@@ -75,7 +79,7 @@ impl World {
         }
         self.note(|| format!("run {run} of {requests:?} in epoch {epoch} from step {first_step}"));
         for (device, number) in members.iter() {
-            let start = Start { epoch, run, plan: Arc::clone(&plan) };
+            let start = Start { epoch, run, plan: Arc::clone(&plan), propose };
             self.order(device, *number, Order::Start(start));
         }
         self.walk_controller(run);
@@ -83,11 +87,13 @@ impl World {
 
     /// Something arrives for the controller.
     pub(super) fn controller_gets(&mut self, desk: u64, frame: Frame) {
-        let away = |device: &DeviceId| self.network.away.contains(&device.node);
         let Some(current) = &mut self.desk else { return };
         let members = current.meshes.get(&frame.epoch).map(|mesh| &mesh.members);
-        if members.and_then(|members| members.get(frame.from)).is_some_and(|(from, _)| away(from)) {
-            return self.at(RETRANSMIT, Wake::Arrived(frame));
+        let from = members.and_then(|members| members.get(frame.from)).map(|(from, _)| from);
+        if let Some(DeviceId { node, .. }) =
+            from.filter(|from| self.network.away.contains(&from.node))
+        {
+            return self.network.hold(node, Wake::Arrived(frame));
         }
         let fits = current.number == desk
             && current.meshes.get(&frame.epoch).is_some_and(|mesh| {
@@ -128,8 +134,8 @@ impl World {
             let now = self.now;
             let Some(desk) = &mut self.desk else { return };
             let Some(run) = desk.runs.get_mut(&number) else { return };
-            match run.controller.next(number, &mut run.inbox, now) {
-                Next::Wait => return,
+            match run.controller.next(number, &mut run.inbox, &BTreeSet::new(), now) {
+                Next::Wait | Next::NoLink(_) => return,
                 Next::Compute => {}
                 Next::Done => {
                     run.controller_done = true;
@@ -152,6 +158,27 @@ impl World {
                     self.send(frame, None);
                 }
             }
+        }
+    }
+
+    /// A rank says where a run can come in; once all have, it comes in after the latest of these.
+    pub(super) fn proposed(&mut self, device: &DeviceId, epoch: u64, number: u64, after: u64) {
+        let Some(desk) = &mut self.desk else { return };
+        let Some(mesh) = desk.meshes.get(&epoch) else { return };
+        let Some(rank) = mesh.members.iter().position(|(member, _)| member == device) else {
+            return;
+        };
+        let Some(run) = desk.runs.get_mut(&number).filter(|run| run.epoch == epoch) else { return };
+        run.proposed.insert(rank, after);
+        if run.proposed.len() < mesh.members.len() || run.fault.is_some() {
+            return;
+        }
+        let (points, members) = (std::mem::take(&mut run.proposed), Arc::clone(&mesh.members));
+        let Some(&latest) = points.values().max() else { return };
+        let apart = self.is(Sabotage::EnterApart);
+        for ((device, life), own) in members.iter().zip(points.into_values()) {
+            let after = if apart { own } else { latest };
+            self.order(device, *life, Order::Enter { epoch, run: number, after });
         }
     }
 

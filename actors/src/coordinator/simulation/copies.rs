@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Sabotage;
-use super::desk::{Step, need};
+use super::desk::need;
 use super::runs::Report;
 use super::world::{FAULTS_END, Wake, World};
 use crate::checkpoint::Checkpoint;
+use crate::coordinator::advance::Step;
 use crate::coordinator::copies::{CopiesCommand, holders};
 use crate::dispatcher::DispatcherEvent;
 use crate::journal::file;
@@ -72,8 +73,8 @@ impl World {
     /// An agent hears of copies, if its session is still with that life of the coordinator.
     pub(super) fn agent_ordered(&mut self, node: String, desk: u64, message: FromCoordinator) {
         if self.network.away.contains(&node) {
-            let again = Wake::AgentOrdered(node, desk, message);
-            return self.at(super::processes::RETRANSMIT, again);
+            let again = Wake::AgentOrdered(node.clone(), desk, message);
+            return self.network.hold(&node, again);
         }
         let asked_back = matches!(message, FromCoordinator::SendCopy { .. });
         if asked_back && self.now < FAULTS_END && self.dice.roll(4) == 0 {

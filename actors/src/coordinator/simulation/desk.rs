@@ -1,29 +1,26 @@
 //! The coordinator at its desk: the real engines, and what carries their commands out.
 //!
-//! Owns one life of the coordinator. What outlives it is in the world's journal. The order in which
-//! engines hear of each other is that of `coordinator/advance.rs`.
+//! Owns one life of the coordinator. What outlives it is in the world's journal.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ditmesh_model::spec::{Family, ModelId, ModelSpec, TextStream};
 use ditmesh_model::vae::VaeSpec;
 
-use super::processes::{RETRANSMIT, node_of};
+use super::processes::node_of;
 use super::runs::{Fault, Report};
 use super::walker::{Inbox, Walker};
 use super::world::{Order, Wake, World};
 use super::{Sabotage, ms};
+use crate::coordinator::advance::Step;
 use crate::coordinator::copies::Copies;
-use crate::coordinator::formation::{Formation, FormationCommand, FormationEvent};
-use crate::coordinator::mesh_plan::{MeshPlan, MeshPlans, NoMesh};
+use crate::coordinator::formation::{Formation, FormationEvent};
 use crate::coordinator::progress::{Progress, StepLimit};
-use crate::dispatcher::{Dispatcher, DispatcherCommand, DispatcherEvent, MeshNeed, Need, Room};
-use crate::generation::GenerateError;
+use crate::dispatcher::{Dispatcher, DispatcherEvent, MeshNeed, Need};
 use crate::groups::Retry;
 use crate::journal::Remembered;
 use crate::manifest::Manifest;
-use crate::membership::cuts::{Pair, pair};
 use crate::membership::{
     Incarnation, Loss, Member, Membership, MembershipCommand, MembershipEvent, Now,
 };
@@ -61,6 +58,8 @@ pub(super) struct Run {
     pub(super) plan: Arc<Plan>,
     pub(super) ended: BTreeSet<usize>,
     pub(super) fault: Option<Fault>,
+    /// Where each rank says that it can come in.
+    pub(super) proposed: BTreeMap<usize, u64>,
     pub(super) controller: Walker,
     pub(super) controller_done: bool,
     pub(super) inbox: Inbox,
@@ -89,7 +88,7 @@ pub(super) struct Desk {
     pub(super) membership: Membership,
     pub(super) formation: Formation,
     settled: bool,
-    dispatcher: Dispatcher,
+    pub(super) dispatcher: Dispatcher,
     pub(super) copies: Copies,
     pub(super) sessions: BTreeMap<Member, (Incarnation, u64, u64)>,
     pub(super) meshes: BTreeMap<u64, Mesh>,
@@ -103,11 +102,6 @@ impl Desk {
     pub(super) fn has_session(&self, member: &Member, incarnation: Incarnation) -> bool {
         self.sessions.get(member).is_some_and(|(current, ..)| *current == incarnation)
     }
-}
-
-pub(super) enum Step {
-    Formation(FormationEvent),
-    Dispatcher(DispatcherEvent),
 }
 
 pub(super) fn model() -> ModelSpec {
@@ -132,35 +126,6 @@ pub(super) fn model() -> ModelSpec {
     }
 }
 
-/// Meshes of every kind: a pipeline of three, pairs and products, of devices that all reach each
-/// other.
-fn plans(devices: &[DeviceId], cuts: &[Pair]) -> MeshPlans {
-    let mut joined: Vec<DeviceId> = Vec::new();
-    for device in devices {
-        let reaches = |other: &DeviceId| !cuts.contains(&pair(device.clone(), other.clone()));
-        if joined.iter().all(reaches) {
-            joined.push(device.clone());
-        }
-    }
-    let devices = joined.as_slice();
-    let (pipefusion_degree, ulysses_degree) = match devices.len() {
-        0 | 1 => (1, 1),
-        2 => (1, 2),
-        3 => (3, 1),
-        _ => (2, 2),
-    };
-    let degrees = Degrees { pipefusion_degree, ulysses_degree, ..Degrees::default() };
-    let used = devices.iter().take(degrees.world_size()).cloned().collect();
-    let plan = match devices.is_empty() {
-        true => Err(NoMesh::NoDevice),
-        false => {
-            let num_pipeline_patch = Some(2 * pipefusion_degree);
-            Ok(MeshPlan { degrees, num_pipeline_patch, step: None, devices: used })
-        }
-    };
-    MeshPlans { guided: plan.clone(), unguided: plan }
-}
-
 pub(super) fn spec(images: usize, first_step: u32, patches: u32) -> RunSpec {
     RunSpec {
         images: vec![
@@ -179,8 +144,11 @@ pub(super) fn spec(images: usize, first_step: u32, patches: u32) -> RunSpec {
     }
 }
 
+/// What any request needs that names no degrees, or was lost.
+pub(super) const OPEN: MeshNeed = MeshNeed::Open { guided: true };
+
 pub(super) fn need(first_step: u32) -> Need {
-    Need { mesh: MeshNeed::Open { guided: true }, bytes: 0, shape: Some(first_step.into()) }
+    Need { mesh: OPEN, bytes: 0, shape: Some(first_step.into()) }
 }
 
 impl World {
@@ -198,14 +166,13 @@ impl World {
             section.name = node;
             manifest.nodes.push(section);
         }
-        let first = MeshNeed::Open { guided: true };
         let devices = self.processes.devices();
         let next_request = remembered.requests.keys().last().map_or(1, |last| last + 1);
         self.desk = Some(Desk {
             number: self.desks,
             began: self.now,
             membership: Membership::new(&manifest),
-            formation: Formation::new(devices, first, remembered.epochs),
+            formation: Formation::new(devices, OPEN, remembered.epochs),
             settled: false,
             dispatcher: Dispatcher::new(MESH_WITHIN),
             copies: Copies::default(),
@@ -219,7 +186,8 @@ impl World {
         });
         for (id, pending) in remembered.requests {
             let steps = pending.kept.map_or(0, |kept| kept.step);
-            let waited = pending.waited(self.now.as_millis() as u64);
+            let waits = pending.waits_since_ms.is_some();
+            let waited = waits.then(|| pending.waited(self.now.as_millis() as u64));
             self.admit(id, pending.key.client, steps, waited);
         }
     }
@@ -244,8 +212,9 @@ impl World {
 
     /// What a member says arrives.
     pub(super) fn said(&mut self, member: Member, incarnation: Incarnation, report: Report) {
-        if self.network.away.contains(node_of(&member)) {
-            return self.at(RETRANSMIT, Wake::Said(member, incarnation, report));
+        let node = node_of(&member).to_owned();
+        if self.network.away.contains(&node) {
+            return self.network.hold(&node, Wake::Said(member, incarnation, report));
         }
         let Some(desk) = &mut self.desk else { return };
         if let Report::Hello { epoch, number } = report {
@@ -275,6 +244,9 @@ impl World {
                     None => MembershipEvent::Unlinked { by },
                 });
                 self.lose_mesh(epoch, &cause, Retry::AFewTimes);
+            }
+            (Report::Proposed { epoch, run, after }, Member::Worker(device)) => {
+                self.proposed(device, epoch, run, after);
             }
             (Report::RunEnded { epoch, run, outcome }, Member::Worker(device)) => {
                 self.rank_ended(device, epoch, run, outcome);
@@ -333,95 +305,6 @@ impl World {
                 }
                 _ => {}
             }
-        }
-    }
-
-    pub(super) fn advance(&mut self, step: Step) {
-        let mut steps = VecDeque::from([step]);
-        while let Some(step) = steps.pop_front() {
-            let now = self.now;
-            let Some(desk) = &mut self.desk else { return };
-            match step {
-                Step::Formation(event) => {
-                    for command in desk.formation.handle(event) {
-                        self.carry_out_formation(command, &mut steps);
-                    }
-                }
-                Step::Dispatcher(event) => {
-                    for command in desk.dispatcher.handle(now, event) {
-                        self.carry_out_dispatch(command, &mut steps);
-                    }
-                }
-            }
-        }
-    }
-
-    fn carry_out_formation(&mut self, command: FormationCommand, steps: &mut VecDeque<Step>) {
-        let dispatch = |event, steps: &mut VecDeque<Step>| steps.push_back(Step::Dispatcher(event));
-        match command {
-            FormationCommand::Plan { number, devices } => {
-                let after = self.dice.between(2, 60);
-                let desk = self.desk.as_ref().map_or(0, |desk| desk.number);
-                let cuts =
-                    self.desk.as_ref().map(|desk| desk.membership.cuts()).unwrap_or_default();
-                self.at(after, Wake::Planned(desk, number, plans(&devices, &cuts)));
-            }
-            FormationCommand::Form(order) if order.beside && self.dice.roll(3) == 0 => {
-                let (replica, cause) = (order.replica, "no room for both".to_owned());
-                self.note(|| format!("epoch {replica} does not fit beside the present mesh"));
-                steps.push_back(Step::Formation(FormationEvent::NoRoomBeside { replica, cause }));
-            }
-            FormationCommand::Form(order) => self.form_mesh(order),
-            FormationCommand::Retire { replica } => {
-                dispatch(DispatcherEvent::Retired { replica }, steps);
-                if self.dice.roll(2) == 0 {
-                    // What runs there is worth moving.
-                    self.note(|| format!("the runs of epoch {replica} are moved"));
-                    steps.push_back(Step::Formation(FormationEvent::Idle(replica)));
-                }
-            }
-            FormationCommand::Open(open) => dispatch(DispatcherEvent::Open(open), steps),
-            FormationCommand::Dissolve { replica, cause } => {
-                let going_on = self.give_up(replica);
-                let error = GenerateError::Lost(cause);
-                dispatch(DispatcherEvent::ReplicaLost { replica, going_on, error }, steps);
-            }
-            FormationCommand::Ready { replica, degrees } => {
-                let room = Room { runs_max: 2, images_max: 2, bytes: None };
-                dispatch(DispatcherEvent::ReplicaReady { replica, degrees, room }, steps);
-            }
-            FormationCommand::Failed { mesh, cause } => {
-                let error = GenerateError::Failed(cause);
-                dispatch(DispatcherEvent::FormFailed { mesh, error }, steps);
-            }
-            FormationCommand::Absent { cause } => {
-                dispatch(DispatcherEvent::MeshAbsent { cause }, steps);
-            }
-        }
-    }
-
-    fn carry_out_dispatch(&mut self, command: DispatcherCommand, steps: &mut VecDeque<Step>) {
-        match command {
-            DispatcherCommand::Queued { .. } | DispatcherCommand::Waits { .. } => {}
-            DispatcherCommand::Start { run, requests, replica } => {
-                self.start_run(run, requests, replica);
-            }
-            DispatcherCommand::Abort { run, replica } => self.stop_run(run, replica),
-            DispatcherCommand::Want { mesh } => {
-                steps.push_back(Step::Formation(FormationEvent::Want(mesh)));
-            }
-            DispatcherCommand::Idle { replica } => {
-                steps.push_back(Step::Formation(FormationEvent::Idle(replica)));
-            }
-            DispatcherCommand::Fail { request, error } => {
-                self.end_request(request, Err(error.to_string()));
-            }
-        }
-    }
-
-    pub(super) fn planned(&mut self, desk: u64, number: u64, plans: MeshPlans) {
-        if self.desk.as_ref().is_some_and(|current| current.number == desk) {
-            self.advance(Step::Formation(FormationEvent::Planned { number, plans }));
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::processes::Life;
 use super::world::{FAULTS_END, Wake, World};
 use crate::journal::Entry;
-use crate::membership::Member;
+use crate::membership::{Member, Now};
 use crate::protocol::DeviceId;
 
 /// One of so many cuts is never mended.
@@ -136,7 +136,10 @@ impl World {
                 }
             }
             Fault::Freeze(member, number) => self.thaw(&member, number),
-            Fault::Partition(node) => drop(self.network.away.remove(&node)),
+            Fault::Partition(node) => {
+                let held = self.network.mend(&node, self.now);
+                held.into_iter().for_each(|wake| self.at(Now::ZERO, wake));
+            }
             Fault::Cut(a, b) => drop(self.network.cut.remove(&(a, b))),
             Fault::KillCoordinator if self.desk.is_none() => self.start_desk(),
             Fault::KillCoordinator => {}

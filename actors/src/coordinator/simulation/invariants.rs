@@ -3,6 +3,7 @@
 pub(super) mod ends_once;
 pub(super) mod no_stale_frame;
 pub(super) mod none_lost;
+pub(super) mod one_order;
 pub(super) mod one_plan_per_epoch;
 pub(super) mod waits_end;
 
@@ -10,11 +11,16 @@ use std::collections::BTreeMap;
 
 use crate::membership::Now;
 
+/// Violations of a simulation that are told.
+const VIOLATIONS_MAX: usize = 8;
+
 /// What was seen.
 #[derive(Default)]
 pub(super) struct Watch {
     pub(super) violations: Vec<String>,
     plans: BTreeMap<u64, String>,
+    /// Run and unit, by epoch and number.
+    begun: BTreeMap<(u64, u64), (u64, usize)>,
     /// Answers by client.
     answers: BTreeMap<u64, Vec<Result<(), String>>>,
     cancelled: Vec<u64>,
@@ -26,7 +32,10 @@ pub(super) struct Watch {
 
 impl Watch {
     fn broken(&mut self, invariant: &str, how: impl std::fmt::Display) {
-        self.violations.push(format!("{invariant}: {how}"));
+        // What does not end would be told at every event.
+        if self.violations.len() < VIOLATIONS_MAX {
+            self.violations.push(format!("{invariant}: {how}"));
+        }
     }
 
     /// Clients that have an answer.

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Sabotage;
-use super::desk::{Mesh, Step, need};
+use super::desk::{Mesh, need};
 use super::runs::Form;
 use super::world::{Order, World};
+use crate::coordinator::advance::Step;
 use crate::coordinator::formation::{FormOrder, FormationEvent};
 use crate::dispatcher::{DispatcherEvent, Need};
 use crate::generation::GenerateError;

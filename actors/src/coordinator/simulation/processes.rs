@@ -17,8 +17,6 @@ use crate::protocol::{DeviceId, ToCoordinator};
 const HEARTBEAT: Now = ms(200);
 /// Until a process tries again to reach the coordinator.
 const RECONNECT: Now = ms(250);
-/// Until what waits behind a cut is looked at again.
-pub(super) const RETRANSMIT: Now = ms(50);
 
 /// Whether a process is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +138,10 @@ impl Processes {
 pub(super) struct Network {
     /// Nodes without a way to the coordinator.
     pub(super) away: BTreeSet<String>,
+    /// What waits for a way to the coordinator or from there, in order.
+    held: BTreeMap<String, Vec<Wake>>,
+    /// Since when there is a way again.
+    back: BTreeMap<String, Now>,
     /// Pairs of nodes without a way to each other.
     pub(super) cut: BTreeSet<(String, String)>,
     /// The same, for good.
@@ -147,6 +149,24 @@ pub(super) struct Network {
 }
 
 impl Network {
+    /// Keeps what cannot arrive at a node, or from it.
+    pub(super) fn hold(&mut self, node: &str, wake: Wake) {
+        self.held.entry(node.to_owned()).or_default().push(wake);
+    }
+
+    /// Since when the coordinator can reach a node.
+    pub(super) fn reached_since(&self, node: &str) -> Option<Now> {
+        let back = self.back.get(node).copied().unwrap_or_default();
+        (!self.away.contains(node)).then_some(back)
+    }
+
+    /// There is a way again, and what waited for it goes on.
+    pub(super) fn mend(&mut self, node: &str, now: Now) -> Vec<Wake> {
+        self.away.remove(node);
+        self.back.insert(node.to_owned(), now);
+        self.held.remove(node).unwrap_or_default()
+    }
+
     pub(super) fn joins(&self, a: &str, b: &str) -> bool {
         let pairs = [(a.to_owned(), b.to_owned()), (b.to_owned(), a.to_owned())];
         a == b || !pairs.iter().any(|pair| self.cut.contains(pair) || self.severed.contains(pair))

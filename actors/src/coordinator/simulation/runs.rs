@@ -1,14 +1,14 @@
-//! Ranks at work: they join meshes and walk through the programs of real plans.
+//! Workers: they join meshes and take runs, frames and the news of lost links to their seats.
 //!
-//! Owns what a worker accepts. The controller walks through its own program the same way.
+//! Owns what a worker accepts. How a rank works off what it has is the seat's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::processes::RETRANSMIT;
-use super::walker::{Inbox, Next, Walker};
+use super::seat::{Computing, Seat, Turn};
 use super::world::{Order, Wake, World};
 use super::{Sabotage, ms};
+use crate::executor::agenda::AgendaError;
 use crate::membership::{Incarnation, Member, Now};
 use crate::plan::Plan;
 use crate::plan::message::MessageKind;
@@ -29,6 +29,11 @@ pub(super) enum Report {
     Closed,
     WorkerExited(DeviceId, Incarnation),
     Formed(u64),
+    Proposed {
+        epoch: u64,
+        run: u64,
+        after: u64,
+    },
     /// Why, and whom the rank did not reach, where it was that.
     FormFailed(u64, String, Option<DeviceId>),
     RunEnded {
@@ -63,6 +68,8 @@ pub(super) struct Start {
     pub(super) epoch: u64,
     pub(super) run: u64,
     pub(super) plan: Arc<Plan>,
+    /// Others are under way: the rank says where it can come in.
+    pub(super) propose: bool,
 }
 
 /// A frame on its way.
@@ -78,15 +85,6 @@ pub(super) struct Frame {
     pub(super) step: u16,
     /// Rank and device; `None` is the controller, of this life of the coordinator.
     pub(super) to: Result<DeviceId, u64>,
-}
-
-/// A mesh that a worker is in.
-struct Seat {
-    form: Form,
-    runs: BTreeMap<u64, Walker>,
-    inbox: Inbox,
-    /// Ranks to whom the link is gone.
-    broken: BTreeSet<usize>,
 }
 
 /// A worker's meshes.
@@ -113,13 +111,10 @@ impl Worker {
     }
 
     /// The longest wait: since when, and for what.
-    pub(super) fn oldest_wait(&self) -> Option<(Now, u64, usize)> {
-        let runs = self
-            .seats
-            .iter()
-            .flat_map(|(&epoch, seat)| seat.runs.values().map(move |walker| (epoch, walker)));
-        let waits = runs.filter_map(|(epoch, walker)| {
-            walker.waits.map(|((from, _), since)| (since, epoch, from))
+    pub(super) fn oldest_wait(&self) -> Option<(Now, u64, Option<usize>)> {
+        let waits = self.seats.iter().filter_map(|(&epoch, seat)| {
+            let (since, whom) = seat.wait()?;
+            Some((since, epoch, whom))
         });
         waits.min()
     }
@@ -130,7 +125,7 @@ impl World {
     pub(super) fn ordered(&mut self, device: &DeviceId, number: u64, order: Order) {
         let again = Wake::Ordered(device.clone(), number, order.clone());
         if self.network.away.contains(&device.node) {
-            return self.at(RETRANSMIT, again);
+            return self.network.hold(&device.node, again);
         }
         if !self.takes(device, number, || again) {
             return;
@@ -154,27 +149,48 @@ impl World {
                 self.at(after, Wake::Loaded(device.clone(), number, epoch));
             }
             Order::Start(start) => {
-                let Some(seat) = worker.seats.get_mut(&start.epoch) else {
-                    let cause = format!("epoch {} is not formed here", start.epoch);
-                    let outcome = Err(Fault { cause, peer: None });
-                    let Start { epoch, run, .. } = start;
-                    return self.report(device, Report::RunEnded { epoch, run, outcome });
+                let (epoch, run) = (start.epoch, start.run);
+                let started = match worker.seats.get_mut(&epoch) {
+                    Some(seat) => seat.start(start).map_err(|error| error.to_string()),
+                    None => Err(format!("epoch {epoch} is not formed here")),
                 };
-                let walker = Walker::new(&start.plan, seat.form.rank);
-                let broken = walker.peers.iter().find(|peer| seat.broken.contains(peer)).copied();
-                seat.runs.insert(start.run, walker);
-                match broken {
-                    Some(peer) => self.fail_at_link(device, number, start.run, peer),
-                    None => self.walk(device, number, start.epoch, start.run),
+                match started {
+                    Ok(Some(after)) => self.report(device, Report::Proposed { epoch, run, after }),
+                    Ok(None) => self.work(device, number, epoch),
+                    Err(cause) => self.refuse(device, epoch, run, cause),
                 }
             }
-            Order::Abort(run) => self.stop(device, number, run, "aborted", None),
+            Order::Enter { epoch, run, after } => {
+                let Some(seat) = worker.seats.get_mut(&epoch) else { return };
+                match seat.enter(run, after) {
+                    Ok(()) | Err(AgendaError::Unknown { .. }) => {}
+                    Err(error) => {
+                        seat.abort(run);
+                        self.refuse(device, epoch, run, error.to_string());
+                    }
+                }
+                self.work(device, number, epoch);
+            }
+            Order::Abort(run) => {
+                let hit = worker.seats.iter_mut().find(|(_, seat)| seat.knows(run));
+                let Some((&epoch, seat)) = hit else { return };
+                if seat.abort(run) {
+                    self.refuse(device, epoch, run, "aborted".into());
+                }
+                self.work(device, number, epoch);
+            }
             Order::Dissolve(epoch) => {
                 worker.forming.remove(&epoch);
                 worker.seats.remove(&epoch);
             }
             Order::Closed => self.session_lost(&Member::Worker(device.clone())),
         }
+    }
+
+    /// A run ends before its rank has done its part.
+    fn refuse(&mut self, device: &DeviceId, epoch: u64, run: u64, cause: String) {
+        let outcome = Err(Fault { cause, peer: None });
+        self.report(device, Report::RunEnded { epoch, run, outcome });
     }
 
     fn report(&mut self, device: &DeviceId, report: Report) {
@@ -212,41 +228,35 @@ impl World {
         }
         let Some(process) = self.processes.acting(device, number) else { return };
         process.worker.forming.remove(&epoch);
-        let (runs, inbox, broken) = (BTreeMap::new(), Inbox::new(), BTreeSet::new());
-        let seat = Seat { form, runs, inbox, broken };
-        process.worker.seats.insert(epoch, seat);
+        process.worker.seats.insert(epoch, Seat::new(form));
         self.report(device, Report::Formed(epoch));
     }
 
-    /// A rank goes on as far as it can.
-    fn walk(&mut self, device: &DeviceId, number: u64, epoch: u64, run: u64) {
+    /// A rank's thread goes on as far as it can.
+    fn work(&mut self, device: &DeviceId, life: u64, epoch: u64) {
         loop {
             let now = self.now;
-            let Some(process) = self.processes.acting(device, number) else { return };
+            let Some(process) = self.processes.acting(device, life) else { return };
             let Some(seat) = process.worker.seats.get_mut(&epoch) else { return };
-            let Seat { form, runs, inbox, .. } = seat;
-            let Some(walker) = runs.get_mut(&run).filter(|walker| !walker.computes) else { return };
-            match walker.next(run, inbox, now) {
-                Next::Wait => return,
-                Next::Compute => {
-                    walker.computes = true;
+            match seat.turn(now) {
+                Turn::Wait => return,
+                Turn::Begins(number, entry) => self.watch.begins(epoch, number, entry),
+                Turn::Compute => {
                     let after = self.dice.between(1, 6);
-                    return self
-                        .at(after, Wake::Computed { device: device.clone(), life: number, run });
+                    let device = device.clone();
+                    return self.at(after, Wake::Computed { device, life, epoch });
                 }
-                Next::Done => {
-                    runs.remove(&run);
-                    inbox.retain(|(of, ..)| *of != run);
-                    return self.report(device, Report::RunEnded { epoch, run, outcome: Ok(()) });
+                Turn::Ended(run, outcome) => {
+                    self.report(device, Report::RunEnded { epoch, run, outcome });
                 }
-                Next::Send(to, message) => {
-                    let (from, members) = (form.rank, Arc::clone(&form.members));
+                Turn::Send(run, to, message) => {
+                    let (from, members) = (seat.form.rank, Arc::clone(&seat.form.members));
                     let desk = self.desk.as_ref().map_or(0, |desk| desk.number);
                     let frame = Frame {
                         epoch,
                         run,
                         from,
-                        life: number,
+                        life,
                         tag: message.tag().0,
                         kind: message.kind,
                         step: message.step,
@@ -303,49 +313,25 @@ impl World {
         };
         let Some(seat) = worker.seats.get_mut(&epoch) else { return };
         let right = fits(seat);
-        seat.inbox.insert((frame.run, frame.from, frame.tag));
+        seat.take(&frame);
         let Frame { run, from, .. } = frame;
         let what = format!("{device} in epoch {epoch} took a frame of epoch {}", frame.epoch);
         self.watch.accepted(right, format!("{what}, run {run}, rank {from}"));
-        self.walk(&device, number, epoch, run);
+        self.work(&device, number, epoch);
     }
 
-    pub(super) fn computed(&mut self, device: &DeviceId, life: u64, run: u64) {
-        let again = || Wake::Computed { device: device.clone(), life, run };
+    pub(super) fn computed(&mut self, device: &DeviceId, life: u64, epoch: u64) {
+        let again = || Wake::Computed { device: device.clone(), life, epoch };
         if !self.takes(device, life, again) {
             return;
         }
         let Some(process) = self.processes.acting(device, life) else { return };
-        let seat = process.worker.seats.iter_mut().find(|(_, seat)| seat.runs.contains_key(&run));
-        let Some((&epoch, seat)) = seat else { return };
-        if let Some(walker) = seat.runs.get_mut(&run) {
-            walker.hangs = std::mem::take(&mut process.hang);
-            if walker.hangs {
-                return;
-            }
-            walker.computes = false;
-        }
-        self.walk(device, life, epoch, run);
-    }
-
-    /// A rank ends a run that is not to go on.
-    fn stop(&mut self, device: &DeviceId, number: u64, run: u64, cause: &str, peer: Option<usize>) {
-        let Some(process) = self.processes.acting(device, number) else { return };
-        let seats = process.worker.seats.iter_mut();
-        let mut hit = None;
-        for (&epoch, seat) in seats {
-            if seat.runs.get(&run).is_some_and(|walker| walker.hangs) {
-                continue;
-            }
-            if seat.runs.remove(&run).is_some() {
-                seat.inbox.retain(|(of, ..)| *of != run);
-                hit = Some(epoch);
-            }
-        }
-        if let Some(epoch) = hit {
-            let outcome = Err(Fault { cause: cause.to_owned(), peer });
-            self.report(device, Report::RunEnded { epoch, run, outcome });
-        }
+        let Some(seat) = process.worker.seats.get_mut(&epoch) else { return };
+        seat.computing = match std::mem::take(&mut process.hang) {
+            true => Computing::ForEver,
+            false => Computing::Nothing,
+        };
+        self.work(device, life, epoch);
     }
 
     /// The mates of a process that has died notice.
@@ -389,16 +375,8 @@ impl World {
         }
         let Some(process) = self.processes.acting(device, life) else { return };
         let Some(seat) = process.worker.seats.get_mut(&epoch) else { return };
-        seat.broken.insert(peer);
-        let linked = seat.runs.iter().filter(|(_, walker)| walker.peers.contains(&peer));
-        let runs: Vec<u64> = linked.map(|(&run, _)| run).collect();
-        for run in runs {
-            self.fail_at_link(device, life, run, peer);
-        }
-    }
-
-    fn fail_at_link(&mut self, device: &DeviceId, life: u64, run: u64, peer: usize) {
-        self.stop(device, life, run, &format!("no link to rank {peer}"), Some(peer));
+        seat.lose_link(peer);
+        self.work(device, life, epoch);
     }
 
     /// Nobody waits too long who can be told.
@@ -406,9 +384,13 @@ impl World {
         let mut waits = Vec::new();
         for (device, process) in self.processes.workers() {
             if !process.is_frozen
+                && let Some(reached) = self.network.reached_since(&device.node)
                 && let Some((since, epoch, from)) = process.worker.oldest_wait()
             {
-                waits.push((since, format!("{device} waits for rank {from} of epoch {epoch}")));
+                waits.push((
+                    since.max(reached),
+                    format!("{device} waits for {from:?} in epoch {epoch}"),
+                ));
             }
         }
         for (since, who) in waits {

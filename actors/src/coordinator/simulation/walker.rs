@@ -1,20 +1,24 @@
-//! Somebody who walks through the program of a real plan: a rank, or the controller.
+//! Somebody who walks through the program of a real plan: a rank unit by unit, as its agenda says, or
+//! the controller from end to end.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::membership::Now;
 use crate::plan::message::Message;
+use crate::plan::program::Program;
 use crate::plan::{Action, Plan};
 
 /// Someone who walks through a program.
 pub(super) struct Walker {
+    plan: Arc<Plan>,
+    member: usize,
+    program: Program,
+    /// What is left of the part under way.
     actions: Box<dyn Iterator<Item = Action>>,
+    units_left: usize,
+    /// For whose frame, and since when.
     pub(super) waits: Option<((usize, u64), Now)>,
-    pub(super) computes: bool,
-    /// What it computes does not end.
-    pub(super) hangs: bool,
-    /// Members it exchanges frames with.
-    pub(super) peers: Vec<usize>,
 }
 
 /// What a walker does next.
@@ -22,25 +26,56 @@ pub(super) enum Next {
     Send(usize, Message),
     Compute,
     Wait,
+    /// It does not get on without the link to this member.
+    NoLink(usize),
+    /// The part under way is done.
     Done,
 }
 
 impl Walker {
-    pub(super) fn new(plan: &Plan, member: usize) -> Self {
-        let (actions, peers) = (Box::new(plan.actions(member)), plan.peers(member));
-        Self { actions, waits: None, computes: false, hangs: false, peers }
+    pub(super) fn of_rank(plan: Arc<Plan>, rank: usize) -> Self {
+        let (actions, program) = (Box::new(std::iter::empty()), plan.program(rank));
+        let units_left = program.unit_ends.len();
+        Self { plan, member: rank, program, actions, units_left, waits: None }
     }
 
-    pub(super) fn next(&mut self, run: u64, inbox: &mut Inbox, now: Now) -> Next {
+    pub(super) fn of_controller(plan: Arc<Plan>) -> Self {
+        let member = plan.controller();
+        let (actions, program) = (Box::new(plan.actions(member)), Program::default());
+        Self { plan, member, program, actions, units_left: 0, waits: None }
+    }
+
+    /// Turns to a unit.
+    pub(super) fn begin(&mut self, unit: usize) {
+        let (plan, at) = (Arc::clone(&self.plan), self.plan.mesh.coordinates(self.member));
+        let ops = self.program.unit(unit).to_vec();
+        self.actions = Box::new(ops.into_iter().flat_map(move |op| plan.expand(at, op)));
+    }
+
+    /// A unit is done; whether it was the last one.
+    pub(super) fn end_unit(&mut self) -> bool {
+        self.units_left -= 1;
+        self.units_left == 0
+    }
+
+    /// Goes on, with the frames that are here and without the links that are `broken`.
+    pub(super) fn next(
+        &mut self,
+        run: u64,
+        inbox: &mut Inbox,
+        broken: &BTreeSet<usize>,
+        now: Now,
+    ) -> Next {
         loop {
             if let Some(((from, tag), _)) = self.waits {
                 if !inbox.remove(&(run, from, tag)) {
-                    return Next::Wait;
+                    return if broken.contains(&from) { Next::NoLink(from) } else { Next::Wait };
                 }
                 self.waits = None;
             }
             match self.actions.next() {
                 None => return Next::Done,
+                Some(Action::Send(to, _)) if broken.contains(&to) => return Next::NoLink(to),
                 Some(Action::Send(to, message)) => return Next::Send(to, message),
                 Some(Action::Recv(from, message)) => {
                     self.waits = Some(((from, message.tag().0), now));

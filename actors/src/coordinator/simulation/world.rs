@@ -14,6 +14,7 @@ use crate::coordinator::mesh_plan::MeshPlans;
 use crate::journal::Entry;
 use crate::membership::{Incarnation, Member, Now};
 use crate::protocol::{DeviceId, FromCoordinator};
+use crate::request::Degrees;
 
 /// Faults end here.
 pub(super) const FAULTS_END: Now = ms(12_000);
@@ -23,6 +24,12 @@ const END: Now = ms(120_000);
 const EVENTS_MAX: u64 = 2_000_000;
 /// Requests of a simulation.
 const REQUESTS: u64 = 8;
+
+/// Degrees of manifests: cfg, pipefusion, ulysses and data.
+const MESHES: [[u32; 4]; 5] =
+    [[1, 3, 2, 1], [1, 2, 2, 1], [2, 2, 1, 1], [1, 2, 1, 2], [1, 1, 2, 2]];
+/// Degrees that requests name.
+const NAMED: [[u32; 4]; 3] = [[1, 2, 1, 1], [1, 1, 2, 1], [2, 1, 1, 1]];
 
 /// What happens at a moment.
 pub(super) enum Wake {
@@ -46,7 +53,7 @@ pub(super) enum Wake {
     Computed {
         device: DeviceId,
         life: u64,
-        run: u64,
+        epoch: u64,
     },
     /// A rank notices that its link to a peer is gone.
     LinkLost {
@@ -83,6 +90,11 @@ pub(super) enum Wake {
 pub(super) enum Order {
     Form(super::runs::Form),
     Start(super::runs::Start),
+    Enter {
+        epoch: u64,
+        run: u64,
+        after: u64,
+    },
     Abort(u64),
     Dissolve(u64),
     /// The session is over.
@@ -121,6 +133,10 @@ impl Dice {
     }
 }
 
+fn degrees([cfg_degree, pipefusion_degree, ulysses_degree, data_degree]: [u32; 4]) -> Degrees {
+    Degrees { cfg_degree, pipefusion_degree, ulysses_degree, data_degree, ..Degrees::default() }
+}
+
 /// Everything there is.
 pub(super) struct World {
     pub(super) now: Now,
@@ -131,6 +147,8 @@ pub(super) struct World {
     pub(super) sabotage: Option<Sabotage>,
     pub(super) watch: Watch,
     pub(super) network: Network,
+    /// The mesh of the manifest, which gives way where devices are missing.
+    pub(super) fixed: Degrees,
     pub(super) processes: Processes,
     /// The coordinator, while its process lives.
     pub(super) desk: Option<Desk>,
@@ -140,6 +158,8 @@ pub(super) struct World {
     pub(super) journal: Vec<Entry>,
     /// How long clients let their requests wait, in seconds; others wait for as long as it takes.
     pub(super) deadlines: BTreeMap<u64, u32>,
+    /// Degrees that clients name; they have deadlines, because cut links may leave none for these.
+    pub(super) named: BTreeMap<u64, Degrees>,
     pub(super) faults: u64,
     pub(super) resumed: u64,
     /// Copies of checkpoints that came back.
@@ -152,6 +172,7 @@ impl World {
     pub(super) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
         let mut dice = Dice(seed);
         let (devices, nodes) = (2 + dice.roll(4), 2 + dice.roll(3));
+        let fixed = degrees(MESHES[dice.roll(MESHES.len() as u64) as usize]);
         let mut world = Self {
             now: Now::ZERO,
             scheduled: 0,
@@ -160,11 +181,13 @@ impl World {
             sabotage,
             watch: Watch::default(),
             network: Network::default(),
+            fixed,
             processes: Processes::of(devices, nodes),
             desk: None,
             desks: 0,
             journal: Vec::new(),
             deadlines: BTreeMap::new(),
+            named: BTreeMap::new(),
             faults: 0,
             resumed: 0,
             recalls: 0,
@@ -183,6 +206,10 @@ impl World {
                 let seconds = 1 + world.dice.roll(8) as u32;
                 world.deadlines.insert(client, seconds);
                 world.watch.may_expire(client);
+                if world.dice.roll(2) == 0 {
+                    let index = world.dice.roll(NAMED.len() as u64) as usize;
+                    world.named.insert(client, degrees(NAMED[index]));
+                }
             }
             if world.dice.roll(8) == 0 {
                 let patience = world.dice.between(20, 3_000);
@@ -251,7 +278,7 @@ impl World {
             Wake::AgentOrdered(node, desk, message) => self.agent_ordered(node, desk, message),
             Wake::Loaded(device, life, epoch) => self.loaded(&device, life, epoch),
             Wake::Arrived(frame) => self.arrived(frame),
-            Wake::Computed { device, life, run } => self.computed(&device, life, run),
+            Wake::Computed { device, life, epoch } => self.computed(&device, life, epoch),
             Wake::LinkLost { device, life, epoch, peer } => {
                 self.link_lost(&device, life, epoch, peer);
             }

@@ -8,9 +8,9 @@ use crate::membership::Now;
 
 pub(in super::super) const NAME: &str = "waits end";
 
-/// The longest that a rank which can be reached may wait: detection of a silent peer, the loss
-/// told, and what a mesh of this size computes in between.
-const WAIT_MAX: Duration = Duration::from_secs(8);
+/// The longest that a rank which can be reached may wait: five of the slowest steps here until it
+/// is noticed that a device hangs, two seconds to stop the others, and the loss told.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Until the coordinator looks for requests whose deadlines are over.
 const LOOK_MAX: Duration = Duration::from_millis(200);

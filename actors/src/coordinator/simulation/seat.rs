@@ -1,0 +1,180 @@
+//! A rank in a mesh: the worker's own [`Agenda`], worked off in virtual time.
+//!
+//! Owns what a compute thread and its worker keep of a mesh, and who of the two ends a run. Time,
+//! links and processes are the world's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::runs::{Fault, Form, Frame, Start};
+use super::walker::{Inbox, Next, Walker};
+use crate::executor::agenda::{self, Agenda, AgendaError, Retired};
+use crate::membership::Now;
+use crate::plan::interleave::Entry;
+use crate::plan::message::Message;
+
+/// A mesh that a worker is in.
+pub(super) struct Seat {
+    pub(super) form: Form,
+    agenda: Agenda<Walker>,
+    /// Runs that have begun here.
+    under_way: BTreeMap<u64, Walker>,
+    /// The run whose unit the thread is at.
+    at: Option<u64>,
+    /// What the thread computes.
+    pub(super) computing: Computing,
+    /// Since when a proposed run holds the thread.
+    held: Option<Now>,
+    /// Runs that the thread is to stop when it can.
+    stopped: BTreeSet<u64>,
+    inbox: Inbox,
+    /// Ranks to whom the link is gone.
+    broken: BTreeSet<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Computing {
+    Nothing,
+    Something,
+    /// It does not end.
+    ForEver,
+}
+
+/// What the thread has done.
+pub(super) enum Turn {
+    /// Begun an entry of the agenda, with its number.
+    Begins(u64, Entry),
+    Send(u64, usize, Message),
+    Compute,
+    Ended(u64, Result<(), Fault>),
+    /// Nothing until something happens.
+    Wait,
+}
+
+impl Seat {
+    pub(super) fn new(form: Form) -> Self {
+        Self {
+            form,
+            agenda: Agenda::default(),
+            under_way: BTreeMap::new(),
+            at: None,
+            computing: Computing::Nothing,
+            held: None,
+            stopped: BTreeSet::new(),
+            inbox: Inbox::new(),
+            broken: BTreeSet::new(),
+        }
+    }
+
+    /// Takes a run; where it can come in, when it is only proposed.
+    pub(super) fn start(&mut self, start: Start) -> Result<Option<u64>, AgendaError> {
+        let Start { run, plan, propose, .. } = start;
+        let entries = plan.entries(run);
+        let walker = Walker::of_rank(plan, self.form.rank);
+        match propose {
+            true => self.agenda.propose(run, walker, entries).map(Some),
+            false => self.agenda.append(run, walker, entries).map(|()| None),
+        }
+    }
+
+    pub(super) fn enter(&mut self, run: u64, after: u64) -> Result<(), AgendaError> {
+        self.agenda.admit(run, after)
+    }
+
+    pub(super) fn knows(&self, run: u64) -> bool {
+        self.agenda.knows(run)
+    }
+
+    /// Stops a run; whether it has ended with that.
+    pub(super) fn abort(&mut self, run: u64) -> bool {
+        match self.agenda.retire(run) {
+            Retired::ByThread => drop(self.stopped.insert(run)),
+            Retired::Now => {
+                self.forget(run);
+                return true;
+            }
+            Retired::Before => {}
+        }
+        false
+    }
+
+    pub(super) fn take(&mut self, frame: &Frame) {
+        self.inbox.insert((frame.run, frame.from, frame.tag));
+    }
+
+    pub(super) fn lose_link(&mut self, peer: usize) {
+        self.broken.insert(peer);
+    }
+
+    /// Since when the thread waits, and for whom; without a name for the coordinator's word.
+    pub(super) fn wait(&self) -> Option<(Now, Option<usize>)> {
+        let at = self.at.and_then(|run| self.under_way.get(&run));
+        let frame = at.and_then(|walker| walker.waits);
+        frame.map(|((from, _), since)| (since, Some(from))).or_else(|| Some((self.held?, None)))
+    }
+
+    /// The thread goes on.
+    pub(super) fn turn(&mut self, now: Now) -> Turn {
+        if self.computing != Computing::Nothing {
+            return Turn::Wait;
+        }
+        let Some(run) = self.at else { return self.next_unit(now) };
+        if self.stopped.remove(&run) {
+            return self.end(run, Err(Fault { cause: "aborted".into(), peer: None }), now);
+        }
+        let Some(walker) = self.under_way.get_mut(&run) else { return self.next_unit(now) };
+        match walker.next(run, &mut self.inbox, &self.broken, now) {
+            Next::Wait => Turn::Wait,
+            Next::Send(to, message) => Turn::Send(run, to, message),
+            Next::Compute => {
+                self.computing = Computing::Something;
+                Turn::Compute
+            }
+            Next::NoLink(peer) => {
+                let cause = format!("no link to rank {peer}");
+                self.end(run, Err(Fault { cause, peer: Some(peer) }), now)
+            }
+            Next::Done if walker.end_unit() => self.end(run, Ok(()), now),
+            Next::Done => self.next_unit(now),
+        }
+    }
+
+    fn next_unit(&mut self, now: Now) -> Turn {
+        self.under_way.retain(|&run, _| self.agenda.is_live(run));
+        self.at = None;
+        match self.agenda.take_next() {
+            agenda::Next::Unit { number, entry, begins } => {
+                self.held = None;
+                self.at = Some(entry.run);
+                self.under_way.extend(begins.map(|walker| (entry.run, walker)));
+                if let Some(walker) = self.under_way.get_mut(&entry.run) {
+                    walker.begin(entry.unit);
+                }
+                Turn::Begins(number, entry)
+            }
+            agenda::Next::Held => {
+                self.held.get_or_insert(now);
+                Turn::Wait
+            }
+            agenda::Next::Idle => {
+                self.held = None;
+                Turn::Wait
+            }
+        }
+    }
+
+    /// The thread is done with a run, which it tells unless the worker has.
+    fn end(&mut self, run: u64, outcome: Result<(), Fault>, now: Now) -> Turn {
+        self.forget(run);
+        match self.agenda.finish(run) {
+            true => {
+                self.at = None;
+                Turn::Ended(run, outcome)
+            }
+            false => self.next_unit(now),
+        }
+    }
+    fn forget(&mut self, run: u64) {
+        self.under_way.remove(&run);
+        self.inbox.retain(|(of, ..)| *of != run);
+    }
+}
