@@ -9,6 +9,7 @@
 //! Invariant: whatever is lost (session, replica, device) arrives as one event, and every request
 //! gets exactly one result.
 
+mod acceptance;
 mod admission;
 mod advance;
 mod clients;
@@ -38,7 +39,6 @@ mod switch;
 mod tokens;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -57,12 +57,14 @@ pub(crate) use joining::Door;
 use crate::dispatcher::{Dispatcher, DispatcherEvent, RequestId};
 use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::{RankMsg, ReplicaReport};
+use crate::journal::keeper::{Journal, Opened};
 use crate::manifest::Manifest;
 use crate::membership::{Membership, MembershipEvent, Now};
 use crate::protocol::{DeviceId, Hello, RequestKey, ToCoordinator};
 use crate::request::GenerateRequest;
 use crate::session::SessionEnded;
 use crate::status::ClusterStatus;
+use acceptance::Acceptance;
 use clients::Clients;
 use examining::Examinations;
 use formation::{Formation, FormationEvent};
@@ -86,8 +88,8 @@ pub(crate) struct CoordinatorArgs {
     pub(crate) fabric: Arc<dyn Fabric>,
     /// Where it listens, for people.
     pub(crate) address: String,
-    /// Folder of what it must not forget; `None` where it is not to outlive its process.
-    pub(crate) journal: Option<PathBuf>,
+    /// What it must not forget; `None` where it is not to outlive its process.
+    pub(crate) journal: Option<(Journal, Opened)>,
     /// Where machines can join; `None` inside one process.
     pub(crate) door: Option<Door>,
 }
@@ -110,6 +112,8 @@ pub(crate) enum CoordinatorMsg {
     Submit(RequestId, Box<GenerateRequest>, UpdateSink),
     /// As `Submit`, of a client that can ask again.
     SubmitKeyed(RequestKey, RequestId, Box<GenerateRequest>, UpdateSink),
+    /// A request of a client is in the journal, or will not be.
+    Written(RequestId, Result<(), String>),
     /// A caller does not want it any more.
     Cancel(RequestId),
     /// From the root of a replica's tree.
@@ -173,6 +177,7 @@ pub(crate) struct State {
     /// By device and epoch: while meshes change a device sits in two.
     proxies: BTreeMap<(DeviceId, u64), ActorRef<RankMsg>>,
     dispatcher: Dispatcher,
+    acceptance: Acceptance,
     requests: BTreeMap<RequestId, Request>,
     /// Requests that came before the model was known.
     early: Vec<(RequestId, GenerateRequest, UpdateSink)>,
@@ -200,7 +205,7 @@ impl Actor for Coordinator {
     ) -> Result<State, ActorProcessingErr> {
         let CoordinatorArgs { mut manifest, fabric, address, journal, door } = args;
         let joins = Joins::new(door, Arc::make_mut(&mut manifest));
-        let (memory, early) = Memory::open(journal.as_deref(), &myself, &next_request);
+        let (memory, early) = Memory::of(journal, &myself, &next_request);
         let health = &manifest.health;
         let tick = Duration::from_millis(u64::from(health.heartbeat_ms / 2).max(10));
         let wait_ms = health.form_deadline_ms + manifest.launcher.ready_deadline_ms;
@@ -229,6 +234,7 @@ impl Actor for Coordinator {
             links: MeasuredLinks::default(),
             replica_actors: BTreeMap::new(),
             proxies: BTreeMap::new(),
+            acceptance: Acceptance::default(),
             requests: BTreeMap::new(),
             early,
             memory,
@@ -265,11 +271,11 @@ impl Actor for Coordinator {
                 state.submit(&myself, id, *request, sink).await;
             }
             CoordinatorMsg::SubmitKeyed(key, id, request, sink) => {
-                state.remember(id, key, &request);
-                state.recall(&myself, id).await;
-                state.submit(&myself, id, *request, sink).await;
+                state.accept(&myself, key, id, request, sink);
             }
+            CoordinatorMsg::Written(id, outcome) => state.written(&myself, id, outcome).await,
             CoordinatorMsg::Cancel(request) => {
+                state.withdraw(request, GenerateError::Cancelled);
                 let before = state.early.len();
                 state.early.retain(|(early, _, _)| *early != request);
                 if state.early.len() < before {
@@ -295,6 +301,7 @@ impl Actor for Coordinator {
                 state.stop_awaiting(&myself).await;
                 state.let_go(&myself).await;
                 state.joins.tick();
+                state.stop_awaiting_disk();
                 state.dispatch(&myself, DispatcherEvent::Tick).await;
                 state.measure_again();
                 state.memory.give_up_orphans();

@@ -27,6 +27,9 @@ pub enum GenerateError {
     /// It waited in the queue for as long as it may; the message says for what.
     #[error("{0}")]
     Expired(String),
+    /// The coordinator could not write it down, so it was never queued; the message says why.
+    #[error("{0}")]
+    NotAccepted(String),
     /// Cancelled by its caller.
     #[error("the request was cancelled")]
     Cancelled,

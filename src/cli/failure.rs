@@ -135,9 +135,10 @@ impl From<GenerateError> for Failure {
             GenerateError::Refused(_) => Self::usage(error),
             GenerateError::Unreachable(_) => Self::unreachable(error),
             GenerateError::Cancelled => Self::interrupted(),
-            GenerateError::Failed(_) | GenerateError::Lost(_) | GenerateError::Expired(_) => {
-                Self::failed(error)
-            }
+            GenerateError::Failed(_)
+            | GenerateError::Lost(_)
+            | GenerateError::Expired(_)
+            | GenerateError::NotAccepted(_) => Self::failed(error),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns starting it, publishing its address, and stopping it.
 
+use std::io;
 use std::sync::Arc;
 
 use ditmesh_transport::control::ControlEndpoint;
@@ -10,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::data_plane::DataPlane;
 use super::node_agent::unix_ms;
 use crate::coordinator::{CoordinatorArgs, CoordinatorHandle, Door};
+use crate::journal::keeper::Journal;
 use crate::launcher::record::{ProcessRecord, Published, Role, RunFolder};
 use crate::manifest::Manifest;
 use crate::membership::Incarnation;
@@ -39,13 +41,20 @@ impl HostedCoordinator {
         let manifest = Arc::new(manifest.clone());
         let name = manifest.coordinator_node().to_string();
         let door = Some(Door { endpoint: endpoint.clone(), folder: folder.path().to_path_buf() });
-        let args = CoordinatorArgs {
-            manifest,
-            fabric,
-            address: address.clone(),
-            journal: Some(folder.path().join("coordinator")),
-            door,
+        let path = folder.path().join("coordinator");
+        let journal = match Journal::open(&path) {
+            Ok(journal) => Some(journal),
+            // Two coordinators of one state would give the same epochs to different meshes.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(format!("the journal in {}: {error}", path.display()));
+            }
+            Err(error) => {
+                let path = path.display();
+                tracing::error!(%path, %error, "no journal: a restart will remember nothing");
+                None
+            }
         };
+        let args = CoordinatorArgs { manifest, fabric, address: address.clone(), journal, door };
         let handle = CoordinatorHandle::start(args).await?;
         let accepting = handle.listen(endpoint);
         let record = ProcessRecord {

@@ -284,6 +284,7 @@ impl State {
                     FailureKind::Failed => GenerateError::Failed(cause),
                     FailureKind::Lost => GenerateError::Lost(cause),
                     FailureKind::Expired => GenerateError::Expired(cause),
+                    FailureKind::NotAccepted => GenerateError::NotAccepted(cause),
                     FailureKind::Cancelled => GenerateError::Cancelled,
                 }),
             ),

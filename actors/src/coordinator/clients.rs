@@ -187,6 +187,7 @@ async fn forward(mut handle: GenerationHandle, session: SessionHandle<FromCoordi
                 GenerateError::Failed(_) => FailureKind::Failed,
                 GenerateError::Lost(_) | GenerateError::Unreachable(_) => FailureKind::Lost,
                 GenerateError::Expired(_) => FailureKind::Expired,
+                GenerateError::NotAccepted(_) => FailureKind::NotAccepted,
                 GenerateError::Cancelled => FailureKind::Cancelled,
             };
             let reply = ClientReply::Failed { kind, cause: error.to_string() };

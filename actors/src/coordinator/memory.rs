@@ -8,22 +8,21 @@
 //! nobody claims within [`ORPHAN_MAX`] is cancelled.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ractor::ActorRef;
 
+use super::CoordinatorMsg;
 use super::copies::{Copies, CopiesCommand};
 use super::recovery::Journey;
-use super::{CoordinatorMsg, State};
 use crate::agent::node_agent::unix_ms;
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::dispatcher::RequestId;
 use crate::generation::{self, GenerationHandle, UpdateSink};
 use crate::journal::Entry;
-use crate::journal::keeper::{Journal, Opened};
+use crate::journal::keeper::{Journal, Opened, Told};
 use crate::manifest::Manifest;
 use crate::membership::{Incarnation, Member, Membership, Now};
 use crate::protocol::copies::HeldCopy;
@@ -70,25 +69,18 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Opens the journal in `folder`; what an earlier life had not finished is to be submitted.
-    pub(super) fn open(
-        folder: Option<&Path>,
+    /// With a journal and what it said; what an earlier life had not finished is to be submitted.
+    pub(super) fn of(
+        journal: Option<(Journal, Opened)>,
         myself: &ActorRef<CoordinatorMsg>,
         next_request: &AtomicU64,
     ) -> (Self, Early) {
-        let Some(folder) = folder else { return (Self::default(), Vec::new()) };
-        let (journal, opened) = match Journal::open(folder) {
-            Ok((journal, opened)) => (Some(journal), opened),
-            Err(error) => {
-                let path = folder.display();
-                tracing::error!(%path, %error, "no journal: a restart will remember nothing");
-                (None, Opened::default())
-            }
-        };
+        let Some((journal, opened)) = journal else { return (Self::default(), Vec::new()) };
         let Opened { remembered, mut checkpoints } = opened;
         let epochs = remembered.epochs;
         let members = remembered.members.into_iter().map(known).collect();
         let forced = remembered.forced;
+        let journal = Some(journal);
         let mut memory = Self { journal, epochs, members, forced, ..Self::default() };
         let (mut early, now_ms) = (Vec::new(), unix_ms());
         for (id, pending) in remembered.requests {
@@ -177,6 +169,20 @@ impl Memory {
 
     pub(super) fn request_of(&self, key: &RequestKey) -> Option<RequestId> {
         self.named.iter().find(|(_, named)| *named == key).map(|(id, _)| *id)
+    }
+
+    /// Remembers a request until it ends; `told` when that is on the disk, at once without a journal.
+    pub(super) fn accept(
+        &mut self,
+        id: RequestId,
+        key: RequestKey,
+        request: &GenerateRequest,
+        told: Told,
+    ) {
+        self.named.insert(id, key);
+        let Some(journal) = &self.journal else { return told(Ok(())) };
+        let (asked, at_ms) = (Box::new(request.clone()), unix_ms());
+        journal.note_and_tell(Entry::Accepted { request: id, key, asked, at_ms }, told);
     }
 
     /// A request has its result.
@@ -282,15 +288,4 @@ fn known(((node, device), incarnation): ((String, Option<u32>), u64)) -> (Member
         Some(index) => Member::Worker(DeviceId { node, index }),
     };
     (member, Incarnation(incarnation))
-}
-
-impl State {
-    /// Remembers a request until it ends.
-    pub(super) fn remember(&mut self, id: RequestId, key: RequestKey, request: &GenerateRequest) {
-        self.memory.named.insert(id, key);
-        if let Some(journal) = &self.memory.journal {
-            let (asked, at_ms) = (Box::new(request.clone()), unix_ms());
-            journal.note(Entry::Accepted { request: id, key, asked, at_ms });
-        }
-    }
 }

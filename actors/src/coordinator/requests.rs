@@ -278,6 +278,7 @@ impl State {
 
     /// Ends all requests.
     pub(super) fn fail_all(&mut self, cause: &str) {
+        self.withdraw_all(&GenerateError::Lost(cause.into()));
         for (_, _, sink) in std::mem::take(&mut self.early) {
             sink.result(Err(GenerateError::Lost(cause.into())));
         }

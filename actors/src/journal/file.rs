@@ -1,9 +1,10 @@
 //! The journal's files: `journal`, and one file for the newest checkpoint of each request.
 //!
-//! Owns their names, and that each is either whole and on the disk or not there: entries are
-//! appended and synced, everything else is written beside its place and renamed.
+//! Owns their names, that one process has them at a time, and that each is either whole and on the
+//! disk or not there: entries are appended and synced, everything else is written beside its place
+//! and renamed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -15,22 +16,39 @@ use crate::checkpoint::Checkpoint;
 /// Bytes after which a journal is written anew, without what has ended.
 const JOURNAL_BYTES_MAX: u64 = 16 << 20;
 
+/// How an append waits for the disk.
+pub(crate) type Sync = Box<dyn FnMut(&File) -> io::Result<()> + Send>;
+
 /// The open files.
-#[derive(Debug)]
 pub(crate) struct JournalFile {
     folder: PathBuf,
     file: File,
+    sync: Sync,
     bytes: u64,
+    /// Whether something of what is remembered could not be written.
+    lags: bool,
     remembered: Remembered,
+    /// Held as long as the files are open.
+    _lock: File,
 }
 
 impl JournalFile {
     /// Opens the journal in `folder`, or begins one, and writes it anew.
     ///
     /// # Errors
-    /// When the folder cannot be written to.
+    /// When the folder cannot be written to; [`io::ErrorKind::ResourceBusy`] while another process
+    /// has it open, as one that is stopped and not dead.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
+        Self::open_with(folder, Box::new(File::sync_data))
+    }
+
+    /// The same, with another way to wait for the disk.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn open_with(folder: &Path, sync: Sync) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
+        let lock = lock(folder)?;
         let path = folder.join("journal");
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -42,7 +60,8 @@ impl JournalFile {
             tracing::warn!(path = %path.display(), bytes = torn, "the journal's end was cut short");
         }
         let (file, bytes) = rewrite(folder, &remembered)?;
-        let journal = Self { folder: folder.to_owned(), file, bytes, remembered };
+        let (folder, lags) = (folder.to_owned(), false);
+        let journal = Self { folder, file, sync, bytes, lags, remembered, _lock: lock };
         journal.remove_strays()?;
         Ok(journal)
     }
@@ -55,7 +74,7 @@ impl JournalFile {
     /// Appends entries and waits for the disk.
     ///
     /// # Errors
-    /// When they could not be written; they are then as good as not appended.
+    /// When they could not be written; the next append that succeeds writes them too.
     pub(crate) fn append(&mut self, entries: Vec<Entry>) -> io::Result<()> {
         let mut bytes = Vec::new();
         entries.iter().for_each(|entry| append(&mut bytes, entry));
@@ -64,12 +83,18 @@ impl JournalFile {
             gone.extend(self.path_before(&entry));
             self.remembered.add(entry);
         }
-        if self.bytes + bytes.len() as u64 > JOURNAL_BYTES_MAX {
+        if self.lags || self.bytes + bytes.len() as u64 > JOURNAL_BYTES_MAX {
+            // A disk that is still full keeps what it has.
+            self.lags = true;
             (self.file, self.bytes) = rewrite(&self.folder, &self.remembered)?;
-        } else if let Err(error) = self.file.write_all(&bytes).and_then(|()| self.file.sync_data())
+            (self.sync)(&self.file)?;
+            self.lags = false;
+        } else if let Err(error) =
+            self.file.write_all(&bytes).and_then(|()| (self.sync)(&self.file))
         {
             // Half an entry would hide all that follow.
             let _ = self.file.set_len(self.bytes);
+            self.lags = true;
             return Err(error);
         } else {
             self.bytes += bytes.len() as u64;
@@ -156,6 +181,20 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Checkpoint> {
     let checkpoint = rkyv::from_bytes::<Checkpoint, rancor::Error>(&aligned).ok()?;
     let elements = checkpoint.state.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
     (elements == Some(checkpoint.state.data.len())).then_some(checkpoint)
+}
+
+fn lock(folder: &Path) -> io::Result<File> {
+    let lock = File::create(folder.join("lock"))?;
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let cause = "another coordinator has it open; end that one first";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, cause));
+        }
+        // There are file systems without locks.
+        Err(TryLockError::Error(error)) => tracing::warn!(%error, "the journal has no lock"),
+        Ok(()) => {}
+    }
+    Ok(lock)
 }
 
 /// Replaces the journal by the fewest entries.

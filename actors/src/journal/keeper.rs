@@ -1,17 +1,17 @@
 //! The thread that writes a coordinator's journal, and the handle to it.
 //!
 //! Owns the order of writes and that the coordinator never waits for the disk, except before it
-//! uses epochs that no journal names. Of checkpoints only the newest of each request waits to be
+//! uses epochs that no journal names: it is told when an entry is there. Of checkpoints only the newest of each request waits to be
 //! written, so a slow disk makes them rarer and nothing else.
 //!
-//! A disk that fails is told once in the log: the cluster goes on, and a coordinator that is killed
-//! then forgets what was not written.
+//! A disk that fails is told once in the log: the cluster goes on with what it has accepted, and a
+//! coordinator that is killed then forgets what was not written.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,8 +31,11 @@ const EPOCHS_AHEAD: u64 = 64;
 /// Longest wait for the disk before epochs are used.
 const EPOCHS_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Hears whether an entry is on the disk, or why it is not; on the journal's thread.
+pub(crate) type Told = Box<dyn FnOnce(Result<(), String>) + Send>;
+
 enum Order {
-    Note(Entry),
+    Note(Entry, Option<Told>),
     /// There is a checkpoint to write.
     Look,
     Synced(SyncSender<()>),
@@ -62,7 +65,14 @@ impl Journal {
     /// # Errors
     /// When the folder cannot be written to or there is no thread to be had.
     pub(crate) fn open(folder: &Path) -> io::Result<(Self, Opened)> {
-        let mut file = JournalFile::open(folder)?;
+        Self::of(JournalFile::open(folder)?)
+    }
+
+    /// The same, of files that are open.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn of(mut file: JournalFile) -> io::Result<(Self, Opened)> {
         let remembered = file.remembered().clone();
         let kept = remembered.requests.keys().filter_map(|&id| Some((id, file.checkpoint(id)?)));
         let checkpoints = kept.collect();
@@ -81,7 +91,22 @@ impl Journal {
     /// Remembers an entry soon.
     pub(crate) fn note(&self, entry: Entry) {
         // A thread that has ended has said why.
-        let _ = self.orders.send(Order::Note(entry));
+        let _ = self.orders.send(Order::Note(entry, None));
+    }
+
+    /// Remembers an entry, and tells when it is on the disk or why it will not be. Never waits: one
+    /// that finds no place behind a disk that is too slow is not remembered.
+    pub(crate) fn note_and_tell(&self, entry: Entry, told: Told) {
+        let (order, cause) = match self.orders.try_send(Order::Note(entry, Some(told))) {
+            Ok(()) => return,
+            Err(TrySendError::Full(order)) => {
+                (order, "the disk is too slow for what is to be kept")
+            }
+            Err(TrySendError::Disconnected(order)) => (order, "nobody writes it any more"),
+        };
+        if let Order::Note(_, Some(told)) = order {
+            told(Err(cause.into()));
+        }
     }
 
     /// Remembers a checkpoint soon, unless a newer one comes before.
@@ -125,16 +150,25 @@ fn write_all(file: &mut JournalFile, orders: &Receiver<Order>, waiting: &Mutex<W
         healthy = outcome.is_ok();
     };
     while let Ok(first) = orders.recv() {
-        let (mut entries, mut replies, mut looks) = (Vec::new(), Vec::new(), false);
+        let (mut entries, mut told, mut replies, mut looks) = (vec![], vec![], vec![], false);
         for order in std::iter::once(first).chain(orders.try_iter().take(BATCH_ENTRIES_MAX)) {
             match order {
-                Order::Note(entry) => entries.push(entry),
+                Order::Note(entry, awaited) => {
+                    entries.push(entry);
+                    told.extend(awaited);
+                }
                 Order::Look => looks = true,
                 Order::Synced(reply) => replies.push(reply),
             }
         }
         if !entries.is_empty() {
-            tell(file.append(entries));
+            let appended = file.append(entries);
+            let outcome = match &appended {
+                Ok(()) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            };
+            told.into_iter().for_each(|told| told(outcome.clone()));
+            tell(appended);
         }
         if looks {
             let taken =

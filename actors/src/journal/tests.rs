@@ -84,6 +84,7 @@ fn a_checkpoint_is_there_again_and_what_ended_leaves_no_file() {
     std::io::Write::write_all(&mut torn, &[9, 0, 0, 0, 1, 2]).expect("torn");
     fs::write(folder.path().join("2-8.checkpoint"), "left over").expect("written");
     fs::write(folder.path().join("1-5.checkpoint.partial"), "cut short").expect("written");
+    drop(file);
     let again = JournalFile::open(folder.path()).expect("opened again");
     assert_eq!(again.remembered().epochs, 9);
     assert_eq!(again.remembered().requests.keys().copied().collect::<Vec<_>>(), [1]);
@@ -91,7 +92,7 @@ fn a_checkpoint_is_there_again_and_what_ended_leaves_no_file() {
     let mut names: Vec<_> =
         fs::read_dir(folder.path()).expect("listed").map(|e| e.expect("one").file_name()).collect();
     names.sort();
-    assert_eq!(names, ["1-4.checkpoint", "journal"]);
+    assert_eq!(names, ["1-4.checkpoint", "journal", "lock"]);
     fs::write(folder.path().join("1-4.checkpoint"), "damaged").expect("written");
     assert_eq!(again.checkpoint(1), None, "begins again rather than from something else");
 }
@@ -112,7 +113,7 @@ fn a_thread_writes_what_it_is_told_and_epochs_are_named_before_they_are_used() {
     };
     assert!(named(folder.path()).epochs >= 1000);
     drop(journal);
-    let (_journal, opened) = Journal::open(folder.path()).expect("opened again");
+    let (_journal, opened) = opened_again(folder.path());
     assert_eq!(opened.checkpoints.get(&5), Some(&checkpoint(49)), "the newest");
     assert_eq!(opened.remembered.requests[&5].key, key(5));
     assert!(named(folder.path()).epochs > opened.remembered.epochs, "of this life");
@@ -132,6 +133,48 @@ fn a_request_that_waited_has_waited_since_it_was_accepted() {
     assert_eq!(waited(1, 31_000), Duration::from_secs(30));
     assert_eq!(waited(2, 31_000), Duration::ZERO);
     assert_eq!(waited(1, 0), Duration::ZERO, "a clock that was put back costs nobody anything");
+}
+
+/// Opens a journal whose thread is about to end.
+fn opened_again(folder: &std::path::Path) -> (Journal, keeper::Opened) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        match Journal::open(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                assert!(std::time::Instant::now() < deadline, "it does not end");
+                std::thread::yield_now();
+            }
+            opened => return opened.expect("opened again"),
+        }
+    }
+}
+
+#[test]
+fn a_journal_is_open_in_one_place_at_a_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = JournalFile::open(folder.path()).expect("opened");
+    let second = JournalFile::open(folder.path()).err().expect("refused");
+    assert_eq!(second.kind(), std::io::ErrorKind::ResourceBusy);
+    assert!(second.to_string().contains("another coordinator has it open"), "{second}");
+    drop(first);
+    JournalFile::open(folder.path()).expect("opened once it is closed");
+}
+
+/// A disk that has room again gets what it could not take.
+#[test]
+fn what_could_not_be_written_is_written_with_what_comes_next() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut left = vec![Ok(()), Err(std::io::ErrorKind::StorageFull.into()), Ok(())].into_iter();
+    let sync = Box::new(move |_: &fs::File| left.next().unwrap_or(Ok(())));
+    let mut file = JournalFile::open_with(folder.path(), sync).expect("opened");
+    file.append(vec![accepted(1), accepted(2)]).expect("room");
+    file.append(vec![Entry::Ended { request: 1 }]).expect_err("no room");
+    let on_disk =
+        || Remembered::from_bytes(&fs::read(folder.path().join("journal")).expect("read"));
+    assert_eq!(on_disk().0.requests.keys().copied().collect::<Vec<_>>(), [1, 2]);
+    file.append(vec![accepted(3)]).expect("room again");
+    assert_eq!(on_disk().0.requests.keys().copied().collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(on_disk().1, 0, "nothing is cut short");
 }
 
 #[test]

@@ -124,6 +124,8 @@ pub enum FailureKind {
     Lost,
     /// It waited too long.
     Expired,
+    /// It could not be written down.
+    NotAccepted,
     /// It was cancelled.
     Cancelled,
 }

@@ -1,0 +1,113 @@
+//! Requests of clients on their way into the journal.
+//!
+//! Owns those that are not accepted yet: a client hears of its request only once the journal has it
+//! on the disk, or that it has not. Nothing else waits for that.
+//!
+//! Invariant: a request is here, in the queue or ended; one that is cancelled here is never queued.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use ractor::ActorRef;
+
+use super::{CoordinatorMsg, State};
+use crate::dispatcher::{QUEUE_REQUESTS_MAX, RequestId};
+use crate::generation::{GenerateError, UpdateSink};
+use crate::protocol::RequestKey;
+use crate::request::GenerateRequest;
+
+/// Longest wait for the disk.
+const WRITTEN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Requests that are being written down.
+#[derive(Default)]
+pub(super) struct Acceptance {
+    waiting: BTreeMap<RequestId, Waiting>,
+}
+
+struct Waiting {
+    request: Box<GenerateRequest>,
+    sink: UpdateSink,
+    since: Instant,
+}
+
+impl State {
+    /// Has a request of a client written down; it is queued after that.
+    pub(super) fn accept(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        key: RequestKey,
+        id: RequestId,
+        request: Box<GenerateRequest>,
+        sink: UpdateSink,
+    ) {
+        if self.acceptance.waiting.len() >= QUEUE_REQUESTS_MAX {
+            return sink.result(Err(not_accepted("too many wait for it already")));
+        }
+        let coordinator = myself.clone();
+        let told = Box::new(move |outcome| {
+            // A coordinator that has ended accepts nothing.
+            let _ = coordinator.cast(CoordinatorMsg::Written(id, outcome));
+        });
+        self.memory.accept(id, key, &request, told);
+        let since = Instant::now();
+        self.acceptance.waiting.insert(id, Waiting { request, sink, since });
+    }
+
+    /// A request is on the disk, or will not be.
+    pub(super) async fn written(
+        &mut self,
+        myself: &ActorRef<CoordinatorMsg>,
+        id: RequestId,
+        outcome: Result<(), String>,
+    ) {
+        let Some(Waiting { request, sink, .. }) = self.acceptance.waiting.remove(&id) else {
+            return;
+        };
+        match outcome {
+            Ok(()) => {
+                self.recall(myself, id).await;
+                self.submit(myself, id, *request, sink).await;
+            }
+            Err(cause) => {
+                self.memory.forget(id);
+                sink.result(Err(not_accepted(&cause)));
+            }
+        }
+    }
+
+    /// Ends a request that waits for the disk without a picture; nothing for one that does not.
+    pub(super) fn withdraw(&mut self, id: RequestId, error: GenerateError) {
+        if let Some(waiting) = self.acceptance.waiting.remove(&id) {
+            self.memory.forget(id);
+            waiting.sink.result(Err(error));
+        }
+    }
+
+    /// Gives up what the disk does not take in time.
+    pub(super) fn stop_awaiting_disk(&mut self) {
+        let late = |waiting: &Waiting| waiting.since.elapsed() >= WRITTEN_DEADLINE;
+        let waiting = self.acceptance.waiting.iter().filter(|(_, waiting)| late(waiting));
+        let late: Vec<RequestId> = waiting.map(|(&id, _)| id).collect();
+        for id in late {
+            let seconds = WRITTEN_DEADLINE.as_secs();
+            self.withdraw(id, not_accepted(&format!("the disk did not answer for {seconds} s")));
+        }
+    }
+
+    /// Ends all that wait for the disk.
+    pub(super) fn withdraw_all(&mut self, error: &GenerateError) {
+        let ids: Vec<RequestId> = self.acceptance.waiting.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.withdraw(id, error.clone()));
+    }
+}
+
+fn not_accepted(cause: &str) -> GenerateError {
+    GenerateError::NotAccepted(format!(
+        "the coordinator cannot write the request to its journal: {cause}; see to the disk of its \
+         state folder and ask again"
+    ))
+}
+
+#[cfg(test)]
+mod tests;
