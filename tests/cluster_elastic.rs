@@ -435,7 +435,7 @@ fn a_node_that_flaps_is_quarantined() {
         let found = cluster.status().nodes.into_iter().find(|node| node.name == "c");
         found.map_or((0, String::new()), |node| (node.process, node.state))
     };
-    let mut held = None;
+    let (mut held, mut actors) = (None, 0);
     for flap in 0..flaps {
         let process = joiner.process.id();
         wait_until("it is there", || node(&cluster).0 == process);
@@ -445,12 +445,17 @@ fn a_node_that_flaps_is_quarantined() {
         if flap == flaps / 2 {
             cluster.client().generate(short_request()).blocking_finish().unwrap();
             held = Some(stay.map(holdings));
+            actors = cluster.status().actors;
         }
         joiner.again(&cluster);
     }
     wait_until("it is quarantined", || node(&cluster).1 == "quarantined");
     assert_eq!(ranks(&cluster.status()), 2, "{:?}", cluster.status());
     cluster.client().generate(short_request()).blocking_finish().unwrap();
+    // Sessions, with the stream of each, and the trees of meshes; the node's own agent and worker
+    // may be there now and not then.
+    wait_until("actors are left", || cluster.status().actors <= actors + 2);
+    eprintln!("{actors} actors after half of them, {} after the last", cluster.status().actors);
     let (held, now) = (held.unwrap(), stay.map(holdings));
     eprintln!("{flaps} flaps: {held:?} after half of them, {now:?} after the last");
     // What one flap leaves behind would be there so many times.

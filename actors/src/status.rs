@@ -46,6 +46,9 @@ pub struct ClusterStatus {
     pub callers_refused: u64,
     /// Requests that have no result yet, in order.
     pub requests: Vec<RequestStatus>,
+    /// Actors of the coordinator: one for each session with an agent, a worker or a client, which
+    /// holds its control stream, and the tree of each mesh.
+    pub actors: u32,
 }
 
 /// One request.

@@ -85,6 +85,16 @@ impl CoordinatorHandle {
         status
     }
 
+    /// Actors that live below the coordinator: one for each session, and the tree of each mesh.
+    pub(super) fn actors(&self) -> usize {
+        let (mut found, mut open) = (0, self.actor.get_children());
+        while let Some(actor) = open.pop() {
+            found += 1;
+            open.extend(actor.get_children());
+        }
+        found
+    }
+
     /// Takes a channel that somebody in this process dialled. Needs a tokio runtime.
     pub(crate) fn admit(&self, channel: ControlChannel, cluster: String) {
         tokio::spawn(admission::admit(channel, cluster, self.actor.clone()));

@@ -35,6 +35,7 @@ impl State {
                 + self.joins.callers_refused()
                 + self.fabric.callers_refused(),
             requests: self.request_statuses(),
+            actors: self.handle.actors() as u32,
         }
     }
 
