@@ -24,6 +24,9 @@ const HUNG_LIMIT: Duration = Duration::from_secs(4);
 /// What a loss may cost after that on a busy machine, loading and the next mesh included.
 const GOES_ON_LIMIT: Duration = Duration::from_secs(3);
 
+/// How long a coordinator is stopped: longer than anybody waits for a sign of life of it.
+const STOPPED: Duration = Duration::from_secs(5);
+
 /// Long enough that every kind of loss comes before the end.
 const STEPS: u32 = 400;
 
@@ -294,6 +297,44 @@ fn a_killed_coordinator_goes_on_with_what_it_had_begun() {
         assert_eq!(before.0, after.0, "another process");
         assert!(before.1 < after.1, "incarnation {} after {}", after.1, before.1);
     }
+}
+
+/// Its process is stopped, not dead, so nobody starts another one: by the time it goes on everybody
+/// has given it up. It takes them all in again, and the runs go on from what it kept.
+#[test]
+fn a_stopped_coordinator_goes_on_with_what_it_had_begun() {
+    let cluster = exact();
+    let expected = undisturbed(&cluster);
+    let before = cluster.status();
+    let coordinator = before.nodes[0].process;
+    let client = cluster.client();
+    let [mut run, second] = [(); 2].map(|()| client.generate(request()));
+    while !matches!(run.blocking_next_event(), Some(Event::Step { step: 20.., .. })) {}
+    signal(coordinator, "STOP");
+    let moment = Instant::now();
+    wait_until("it is stopped", || moment.elapsed() >= STOPPED);
+    signal(coordinator, "CONT");
+    let mut heard = Vec::new();
+    while let Some(event) = run.blocking_next_event() {
+        if let Event::Resumed(resumption) = event {
+            eprintln!("after {:?}: {resumption} ({})", moment.elapsed(), resumption.cause);
+            heard.push(resumption);
+        }
+    }
+    let generation = run.blocking_finish().unwrap();
+    eprintln!("a picture after {:?}", moment.elapsed());
+    assert!(relative(&generation, &expected) <= 1e-5);
+    heard.retain(|resumption| !resumption.moved);
+    let [resumption] = heard.as_slice() else { panic!("{heard:?}") };
+    names(resumption, &["the coordinator"], "asked again");
+    assert!(resumption.resumed_at_step >= 10, "{resumption:?}");
+    // A mesh of the time before takes nothing any more: what runs now has an epoch of its own.
+    let epoch = before.mesh.as_ref().unwrap().epoch;
+    assert!(generation.report.epoch > epoch, "epoch {}", generation.report.epoch);
+    assert!(relative(&second.blocking_finish().unwrap(), &expected) <= 1e-5);
+    let after = cluster.wait_for_mesh(epoch);
+    assert_eq!((after.queued, after.nodes[0].process), (0, coordinator), "{after:?}");
+    draws_again(&cluster, &before);
 }
 
 /// A request for a mesh that there is not has waited since it was accepted, not since the restart.

@@ -276,6 +276,7 @@ impl Actor for Coordinator {
             CoordinatorMsg::Written(id, outcome) => state.written(&myself, id, outcome).await,
             CoordinatorMsg::Cancel(request) => {
                 state.withdraw(request, GenerateError::Cancelled);
+                state.leave_behind(request);
                 let before = state.early.len();
                 state.early.retain(|(early, _, _)| *early != request);
                 if state.early.len() < before {

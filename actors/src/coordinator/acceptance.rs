@@ -1,11 +1,12 @@
 //! Requests of clients on their way into the journal.
 //!
-//! Owns those that are not accepted yet: a client hears of its request only once the journal has it
+//! Owns those that are not accepted yet, and what becomes of one that its client asks for again: a client hears of its request only once the journal has it
 //! on the disk, or that it has not. Nothing else waits for that.
 //!
 //! Invariant: a request is here, in the queue or ended; one that is cancelled here is never queued.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ractor::ActorRef;
@@ -44,6 +45,11 @@ impl State {
         if self.acceptance.waiting.len() >= QUEUE_REQUESTS_MAX {
             return sink.result(Err(not_accepted("too many wait for it already")));
         }
+        // It may ask anew before it is noticed that it was gone.
+        if let Some(before) = self.memory.request_of(&key) {
+            self.leave_behind(before);
+        }
+        self.memory.take_up(&key, id);
         let coordinator = myself.clone();
         let told = Box::new(move |outcome| {
             // A coordinator that has ended accepts nothing.
@@ -73,6 +79,21 @@ impl State {
                 self.memory.forget(id);
                 sink.result(Err(not_accepted(&cause)));
             }
+        }
+    }
+
+    /// A request is given up, perhaps since the way to its client is lost: keeps what it had reached.
+    pub(super) fn leave_behind(&mut self, id: RequestId) {
+        let (Some(key), Some(request)) = (self.memory.key_of(id), self.requests.get(&id)) else {
+            return;
+        };
+        let run = request.run.and_then(|run| self.runs.get(&run));
+        let reached = run.and_then(|run| {
+            let image = run.drawn().iter().position(|drawn| *drawn == id)?;
+            run.newest_checkpoint()?.of_image(image).map(Arc::new)
+        });
+        if let Some(checkpoint) = reached.or_else(|| request.journey.checkpoint.clone()) {
+            self.memory.leave(key, checkpoint);
         }
     }
 

@@ -32,6 +32,9 @@ use crate::request::GenerateRequest;
 /// Longest time that a request of an earlier life waits for its client.
 const ORPHAN_MAX: Duration = Duration::from_secs(60);
 
+/// Requests that were given up whose checkpoints are kept for their clients.
+const LEFT_MAX: usize = 64;
+
 /// A request whose client has not come back.
 struct Orphan {
     /// Never locked: what it holds must be seen by one thread at a time only.
@@ -58,6 +61,8 @@ pub(super) struct Memory {
     named: BTreeMap<RequestId, RequestKey>,
     pub(super) copies: Copies,
     fresh: Fresh,
+    /// What requests had reached that were given up, for clients that ask again, and since when.
+    left: BTreeMap<RequestKey, (Instant, Arc<Checkpoint>)>,
     /// Requests that have ended and may have copies.
     ended: Vec<RequestKey>,
     /// Epochs that an earlier life may have used.
@@ -136,6 +141,25 @@ impl Memory {
             }
             waits
         });
+        self.left.retain(|_, (since, _)| since.elapsed() < ORPHAN_MAX);
+    }
+
+    /// Keeps what a request had reached for a while, in case its client asks again.
+    pub(super) fn leave(&mut self, key: RequestKey, checkpoint: Arc<Checkpoint>) {
+        self.left.insert(key, (Instant::now(), checkpoint));
+        if self.left.len() > LEFT_MAX {
+            let oldest = self.left.iter().min_by_key(|(_, (since, _))| *since).map(|(key, _)| *key);
+            self.left.remove(&oldest.unwrap_or(key));
+        }
+    }
+
+    /// A client asks again: its request goes on from what it had reached.
+    pub(super) fn take_up(&mut self, key: &RequestKey, id: RequestId) {
+        if let Some((_, checkpoint)) = self.left.remove(key) {
+            let cause = "its client could not reach it for a while and asked again";
+            let journey = Journey::after_restart(Some(Checkpoint::clone(&checkpoint)), cause);
+            self.journeys.insert(id, journey);
+        }
     }
 
     /// What a request has behind it.
