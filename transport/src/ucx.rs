@@ -43,6 +43,18 @@ pub struct UcxConfig {
     pub devices: Option<String>,
 }
 
+/// Names and values for the environment of a process that computes on a GPU, read by UCX when it is
+/// opened. By default UCX watches every allocation on a GPU, to know later what kind of memory an
+/// address is and whether its registration holds; with hundreds of tensors in a step that costs
+/// more than the frames do (docs/cuda.md has the figures). Here both go with each request.
+const GPU_ENVIRONMENT: [(&str, &str); 2] = [("UCX_MEMTYPE_CACHE", "n"), ("UCX_RCACHE_ENABLE", "n")];
+
+/// Those of them that this process has not, and with it whatever it starts: what the user has set
+/// goes first.
+pub fn gpu_environment() -> impl Iterator<Item = (&'static str, &'static str)> {
+    GPU_ENVIRONMENT.into_iter().filter(|(name, _)| std::env::var_os(name).is_none())
+}
+
 /// The version of UCX on this machine.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! Owns starting, watching and ending one worker. Does not decide when.
 
 use ditmesh_transport::heap::heap_tunables;
+use ditmesh_transport::ucx::gpu_environment;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use tokio::time::timeout;
 use super::data_plane::DataPlane;
 use crate::launcher::OTLP_ENDPOINT;
 use crate::launcher::record::{ProcessRecord, Role, RunFolder};
-use crate::manifest::DeviceSection;
+use crate::manifest::{DeviceKind, DeviceSection};
 use crate::membership::Incarnation;
 use crate::protocol::DeviceId;
 use crate::session::dial::Dialer;
@@ -93,8 +94,10 @@ impl ProcessHome {
         let orders = WorkerBootstrap { incarnation: incarnation.0, ..orders.clone() };
         let endpoint = self.otlp_endpoint.as_ref();
         let endpoint = endpoint.filter(|_| std::env::var_os(OTLP_ENDPOINT).is_none());
+        let on_gpu = orders.device.kind == DeviceKind::Cuda;
         let mut child = Command::new(&self.program)
             .envs(heap_tunables())
+            .envs(gpu_environment().filter(|_| on_gpu))
             .envs(endpoint.map(|endpoint| (OTLP_ENDPOINT, endpoint)))
             .arg(SUBCOMMAND)
             .stdin(Stdio::piped())

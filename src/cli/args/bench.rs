@@ -107,9 +107,10 @@ pub(crate) struct ScalingArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
 
-    /// The two GPUs of this host that ranks compute on, in place of cores; one may be named twice
+    /// The two GPUs of this host that ranks compute on, in place of cores; one may be named twice.
+    /// Torch is not measured beside them
     #[arg(long, value_name = "A,B", value_delimiter = ',', help_heading = "Where")]
-    #[arg(conflicts_with_all = ["cores", "python"])]
+    #[arg(conflicts_with = "cores")]
     pub(crate) gpus: Option<Vec<usize>>,
 }
 
