@@ -57,6 +57,15 @@ fn scaling_in_one_process_prints_a_table() {
 }
 
 #[test]
+fn scaling_over_ucx_is_measured_where_ucx_is() {
+    if let Err(error) = ditmesh_transport::ucx::version() {
+        return eprintln!("skipped: {error}");
+    }
+    let ended = run(&scaling("ucx", &["--only", "ulysses2"]));
+    assert!(ended.done().contains(", ucx; 1 rounds"), "{}", ended.done());
+}
+
+#[test]
 fn orchestration_is_measured_on_every_mesh() {
     let small = "bench overhead --hidden 48 --heads 4 --blocks 2 --latent 8 --steps 2 --json";
     for transport in ["quic", "in-process"] {
@@ -78,6 +87,7 @@ fn orchestration_is_measured_on_every_mesh() {
 #[test]
 fn what_cannot_be_measured_is_wrong_usage() {
     run(&scaling("in-process", &["--cores", "0,0"])).refused(2, &["--cores", "two of the cores"]);
+    run(&scaling("quic", &["--gpus", "0"])).refused(2, &["--gpus", "not two"]);
     let odd = "bench scaling --hidden 50 --heads 4".split_whitespace().map(str::to_owned);
     run(&odd.collect::<Vec<_>>()).refused(2, &["50 does not divide by 4 heads", "52 would"]);
 }
