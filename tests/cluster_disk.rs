@@ -5,6 +5,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ditmesh::{GenerateError, GenerateRequest};
+use ditmesh_actors::launcher::record::RunFolder;
+
 use crate::cli_process::ditmesh;
 use crate::cluster_harness::{Cluster, Settings, short_request};
 use crate::cluster_weights::own_mounts;
@@ -56,6 +59,36 @@ fn a_full_disk_is_said_and_costs_nothing_but_the_picture() {
     let status = cluster.status();
     assert_eq!((status.running, status.queued), (0, 0), "{status:?}");
     cluster.client().generate(short_request()).blocking_finish().unwrap();
+}
+
+/// The disk of the coordinator's journal is full: a request is not accepted and says so, whatever was
+/// accepted goes on, and others are taken once there is room.
+#[test]
+fn a_request_that_the_journal_has_no_room_for_is_not_accepted() {
+    let Some(mounts) = own_mounts() else { return };
+    let cluster = Cluster::new(Settings::default());
+    let journal = RunFolder::of(&cluster.manifest).path().join("coordinator");
+    std::fs::create_dir_all(&journal).unwrap();
+    let script = "mount -t tmpfs -o size=256k none \"$1\" && exec \"$0\" up --detach";
+    let mut up = Command::new("unshare");
+    up.args([mounts, "sh", "-c", script, env!("CARGO_BIN_EXE_ditmesh")]).arg(&journal);
+    let up = up.current_dir(cluster.folder()).stdin(Stdio::null()).output().unwrap();
+    assert!(up.status.success(), "{}", String::from_utf8_lossy(&up.stderr));
+    let (client, agent) = (cluster.client(), cluster.status().nodes[0].process);
+    client.generate(short_request()).blocking_finish().unwrap();
+    // The disk as that process sees it.
+    let seen = format!("/proc/{agent}/root{}", journal.canonicalize().unwrap().display());
+    let ballast = Path::new(&seen).join("ballast");
+    std::fs::write(&ballast, vec![0; 1 << 20]).expect_err("it is full");
+    // More than what is left of the journal's last page.
+    let large = GenerateRequest { prompt: "a red apple".repeat(1000), ..short_request() };
+    let refused = client.generate(large).blocking_finish().map(drop).unwrap_err();
+    let GenerateError::NotAccepted(cause) = &refused else { panic!("{refused:?}") };
+    assert!(cause.contains("journal") && cause.contains("No space left"), "{cause}");
+    assert_eq!((cluster.status().queued, cluster.status().running), (0, 0));
+    std::fs::remove_file(ballast).unwrap();
+    client.generate(short_request()).blocking_finish().unwrap();
+    assert_eq!(cluster.status().nodes[0].process, agent, "the same coordinator");
 }
 
 /// What is no file (a pipe, a device) is not replaced by one.
