@@ -61,8 +61,8 @@ fn a_full_disk_is_said_and_costs_nothing_but_the_picture() {
     cluster.client().generate(short_request()).blocking_finish().unwrap();
 }
 
-/// The disk of the coordinator's journal is full: a request is not accepted and says so, whatever was
-/// accepted goes on, and others are taken once there is room.
+/// The disk of the coordinator's journal is full: a request is not accepted and says so, whatever
+/// was accepted goes on, and others are taken once there is room.
 #[test]
 fn a_request_that_the_journal_has_no_room_for_is_not_accepted() {
     let Some(mounts) = own_mounts() else { return };

@@ -2,7 +2,8 @@
 //!
 //! Owns the kernels, which NVRTC compiles for the GPU at hand when they are first used, the pinned
 //! memory through which frames pass, and the blocks of those that stay on the GPU. Every kernel has
-//! the meaning of its namesake in [`crate::kernels`]. Does not own layers or the choice of a device.
+//! the meaning of its namesake in [`crate::kernels`]. Does not own layers or the choice of a
+//! device.
 //!
 //! Invariants: all work of a device runs on its one stream, in the order of the calls; sums are
 //! taken in a fixed order, so that a result is the same to the bit from run to run.

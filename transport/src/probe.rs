@@ -87,8 +87,8 @@ pub fn host_answers(ip: IpAddr) -> io::Result<bool> {
     Ok(matches!(answer, Answer::Listens(_) | Answer::NobodyListens))
 }
 
-/// The largest UDP payload up to `most` bytes that gets to `address`, to 16 bytes; `None` when nobody
-/// answers there.
+/// The largest UDP payload up to `most` bytes that gets to `address`, to 16 bytes; `None` when
+/// nobody answers there.
 ///
 /// # Errors
 /// As [`ask`].

@@ -121,8 +121,8 @@ impl Endpoint {
         self.port.socket.local()
     }
 
-    /// How many connections there are, and how many streams on them: those that the peer has opened,
-    /// and own ones that it has not acknowledged.
+    /// How many connections there are, and how many streams on them: those that the peer has
+    /// opened, and own ones that it has not acknowledged.
     pub(crate) fn open(&self) -> (usize, usize) {
         let connections: Vec<_> = self.port.core().connections.values().cloned().collect();
         let streams = connections.iter().map(|connection| connection.lock().streams());

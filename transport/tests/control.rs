@@ -183,8 +183,8 @@ async fn beat_all_the_time(channel: &ControlChannel) {
     }
 }
 
-/// A message of 1 MiB takes four seconds over this link: with heartbeats behind it the peer would be
-/// taken for dead.
+/// A message of 1 MiB takes four seconds over this link: with heartbeats behind it the peer would
+/// be taken for dead.
 #[test]
 fn heartbeats_do_not_wait_behind_a_large_message_on_a_slow_link() {
     let (client, server) = (endpoint(Role::Client, "me"), endpoint(Role::Node, "n1"));

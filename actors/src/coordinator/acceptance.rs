@@ -1,7 +1,8 @@
 //! Requests of clients on their way into the journal.
 //!
-//! Owns those that are not accepted yet, and what becomes of one that its client asks for again: a client hears of its request only once the journal has it
-//! on the disk, or that it has not. Nothing else waits for that.
+//! Owns those that are not accepted yet, and what becomes of one that its client asks for again: a
+//! client hears of its request only once the journal has it on the disk, or that it has not.
+//! Nothing else waits for that.
 //!
 //! Invariant: a request is here, in the queue or ended; one that is cancelled here is never queued.
 
@@ -82,7 +83,8 @@ impl State {
         }
     }
 
-    /// A request is given up, perhaps since the way to its client is lost: keeps what it had reached.
+    /// A request is given up, perhaps since the way to its client is lost: keeps what it had
+    /// reached.
     pub(super) fn leave_behind(&mut self, id: RequestId) {
         let (Some(key), Some(request)) = (self.memory.key_of(id), self.requests.get(&id)) else {
             return;

@@ -195,7 +195,8 @@ impl Memory {
         self.named.iter().find(|(_, named)| *named == key).map(|(id, _)| *id)
     }
 
-    /// Remembers a request until it ends; `told` when that is on the disk, at once without a journal.
+    /// Remembers a request until it ends; `told` when that is on the disk, at once without a
+    /// journal.
     pub(super) fn accept(
         &mut self,
         id: RequestId,

@@ -2,10 +2,10 @@
 //!
 //! The engines are the real ones: membership, formation, dispatcher, copies and who holds them, the
 //! journal's [`Remembered`](crate::journal::Remembered), each worker's agenda, and the programs of
-//! real plans, which ranks walk through with invented durations. What carries their commands out is written once more
-//! here (`desk`), as are processes ([`processes`]), links and clients. Faults come first, then all
-//! are removed (some cuts apart that only two nodes see), and the cluster must heal and finish
-//! every request.
+//! real plans, which ranks walk through with invented durations. What carries their commands out is
+//! written once more here (`desk`), as are processes ([`processes`]), links and clients. Faults
+//! come first, then all are removed (some cuts apart that only two nodes see), and the cluster must
+//! heal and finish every request.
 //!
 //! A seed is a run: the same seed gives the same log, line by line. `DITMESH_SIMULATION_SEED=n`
 //! runs one seed and prints its log. Every invariant is a file in [`invariants`], and for each

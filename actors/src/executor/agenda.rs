@@ -1,5 +1,5 @@
-//! What a compute thread does next: the units of up to two runs in one order, which is extended while
-//! the thread works it off.
+//! What a compute thread does next: the units of up to two runs in one order, which is extended
+//! while the thread works it off.
 //!
 //! Owns the order, how far the thread is in it, and the points it may not pass. Does not know what
 //! a unit is made of, nor what a run is (`R`), nor the thread: who waits, and how long, is its

@@ -1,8 +1,8 @@
 //! From a tensor to the payload of its message and back, in the bytes that the plan asks for.
 //!
 //! Owns the floats on their way to fewer bytes, and what both ends of an edge hold
-//! ([`Reconstructions`]). What travels as it is takes a shorter way, of one copy: through host memory
-//! that of [`super::wire_tensor`], on the device that of its [`Port`].
+//! ([`Reconstructions`]). What travels as it is takes a shorter way, of one copy: through host
+//! memory that of [`super::wire_tensor`], on the device that of its [`Port`].
 
 use candle_core::{DType, Device, Tensor};
 use ditmesh_model::error::ModelError;

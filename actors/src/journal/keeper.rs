@@ -1,8 +1,8 @@
 //! The thread that writes a coordinator's journal, and the handle to it.
 //!
 //! Owns the order of writes and that the coordinator never waits for the disk, except before it
-//! uses epochs that no journal names: it is told when an entry is there. Of checkpoints only the newest of each request waits to be
-//! written, so a slow disk makes them rarer and nothing else.
+//! uses epochs that no journal names: it is told when an entry is there. Of checkpoints only the
+//! newest of each request waits to be written, so a slow disk makes them rarer and nothing else.
 //!
 //! A disk that fails is told once in the log: the cluster goes on with what it has accepted, and a
 //! coordinator that is killed then forgets what was not written.

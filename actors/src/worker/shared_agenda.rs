@@ -1,7 +1,7 @@
 //! An [`Agenda`] between two threads: the worker actor extends it, the compute thread works it off.
 //!
-//! Owns the lock, the waiting at a proposed run, and whether the thread has to be called. What comes
-//! next is the agenda's.
+//! Owns the lock, the waiting at a proposed run, and whether the thread has to be called. What
+//! comes next is the agenda's.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! `bench scaling`: one rank against two, interleaved.
 //!
 //! Owns the order of runs. What they amount to is in [`report`]. Invariants: every rank has one
-//! thread, pinned to a core, or a GPU; in each round everything is measured once, beginning with another
-//! part each time, and all ratios are between runs of one round.
+//! thread, pinned to a core, or a GPU; in each round everything is measured once, beginning with
+//! another part each time, and all ratios are between runs of one round.
 
 mod report;
 mod text;

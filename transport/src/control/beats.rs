@@ -1,9 +1,9 @@
 //! Heartbeats: signs of life that wait behind no message.
 //!
 //! Owns the stream that they have to themselves in each direction, ahead of everything else on the
-//! connection, and its framing: eight bytes each. Invariants: only the newest waits, so they take no
-//! memory and nobody waits to send one; they have credit of their own, so messages that nobody reads
-//! do not stop them.
+//! connection, and its framing: eight bytes each. Invariants: only the newest waits, so they take
+//! no memory and nobody waits to send one; they have credit of their own, so messages that nobody
+//! reads do not stop them.
 
 use std::sync::Arc;
 

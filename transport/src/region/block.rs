@@ -3,9 +3,9 @@
 //! Owns where host memory comes from: the heap, or for large blocks a mapping that asks the kernel
 //! for huge pages. Payloads are copied from and to memory that no cache holds, where looking up a
 //! page of 4 KiB after the other costs as much as moving its bytes. Where the kernel has no huge
-//! pages to give, or is set never to, a mapping has ordinary ones. Memory of other kinds is whatever
-//! implements [`Memory`]. Invariants: host memory is zeroed when it is made; a block never grows or
-//! moves, and what was registered of it is given up before it.
+//! pages to give, or is set never to, a mapping has ordinary ones. Memory of other kinds is
+//! whatever implements [`Memory`]. Invariants: host memory is zeroed when it is made; a block never
+//! grows or moves, and what was registered of it is given up before it.
 
 use memmap2::MmapMut;
 

@@ -1,7 +1,8 @@
 //! One link's way to the engine.
 //!
 //! Owns the lane's end outside the engine's thread: a granted frame becomes a command. Invariant:
-//! nothing here waits; payloads that are not ready yet are waited for by the engine's [`Readiness`].
+//! nothing here waits; payloads that are not ready yet are waited for by the engine's
+//! [`Readiness`].
 //!
 //! [`Readiness`]: crate::ready::Readiness
 

@@ -1,5 +1,5 @@
-//! Somebody who walks through the program of a real plan: a rank unit by unit, as its agenda says, or
-//! the controller from end to end.
+//! Somebody who walks through the program of a real plan: a rank unit by unit, as its agenda says,
+//! or the controller from end to end.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
