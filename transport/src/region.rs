@@ -217,6 +217,14 @@ impl Region {
         Some(PooledBlock { address, len, registrations: &self.block.registrations })
     }
 
+    /// Frees its memory when it is dropped, instead of giving it to its pool: for memory that
+    /// something may still write to that nobody can wait for.
+    pub(crate) fn leave_pool(&mut self) {
+        if let Some(home) = self.home.take() {
+            home.forget();
+        }
+    }
+
     /// No memory at all.
     fn hollow() -> Self {
         Self { block: Block::none(), offset: 0, len: 0, home: None }
@@ -314,6 +322,17 @@ mod tests {
         drop(others);
         drop(again);
         assert!(pool.retained_bytes() <= 10_000);
+    }
+
+    #[test]
+    fn a_region_that_leaves_its_pool_is_not_given_out_again() {
+        let pool = RegionPool::new(1 << 20);
+        let mut region = pool.allocate(5_000);
+        region.bytes_mut().fill(7);
+        region.leave_pool();
+        assert_eq!((pool.lent_bytes(), region.bytes()), (0, &[7; 5_000][..]));
+        drop(region);
+        assert_eq!((pool.lent_bytes(), pool.retained_bytes()), (0, 0));
     }
 
     #[test]

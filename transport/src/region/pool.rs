@@ -101,6 +101,13 @@ pub(super) struct Home {
 }
 
 impl Home {
+    /// A block that was lent does not come back.
+    pub(super) fn forget(self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.lock().lent -= self.class;
+        }
+    }
+
     pub(super) fn take_back(self, block: Block) {
         let Some(pool) = self.pool.upgrade() else { return };
         let mut idle = pool.lock();

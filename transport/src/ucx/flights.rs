@@ -91,6 +91,24 @@ impl Flights {
         operation
     }
 
+    /// The regions in a device's memory that were not filled when their worker ended. Copies on a
+    /// device go on without their worker, so no pool is to have them.
+    pub(super) fn unfilled_on_device(&mut self) -> Vec<Region> {
+        let left = self.slots.iter_mut().filter_map(|slot| {
+            slot.operation.take_if(|operation| {
+                matches!(operation, Operation::Receive { region, .. } if region.kind().is_device())
+            })
+        });
+        let mut regions: Vec<_> = left
+            .filter_map(|operation| match operation {
+                Operation::Receive { region, .. } => Some(region),
+                Operation::Send { .. } | Operation::Probe { .. } | Operation::Close => None,
+            })
+            .collect();
+        regions.iter_mut().for_each(Region::leave_pool);
+        regions
+    }
+
     /// How many operations are under way.
     pub(super) fn under_way(&self) -> usize {
         self.slots.len() - self.free.len()
@@ -128,4 +146,66 @@ pub(super) unsafe extern "C" fn on_received(
 ) {
     // SAFETY: the user data of the operation.
     unsafe { ended(request, ticket, status) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::Any;
+
+    use super::*;
+    use crate::ids::{Epoch, RunId, Tag};
+    use crate::region::{MemKind, Memory};
+
+    struct OnDevice;
+
+    impl Memory for OnDevice {
+        fn kind(&self) -> MemKind {
+            MemKind::Cuda { device: 0 }
+        }
+        fn len(&self) -> usize {
+            8
+        }
+        fn host(&self) -> Option<&[u8]> {
+            None
+        }
+        fn host_mut(&mut self) -> Option<&mut [u8]> {
+            None
+        }
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+        fn as_any_mut(&mut self) -> &mut dyn Any {
+            self
+        }
+    }
+
+    fn receive(region: Region) -> Operation {
+        let (epoch, run, tag) = (Epoch(1), RunId(1), Tag(1));
+        let header =
+            FrameHeader { epoch, run, tag, slot: 0, meta_len: 0, payload_len: 8, sequence: 0 };
+        let meta = FrameMeta::raw(epoch, 8);
+        Operation::Receive { lane: LaneId(1), header, meta, region }
+    }
+
+    #[test]
+    fn only_what_a_device_may_still_fill_is_taken_out_when_a_worker_ends() {
+        let mut flights = Flights::default();
+        let inbox = RefCell::new(Inbox::default());
+        let regions = [
+            Region::from_memory(Box::new(OnDevice)),
+            Region::from_memory(Box::new(OnDevice)),
+            Region::host(8),
+        ];
+        for (place, region) in regions.into_iter().enumerate() {
+            let index = flights.reserve(&raw const inbox);
+            flights.start(index, receive(region));
+            assert_eq!(index, place);
+        }
+        // The first one was filled.
+        assert!(matches!(flights.finish(0), Some(Operation::Receive { .. })));
+        let unfilled = flights.unfilled_on_device();
+        assert_eq!(unfilled.iter().map(Region::kind).collect::<Vec<_>>(), [OnDevice.kind()]);
+        assert!(flights.unfilled_on_device().is_empty());
+        assert!(matches!(flights.finish(2), Some(Operation::Receive { .. })), "host memory stays");
+    }
 }

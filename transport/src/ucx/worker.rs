@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Arc;
+use std::thread::Builder;
 
 use ucx_sys::bindings as ucp;
 use ucx_sys::{ptr_is_err, ptr_status, status_text, ucs_status_ptr_t, ucs_status_t};
@@ -353,5 +354,14 @@ impl Drop for Worker {
         // SAFETY: exclusive access; endpoints and operations end with it, and what they
         // touched is dropped after this, with the flights.
         unsafe { self.context.library.ucp.ucp_worker_destroy(self.raw) }
+        let unfilled = self.flights.unfilled_on_device();
+        if !unfilled.is_empty() {
+            // A device waits for its copies when memory is freed, and other links do not wait with
+            // it. Without a thread they are freed here.
+            let freeing = move || drop(unfilled);
+            if let Err(error) = Builder::new().name("ditmesh-freeing".to_owned()).spawn(freeing) {
+                tracing::warn!(%error, "memory of a device is freed while other links wait");
+            }
+        }
     }
 }
