@@ -1,19 +1,21 @@
 //! Nodes that come and go while requests run: processes of their own, joined by token, left in
 //! order.
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ditmesh::{ClusterStatus, Event, GenerateError, GenerateRequest};
+use ditmesh::{ClusterClient, ClusterStatus, Degrees, Event, GenerateError, GenerateRequest};
+use ditmesh_actors::status::ControlStatus;
 
 use crate::cli_process::{Ended, ditmesh};
 use crate::cluster_harness::{
-    Cluster, Settings, full_scale, holdings, is_alive, model, short_request, signal, wait_until,
+    Cluster, LOOK_PAUSE, PATIENCE, Settings, full_scale, holdings, is_alive, model, processes,
+    short_request, signal, wait_until,
 };
+use crate::cluster_joiner::{Joiner, join};
 use crate::cluster_weights::{kept_tensors, own_mounts, without_model};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ditmesh");
@@ -29,70 +31,6 @@ fn elastic() -> Settings {
 const FLAPS_FILES_MAX: usize = 3;
 const FLAPS_THREADS_MAX: usize = 2;
 const FLAPS_KILOBYTES_MAX: usize = 8 << 10;
-
-/// A node that joined, with a folder of its own.
-struct Joiner {
-    name: String,
-    folder: tempfile::TempDir,
-    process: Child,
-}
-
-impl Joiner {
-    /// Joins `cluster` as `name` with a new token.
-    fn join(cluster: &Cluster, name: &str) -> Self {
-        let token = cluster.run(&["token", "-q"]);
-        Self::with_token(cluster, name, token.done().trim())
-    }
-
-    fn with_token(cluster: &Cluster, name: &str, token: &str) -> Self {
-        Self::by(Command::new(PROGRAM), cluster, name, token)
-    }
-
-    /// Joins by a command that is `ditmesh`, or ends with it.
-    fn by(mut command: Command, cluster: &Cluster, name: &str, token: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("token"), token).unwrap();
-        join(&mut command, folder.path(), &cluster.status().coordinator, name);
-        command.args(["--token-file", "token"]).env("DITMESH_CACHE_DIR", folder.path());
-        let process = command.stdout(Stdio::null()).spawn().unwrap();
-        Self { name: name.into(), folder, process }
-    }
-
-    /// Starts again without a token, as after a restart of the machine.
-    fn again(&mut self, cluster: &Cluster) {
-        let coordinator = cluster.status().coordinator;
-        let mut command = Command::new(PROGRAM);
-        join(&mut command, self.folder.path(), &coordinator, &self.name);
-        self.process = command.stdout(Stdio::null()).spawn().unwrap();
-    }
-
-    /// The agent ends by itself, in order.
-    fn ended(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                assert!(status.success(), "{}: {status}", self.name);
-                return;
-            }
-            assert!(Instant::now() < deadline, "{} does not end", self.name);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Joiner {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Makes it `ditmesh join` from `folder`.
-fn join(command: &mut Command, folder: &Path, coordinator: &str, name: &str) {
-    command.current_dir(folder).args(["join", "-q", "--coordinator", coordinator, "--name", name]);
-    command.args(["--address", "127.0.0.1", "--state-dir", "state"]);
-}
 
 /// Whether the mesh has so many ranks.
 fn ranks(status: &ClusterStatus) -> usize {
@@ -421,6 +359,37 @@ fn a_node_that_joins_without_the_model_fetches_it_and_draws() {
     assert_eq!(drew, ["a/0", "b/0", "c/0"]);
 }
 
+/// What the coordinator holds, and what it needs for what it has to do: an actor for each session,
+/// and for each place in the tree of the mesh; a connection for each session with another process,
+/// with a stream of messages, which counts for both directions, and one of heartbeats each way.
+fn held_and_needed(status: &ClusterStatus) -> [(u32, ControlStatus); 2] {
+    let members = processes(status).into_iter().filter(|process| *process != 0).count() as u32;
+    // This client is there too, and the coordinator's own agent has no connection.
+    let (sessions, connections) = (members + 1, members);
+    let tree = status.mesh.as_ref().map_or(0, |mesh| {
+        let Degrees { cfg_degree, pipefusion_degree, data_degree, .. } = mesh.degrees;
+        let stages = cfg_degree * pipefusion_degree;
+        data_degree * (2 + cfg_degree + stages) + mesh.ranks.len() as u32
+    });
+    let control = ControlStatus { connections, streams: 4 * connections, questions: 0 };
+    [(status.actors, status.control), (sessions + tree, control)]
+}
+
+/// What it holds once that is no more than it needs: a connection that is over is held until its
+/// last words had time to arrive.
+fn settled(client: &ClusterClient) -> (u32, ControlStatus) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = client.blocking_status().unwrap();
+        let [held, needed] = held_and_needed(&status);
+        if held == needed {
+            return held;
+        }
+        assert!(Instant::now() < deadline, "{held:?} for {needed:?}: {status:?}");
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
+
 /// A node that dies and comes back again and again is not counted on any more, costs nobody else
 /// anything, and leaves nothing behind in the coordinator or in the workers that stay.
 #[test]
@@ -430,36 +399,46 @@ fn a_node_that_flaps_is_quarantined() {
     let mut joiner = Joiner::join(&cluster, "c");
     let status = cluster.status();
     let stay = [status.nodes[0].process, status.nodes[0].devices[0].process];
-    // Process and state of its agent, as the coordinator sees it.
-    let node = |cluster: &Cluster| {
-        let found = cluster.status().nodes.into_iter().find(|node| node.name == "c");
-        found.map_or((0, String::new()), |node| (node.process, node.state))
+    // The only one there is, so that looking changes nothing.
+    let client = cluster.client();
+    // Processes of its agent and its worker, and its state, as the coordinator sees it.
+    let node = || {
+        let found = client.blocking_status().unwrap().nodes.into_iter().find(|it| it.name == "c");
+        found.map_or((0, 0, String::new()), |it| (it.process, it.devices[0].process, it.state))
     };
-    let (mut held, mut actors) = (None, 0);
-    for flap in 0..flaps {
+    let is_out = || {
+        wait_until(
+            "it is quarantined",
+            || matches!(node(), (1.., 1.., state) if state == "quarantined"),
+        );
+    };
+    let mut seen = Vec::new();
+    for flap in 1..=flaps {
         let process = joiner.process.id();
-        wait_until("it is there", || node(&cluster).0 == process);
+        wait_until("it is there", || node().0 == process);
+        let look = flap == flaps / 2 || flap == flaps;
+        let there = look.then(|| {
+            is_out();
+            settled(&client)
+        });
         joiner.process.kill().unwrap();
         joiner.process.wait().unwrap();
-        wait_until("it is gone", || node(&cluster).0 == 0);
-        if flap == flaps / 2 {
-            cluster.client().generate(short_request()).blocking_finish().unwrap();
-            held = Some(stay.map(holdings));
-            actors = cluster.status().actors;
+        wait_until("it is gone", || node().0 == 0);
+        if let Some(there) = there {
+            client.generate(short_request()).blocking_finish().unwrap();
+            seen.push((there, settled(&client), stay.map(holdings)));
         }
         joiner.again(&cluster);
     }
-    wait_until("it is quarantined", || node(&cluster).1 == "quarantined");
+    is_out();
     assert_eq!(ranks(&cluster.status()), 2, "{:?}", cluster.status());
-    cluster.client().generate(short_request()).blocking_finish().unwrap();
-    // Sessions, with the stream of each, and the trees of meshes; the node's own agent and worker
-    // may be there now and not then.
-    wait_until("actors are left", || cluster.status().actors <= actors + 2);
-    eprintln!("{actors} actors after half of them, {} after the last", cluster.status().actors);
-    let (held, now) = (held.unwrap(), stay.map(holdings));
-    eprintln!("{flaps} flaps: {held:?} after half of them, {now:?} after the last");
+    client.generate(short_request()).blocking_finish().unwrap();
+    let [(there, gone, held), (there_now, gone_now, now)] = &seen[..] else { panic!("{seen:?}") };
+    eprintln!("{flaps} flaps: {there:?} while it is there, {gone:?} while it is not, {held:?}");
     // What one flap leaves behind would be there so many times.
-    for (held, now) in held.iter().zip(&now) {
+    assert_eq!((there_now, gone_now), (there, gone), "after the last flap and after half of them");
+    eprintln!("{now:?} after the last");
+    for (held, now) in held.iter().zip(now) {
         assert!(now.files <= held.files + FLAPS_FILES_MAX, "{held:?} became {now:?}");
         assert!(now.threads <= held.threads + FLAPS_THREADS_MAX, "{held:?} became {now:?}");
         let kilobytes = held.kilobytes + FLAPS_KILOBYTES_MAX;

@@ -21,7 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Nodes in the order in which a manifest names them; the first hosts the coordinator.
 const NODES: [&str; 4] = ["a", "b", "c", "d"];
 
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// Between looks at what is waited for.
+pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How a test's manifest differs from the plainest one.
 #[derive(Clone, Copy, Default)]

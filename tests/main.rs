@@ -19,6 +19,7 @@ mod cluster_doctor;
 mod cluster_elastic;
 mod cluster_harness;
 mod cluster_hostile;
+mod cluster_joiner;
 mod cluster_kill;
 mod cluster_launch;
 mod cluster_network;

@@ -49,6 +49,33 @@ pub struct ClusterStatus {
     /// Actors of the coordinator: one for each session with an agent, a worker or a client, which
     /// holds its control stream, and the tree of each mesh.
     pub actors: u32,
+    /// What its control port holds.
+    pub control: ControlStatus,
+}
+
+/// What the coordinator's control port holds just now, for whoever looks whether something is left
+/// behind.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[rkyv(attr(allow(missing_docs)))]
+pub struct ControlStatus {
+    /// Connections that are open, or whose last words have time to arrive.
+    pub connections: u32,
+    /// Of these, streams that the peer has opened, and own ones that it has not acknowledged.
+    pub streams: u32,
+    /// Questions without an answer: handshakes, machines that ask to join, and examinations.
+    pub questions: u32,
 }
 
 /// One request.

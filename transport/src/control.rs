@@ -33,6 +33,18 @@ use crate::identity::Identity;
 /// Messages that one direction of a channel queues on either side.
 pub const CONTROL_QUEUE_MESSAGES_MAX: usize = 64;
 
+/// What a control endpoint holds just now, for whoever looks whether something is left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ControlHoldings {
+    /// Connections that are open, or whose last words have time to arrive.
+    pub connections: usize,
+    /// Of these, streams that the peer has opened, and own ones that it has not acknowledged: both
+    /// directions of each channel's messages, and its heartbeats each way.
+    pub streams: usize,
+    /// Callers whose handshake, or whose question to join, is under way.
+    pub callers: usize,
+}
+
 /// How a control endpoint is set up.
 #[derive(Clone, Debug)]
 pub struct ControlConfig {

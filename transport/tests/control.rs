@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use ditmesh_transport::control::{Beats, CONTROL_MESSAGE_BYTES_MAX, CONTROL_QUEUE_MESSAGES_MAX};
+use ditmesh_transport::control::{
+    Beats, CONTROL_MESSAGE_BYTES_MAX, CONTROL_QUEUE_MESSAGES_MAX, ControlHoldings,
+};
 use ditmesh_transport::{
     ClusterCa, ControlChannel, ControlConfig, ControlEndpoint, Role, TransportError,
 };
@@ -360,5 +362,30 @@ fn a_flushed_endpoint_may_go_right_after_its_last_word() {
         drop(server);
         assert_eq!(pair.client.recv().await.unwrap().unwrap(), vec![9; 500_000]);
         assert!(pair.client.recv().await.unwrap().is_none());
+    });
+}
+
+/// Each holds a stream of messages, which counts for both directions where it was accepted, and one
+/// of heartbeats each way; one that is over holds nothing at either end.
+#[test]
+fn channels_that_come_and_go_leave_no_connection_and_no_stream() {
+    block_on(async {
+        let (client, server) = (endpoint(Role::Client, "me"), endpoint(Role::Node, "n1"));
+        let expected = identity(Role::Node, "n1").subject().clone();
+        for _ in 0..10 {
+            let dialled = client.connect(server.local_address(), &expected, soon());
+            let (here, there) = tokio::join!(dialled, server.accept());
+            let (here, there) = (here.unwrap(), there.unwrap());
+            let (mut heard_here, mut heard_there) = (here.beats(), there.beats());
+            here.beat(1);
+            there.beat(1);
+            tokio::join!(heard_here.next(), heard_there.next());
+            let one = |streams| ControlHoldings { connections: 1, streams, callers: 0 };
+            assert_eq!((client.holdings(), server.holdings()), (one(3), one(4)));
+            drop((here, there));
+            assert!(client.flushed(soon()).await && server.flushed(soon()).await);
+            let none = ControlHoldings::default();
+            assert_eq!((client.holdings(), server.holdings()), (none, none));
+        }
     });
 }

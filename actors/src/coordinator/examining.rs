@@ -77,6 +77,11 @@ impl Examinations {
         Ok(number)
     }
 
+    /// Whether somebody waits for one.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// A node's agent was asked.
     fn asked(&mut self, node: &str, at_us: u64) {
         if let Some(open) = &mut self.open {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ditmesh_transport::control::ControlEndpoint;
+use ditmesh_transport::control::{ControlEndpoint, ControlHoldings};
 use ditmesh_transport::identity::{ClusterCa, Role};
 use ditmesh_transport::join::{JoinToken, Joining};
 use ractor::ActorRef;
@@ -66,6 +66,11 @@ impl Joins {
     /// Callers that the endpoint has turned away.
     pub(super) fn callers_refused(&self) -> u64 {
         self.door.as_ref().map_or(0, |door| door.endpoint.callers_refused())
+    }
+
+    /// What the control endpoint holds; nothing within one process.
+    pub(super) fn holdings(&self) -> ControlHoldings {
+        self.door.as_ref().map(|door| door.endpoint.holdings()).unwrap_or_default()
     }
 
     fn folder(&self) -> Option<PathBuf> {

@@ -9,7 +9,8 @@ use crate::protocol::{DeviceId, LinkCarrier};
 use crate::request::Degrees;
 use crate::session::handshake::BUILD;
 use crate::status::{
-    ClusterStatus, DeviceStatus, LinkStatus, MeshStatus, NodeStatus, RankStatus, RequestStatus,
+    ClusterStatus, ControlStatus, DeviceStatus, LinkStatus, MeshStatus, NodeStatus, RankStatus,
+    RequestStatus,
 };
 
 impl State {
@@ -36,6 +37,16 @@ impl State {
                 + self.fabric.callers_refused(),
             requests: self.request_statuses(),
             actors: self.handle.actors() as u32,
+            control: self.control_status(),
+        }
+    }
+
+    fn control_status(&self) -> ControlStatus {
+        let held = self.joins.holdings();
+        ControlStatus {
+            connections: held.connections as u32,
+            streams: held.streams as u32,
+            questions: held.callers as u32 + u32::from(self.examinations.is_under_way()),
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::channel::ControlChannel;
 use super::wire::{ReadFailure, greet, read_greeting};
-use super::{ControlConfig, pump};
+use super::{ControlConfig, ControlHoldings, pump};
 use crate::endpoint::{
     Congestion, EndpointSettings, Gate, GatePass, QuicEndpoint, close_code, connect_error,
 };
@@ -87,6 +87,12 @@ impl ControlEndpoint {
     /// protocol, too slow, too many at a time.
     pub fn callers_refused(&self) -> u64 {
         self.gate.refused_total()
+    }
+
+    /// What it holds just now.
+    pub fn holdings(&self) -> ControlHoldings {
+        let (connections, streams) = self.endpoint.port().open();
+        ControlHoldings { connections, streams, callers: self.gate.under_way() }
     }
 
     /// Lets machines without a certificate ask to join, or no longer.

@@ -94,6 +94,11 @@ impl Gate {
         self.book().refused
     }
 
+    /// Callers that are half-way in just now.
+    pub(crate) fn under_way(&self) -> usize {
+        self.book().under_way
+    }
+
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
