@@ -28,17 +28,25 @@ pub trait Scheduler: Send + Sync {
     /// The timestep the model is given at each step, as diffusers' `scheduler.timesteps`.
     fn timesteps(&self) -> &[f64];
 
-    /// Deviation that the initial noise is multiplied by.
-    fn init_noise_sigma(&self) -> f64;
+    /// Deviation that the initial noise is multiplied by; 1 unless a solver says otherwise.
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
 
-    /// What the model is given in place of `sample` at `step`; same shape, f32.
+    /// What the model is given in place of `sample` at `step`; same shape, f32. The sample itself
+    /// unless a solver says otherwise.
     ///
     /// # Errors
     /// When the tensor backend fails.
-    fn scale_model_input(&self, sample: &Tensor, step: usize) -> Result<Tensor, ModelError>;
+    fn scale_model_input(&self, sample: &Tensor, step: usize) -> Result<Tensor, ModelError> {
+        let _ = step;
+        Ok(sample.clone())
+    }
 
     /// An empty history.
-    fn new_state(&self) -> SolverState;
+    fn new_state(&self) -> SolverState {
+        SolverState::default()
+    }
 
     /// The sample after `step`, from the model's output (guidance applied, learned sigma dropped)
     /// and the sample before it; all f32 of one shape, any shape.

@@ -93,18 +93,6 @@ impl Scheduler for DpmSolverMultistep {
         &self.schedule.timesteps
     }
 
-    fn init_noise_sigma(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_model_input(&self, sample: &Tensor, _: usize) -> Result<Tensor, ModelError> {
-        Ok(sample.clone())
-    }
-
-    fn new_state(&self) -> SolverState {
-        SolverState::default()
-    }
-
     fn step(
         &self,
         state: &mut SolverState,
