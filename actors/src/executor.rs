@@ -7,33 +7,29 @@
 pub mod abort;
 pub mod agenda;
 mod decode;
+mod denoise;
 pub mod error;
 mod group;
 mod latents;
 pub mod mailbag;
 mod packing;
+mod picture;
 mod port;
 mod reconstruction;
 mod resident;
 mod spans;
 mod staleness;
 mod step_cache;
+mod text;
 pub(crate) mod wire_tensor;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use ditmesh_model::conditioning::Conditioning;
-use ditmesh_model::error::ModelError;
-use ditmesh_model::forward::{CacheShape, ForwardInput, ForwardOutput, PartitionRun};
-use ditmesh_model::guidance;
-use ditmesh_model::phase::ForwardShape;
+use ditmesh_model::forward::PartitionRun;
 use ditmesh_model::pipeline::LoadedParts;
-use ditmesh_model::rows::RowSet;
 use ditmesh_model::scheduler::Scheduler;
-use ditmesh_model::transformer::Activation;
 use ditmesh_transport::Transport;
 use ditmesh_transport::ids::{Epoch, RunId};
 
@@ -46,7 +42,6 @@ use crate::timeline::Stopwatch;
 use abort::AbortFlag;
 use decode::Picture;
 use error::ExecuteError;
-use group::Group;
 use latents::Latents;
 use mailbag::{Mailbag, Place};
 use packing::Packing;
@@ -54,7 +49,8 @@ use port::Port;
 use reconstruction::Reconstructions;
 use spans::Spans;
 use staleness::Staleness;
-use step_cache::{CacheRun, Pass};
+use step_cache::CacheRun;
+use text::Text;
 
 /// Everything a rank needs to run its program.
 pub struct Assignment {
@@ -92,12 +88,6 @@ pub fn execute(assignment: Assignment) -> Result<RankReport, ExecuteError> {
         executor.run_unit(unit)?;
     }
     executor.finish()
-}
-
-/// Text of all branches.
-struct Text {
-    embeds: Option<Tensor>,
-    mask: Option<Tensor>,
 }
 
 /// One rank's part of one run, carried out unit by unit in order; others may run in between.
@@ -163,7 +153,7 @@ impl Executor {
             wait_limit,
             progress,
             scheduler,
-            text: Text { embeds: None, mask: None },
+            text: Text::default(),
             partition: None,
             staleness: Staleness::default(),
             step_cache,
@@ -253,51 +243,6 @@ impl Executor {
         }
     }
 
-    fn encode(&mut self) -> Result<(), ExecuteError> {
-        let run = &self.plan.run;
-        let encoder = self.parts.text_encoder.as_ref();
-        let encoder =
-            encoder.ok_or(ExecuteError::Order { op: "encoding", missing: "the text encoder" })?;
-        let negative = run.images.iter().filter(|_| run.is_guided());
-        let negative = negative.map(|image| image.negative_prompt.as_str());
-        let prompts = negative.chain(run.images.iter().map(|image| image.prompt.as_str()));
-        let prompts: Vec<&str> = prompts.collect();
-        let bag = &self.bag;
-        let mut proceed =
-            || bag.check_abort().map_err(|error| ModelError::Aborted(error.to_string()));
-        let text = encoder.encode(&prompts, self.plan.text_tokens(), &mut proceed);
-        bag.check_abort()?;
-        let text = text?;
-        text.warnings.into_iter().for_each(|warning| (self.progress)(Event::Warning(warning)));
-        let (embeds, mask) = (text.embeds, text.mask);
-        let on_host = |x: Tensor| x.to_device(&Device::Cpu);
-        self.text = Text { embeds: Some(on_host(embeds)?), mask: Some(on_host(mask)?) };
-        Ok(())
-    }
-
-    /// Gives the partition the text of this rank's branches.
-    fn condition(&mut self) -> Result<(), ExecuteError> {
-        let (Some(embeds), Some(mask)) = (&self.text.embeds, &self.text.mask) else {
-            return Err(ExecuteError::Order { op: "conditioning", missing: "the text" });
-        };
-        let batch = self.plan.batch();
-        let own = |x: &Tensor| x.narrow(0, self.at.cfg * batch, batch)?.to_device(&self.device);
-        let conditioning = Conditioning { embeds: own(embeds)?, mask: own(mask)?, pooled: None };
-        let pass = self.parts.transformer.begin(&conditioning, self.plan.grid)?;
-        let spec = self.plan.model.clone();
-        let cache = self.plan.needs_cache().then(|| CacheShape {
-            blocks: self.plan.blocks(self.at.stage),
-            batch: self.plan.batch(),
-            tokens: self.plan.grid.tokens(),
-            heads: self.plan.heads(self.at),
-        });
-        let mut partition = PartitionRun::new(pass, spec, cache, &self.device, self.wait_limit)?;
-        partition.keep_residuals(self.step_cache.is_some());
-        self.partition = Some(partition);
-        self.report(Event::Encoded);
-        Ok(())
-    }
-
     fn take_latents(&mut self) -> Result<(), ExecuteError> {
         let whole = self.received_latents.take();
         let missing = ExecuteError::Order { op: "taking latents", missing: "the latents" };
@@ -360,162 +305,6 @@ impl Executor {
         };
         let missing = ExecuteError::Order { op: "sending", missing: "what to send" };
         self.bag.send(peer, message, &held.ok_or(missing)?)
-    }
-
-    /// The step cache of a run that has one.
-    fn step_cache(&mut self) -> Result<&mut CacheRun, ExecuteError> {
-        let missing = ExecuteError::Order { op: "deciding", missing: "a step cache" };
-        self.step_cache.as_mut().ok_or(missing)
-    }
-
-    fn forward(
-        &mut self,
-        step: usize,
-        patch: Patch,
-        blocks: Range<usize>,
-    ) -> Result<(), ExecuteError> {
-        let shape = self.plan.forward_shape(self.at, patch, blocks);
-        let input = self.forward_input(step, patch, &shape)?;
-        let timestep = self.scheduler.timesteps().get(step).copied();
-        let timestep =
-            timestep.ok_or(ExecuteError::Order { op: "forward", missing: "its timestep" })?;
-        let ranks = self.plan.mesh.sequence_group(self.at);
-        let partition = self.partition.as_mut();
-        let partition =
-            partition.ok_or(ExecuteError::Order { op: "forward", missing: "the text" })?;
-        self.staleness.begin(step, partition);
-        let mut group = Group::new(&mut self.bag, ranks, step, patch.strip(), self.plan.run.wire);
-        let output = match &mut self.step_cache {
-            Some(cache) => {
-                let pass = Pass { plan: &self.plan, step, patch, shape: &shape, timestep };
-                cache.forward(partition, &pass, input, &mut group)
-            }
-            None => partition.forward(&shape, timestep, input, &mut group),
-        };
-        let output = match output {
-            Ok(output) => output,
-            Err(error) => return Err(group.error.take().unwrap_or(ExecuteError::Model(error))),
-        };
-        match output {
-            ForwardOutput::Noise(noise) => {
-                self.predictions = vec![noise.to_device(&Device::Cpu)?];
-            }
-            ForwardOutput::Activation(x) => self.activation = Some(x.image),
-            ForwardOutput::Nothing => {}
-        }
-        Ok(())
-    }
-
-    fn forward_input(
-        &mut self,
-        step: usize,
-        patch: Patch,
-        shape: &ForwardShape,
-    ) -> Result<ForwardInput, ExecuteError> {
-        if shape.own_tokens() == 0 {
-            return Ok(ForwardInput::Nothing);
-        }
-        if shape.blocks.start > 0 {
-            let image = self.activation.take();
-            let missing = ExecuteError::Order { op: "forward", missing: "hidden states" };
-            let image = image.ok_or(missing)?;
-            return Ok(ForwardInput::Activation(Activation { image, text: None }));
-        }
-        let x = self.scheduler.scale_model_input(&self.latents.get(patch)?, step)?;
-        let branches: Vec<&Tensor> = vec![&x; self.plan.batch() / self.plan.images()];
-        Ok(ForwardInput::Latents(Tensor::cat(&branches, 0)?.to_device(&self.device)?))
-    }
-
-    /// Swaps predicted noise with the other branch; the unconditional one comes first. Both go on
-    /// with what travelled, so that their latents stay the same.
-    fn exchange(&mut self, peer: usize, message: &Message) -> Result<(), ExecuteError> {
-        let own = self.predictions.pop();
-        let missing = ExecuteError::Order { op: "exchange", missing: "the prediction" };
-        let own = own.ok_or(missing)?;
-        self.bag.send(peer, message, &own)?;
-        let own = self.bag.as_received(&own, message)?;
-        let other = self.bag.receive(peer, message, self.bag.deadline())?;
-        self.predictions = if self.at.cfg == 0 { vec![own, other] } else { vec![other, own] };
-        Ok(())
-    }
-
-    fn denoise(&mut self, step: usize, patch: Patch) -> Result<(), ExecuteError> {
-        let scale = f64::from(self.plan.run.guidance_scale);
-        let predictions = std::mem::take(&mut self.predictions);
-        let prediction = match (predictions.as_slice(), self.plan.branches()) {
-            ([one], 1) => one.clone(),
-            ([both], _) => {
-                let images = self.plan.images();
-                let (uncond, cond) = (both.narrow(0, 0, images)?, both.narrow(0, images, images)?);
-                guidance::combine(&uncond, &cond, scale)?
-            }
-            ([uncond, cond], _) => guidance::combine(uncond, cond, scale)?,
-            _ => return Err(ExecuteError::Order { op: "denoising", missing: "the prediction" }),
-        };
-        self.latents.denoise(step, patch, &prediction)
-    }
-
-    /// Puts the rows of all sequence ranks together in raster order.
-    fn gather(&mut self) -> Result<(), ExecuteError> {
-        let group = self.plan.mesh.sequence_group(self.at);
-        let mut rows = std::mem::take(&mut self.final_rows);
-        if !self.plan.rows(self.at.sp, Patch::All).is_empty() {
-            rows.push((self.rank, self.latents.get(Patch::All)?));
-        }
-        let sets: Vec<(RowSet, Tensor)> = rows
-            .into_iter()
-            .filter_map(|(rank, x)| Some((group.iter().position(|&r| r == rank)?, x)))
-            .map(|(sp, x)| (self.plan.rows(sp, Patch::All), x))
-            .collect();
-        let height = self.plan.grid.patch_size;
-        let mut whole = Vec::with_capacity(self.plan.grid.token_rows());
-        for row in 0..self.plan.grid.token_rows() {
-            let found = sets.iter().find_map(|(set, x)| Some((set.position(row)?, x)));
-            let missing = ExecuteError::Order { op: "gathering", missing: "a row" };
-            let (position, x) = found.ok_or(missing)?;
-            whole.push(x.narrow(3, position * height, height)?);
-        }
-        self.result = Some(Tensor::cat(&whole, 3)?);
-        Ok(())
-    }
-
-    /// This rank's band (or the whole latent) to pixels.
-    fn decode(&mut self) -> Result<(), ExecuteError> {
-        let output = self.plan.is_output(self.at);
-        let shape = self.plan.decode_shape(self.at);
-        let missing = ExecuteError::Order { op: "decoding", missing: "latents" };
-        let shape = shape.ok_or(ExecuteError::Order { op: "decoding", missing: "a band" })?;
-        let rows = match output {
-            true => {
-                let whole = self.result.take().ok_or(missing)?;
-                decode::rows_for(&self.plan, self.rank, &whole)?
-            }
-            false => self.picture.latents.take().ok_or(missing)?,
-        };
-        let rows = rows.to_device(&self.device)?;
-        // The pictures of a batch, which are never cut into bands, one after another.
-        let mut pictures = Vec::with_capacity(self.plan.images());
-        for image in 0..self.plan.images() {
-            let place = (&mut self.bag, self.wait_limit);
-            let latents = rows.narrow(0, image, 1)?;
-            let part = (self.at, &shape);
-            pictures.push(decode::band(&self.plan, &self.parts, part, &latents, place)?);
-        }
-        let rows = Tensor::cat(&pictures, 0)?;
-        if output && shape.active() > 1 {
-            self.picture.bands.push((self.rank, rows));
-            return Ok(());
-        }
-        self.result = Some(rows);
-        self.report(Event::Decoded);
-        Ok(())
-    }
-
-    fn assemble(&mut self) -> Result<(), ExecuteError> {
-        let bands = std::mem::take(&mut self.picture.bands);
-        self.result = Some(decode::assemble(&self.plan, self.at, bands)?);
-        self.report(Event::Decoded);
-        Ok(())
     }
 
     /// Waits until the last frames are taken, and reports.

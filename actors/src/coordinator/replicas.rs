@@ -29,7 +29,7 @@ use crate::plan::mesh::DeviceMesh;
 use crate::protocol::{DeviceId, Form, Member as MeshMember};
 use crate::request::Degrees;
 use crate::weights::store::ModelStore;
-use crate::worker::member_form;
+use crate::worker::forming::member_form;
 
 /// How long devices of the manifest that have not come are waited for, from the start.
 const SETTLE: Duration = Duration::from_secs(5);
