@@ -1,9 +1,9 @@
-//! The coordinator: carries events to the pure engines (membership, formation, dispatcher) and
-//! their commands to sessions, replicas and requests.
+//! The coordinator: carries events to its desk, where the pure engines are (membership, formation,
+//! dispatcher) and the books of requests and runs, and their commands to sessions and replicas.
 //!
 //! Owns the one actor that does so and what it must keep between two messages. Decides nothing
 //! itself: who is alive is [`crate::membership`]'s, which mesh is formed is `formation`'s, which
-//! request runs is [`crate::dispatcher`]'s. Tensors pass by it: they go from the data plane to the
+//! request runs is [`crate::dispatcher`]'s, and what follows from that is `advance`'s. Tensors pass by it: they go from the data plane to the
 //! caller in a task of each run.
 //!
 //! Invariant: whatever is lost (session, replica, device) arrives as one event, and every request
@@ -14,6 +14,7 @@ mod admission;
 mod advance;
 mod clients;
 mod copies;
+mod desk;
 mod examining;
 mod formation;
 mod handle;
@@ -54,20 +55,23 @@ use tokio::task::JoinHandle;
 pub(crate) use handle::CoordinatorHandle;
 pub(crate) use joining::Door;
 
-use crate::dispatcher::{Dispatcher, DispatcherEvent, RequestId};
+use crate::agent::node_agent::unix_ms;
+use crate::dispatcher::{DispatcherEvent, RequestId};
 use crate::generation::{GenerateError, UpdateSink};
 use crate::groups::{RankMsg, ReplicaReport};
 use crate::journal::keeper::{Journal, Opened};
 use crate::manifest::Manifest;
-use crate::membership::{Membership, MembershipEvent, Now};
+use crate::membership::Now;
 use crate::protocol::{DeviceId, Hello, RequestKey, ToCoordinator};
 use crate::request::GenerateRequest;
 use crate::session::SessionEnded;
 use crate::status::ClusterStatus;
 use acceptance::Acceptance;
+use advance::Step;
 use clients::Clients;
+use desk::Desk;
 use examining::Examinations;
-use formation::{Formation, FormationEvent};
+use formation::FormationEvent;
 use joining::Joins;
 use links::MeasuredLinks;
 use members::{Peer, Sessions};
@@ -75,8 +79,7 @@ use memory::Memory;
 use mesh_plan::MeshPlans;
 use model::Model;
 use replicas::Replica;
-use requests::Request;
-use run::{ControllerFault, Run};
+use run::ControllerFault;
 
 /// The actor.
 pub(crate) struct Coordinator;
@@ -162,13 +165,10 @@ pub(crate) struct State {
     started: Instant,
     ticking: JoinHandle<()>,
     model: Option<Result<Arc<Model>, GenerateError>>,
-    /// When it last looked whether runs go on.
-    looked: Now,
     /// When devices of the manifest that have not come are waited for no longer.
     settles: Option<Now>,
-    membership: Membership,
+    desk: Desk,
     sessions: Sessions,
-    formation: Option<Formation>,
     absent: String,
     replicas: BTreeMap<u64, Replica>,
     links: MeasuredLinks,
@@ -176,13 +176,9 @@ pub(crate) struct State {
     replica_actors: BTreeMap<ActorId, u64>,
     /// By device and epoch: while meshes change a device sits in two.
     proxies: BTreeMap<(DeviceId, u64), ActorRef<RankMsg>>,
-    dispatcher: Dispatcher,
     acceptance: Acceptance,
-    requests: BTreeMap<RequestId, Request>,
     /// Requests that came before the model was known.
     early: Vec<(RequestId, GenerateRequest, UpdateSink)>,
-    memory: Memory,
-    runs: BTreeMap<u64, Run>,
     clients: Clients,
     examinations: Examinations,
     joins: Joins,
@@ -205,10 +201,12 @@ impl Actor for Coordinator {
     ) -> Result<State, ActorProcessingErr> {
         let CoordinatorArgs { mut manifest, fabric, address, journal, door } = args;
         let joins = Joins::new(door, Arc::make_mut(&mut manifest));
-        let (memory, early) = Memory::of(journal, &myself, &next_request);
-        let health = &manifest.health;
-        let tick = Duration::from_millis(u64::from(health.heartbeat_ms / 2).max(10));
-        let wait_ms = health.form_deadline_ms + manifest.launcher.ready_deadline_ms;
+        let canceller = myself.clone();
+        let (memory, early) = Memory::of(journal, Now::ZERO, unix_ms(), &next_request, move |id| {
+            // A coordinator that has ended has cancelled everything.
+            let _ = canceller.cast(CoordinatorMsg::Cancel(id));
+        });
+        let tick = Duration::from_millis(u64::from(manifest.health.heartbeat_ms / 2).max(10));
         let lookup = (myself.clone(), manifest.clone());
         tokio::task::spawn_blocking(move || {
             let (coordinator, manifest) = lookup;
@@ -217,28 +215,22 @@ impl Actor for Coordinator {
         });
         Ok(State {
             ticking: myself.send_interval(tick, || CoordinatorMsg::Tick),
-            membership: memory.membership(&manifest),
-            dispatcher: Dispatcher::new(Duration::from_millis(wait_ms.into())),
+            desk: Desk::new(&manifest, memory),
             handle: CoordinatorHandle::new(myself, next_request),
             manifest,
             fabric,
             address,
             started: Instant::now(),
-            looked: Now::ZERO,
             model: None,
             settles: None,
             sessions: Sessions::default(),
-            formation: None,
             absent: "looking up the model".into(),
             replicas: BTreeMap::new(),
             links: MeasuredLinks::default(),
             replica_actors: BTreeMap::new(),
             proxies: BTreeMap::new(),
             acceptance: Acceptance::default(),
-            requests: BTreeMap::new(),
             early,
-            memory,
-            runs: BTreeMap::new(),
             clients: Clients::default(),
             examinations: Examinations::default(),
             joins,
@@ -276,11 +268,12 @@ impl Actor for Coordinator {
             CoordinatorMsg::Written(id, outcome) => state.written(&myself, id, outcome).await,
             CoordinatorMsg::Cancel(request) => {
                 state.withdraw(request, GenerateError::Cancelled);
-                state.leave_behind(request);
+                let now = state.now();
+                state.desk.leave_behind(now, request);
                 let before = state.early.len();
                 state.early.retain(|(early, _, _)| *early != request);
                 if state.early.len() < before {
-                    state.memory.forget(request);
+                    state.desk.memory.forget(request);
                 }
                 state.dispatch(&myself, DispatcherEvent::Cancelled { request }).await;
             }
@@ -289,7 +282,7 @@ impl Actor for Coordinator {
                 state.controller_joined(&myself, epoch, outcome).await;
             }
             CoordinatorMsg::ControllerDone(run, outcome) => {
-                state.controller_done(&myself, run, outcome).await;
+                state.advance(&myself, Step::ControllerDone(run, outcome)).await;
             }
             CoordinatorMsg::Status(reply) => {
                 // Whoever asked may have gone.
@@ -297,16 +290,15 @@ impl Actor for Coordinator {
             }
             CoordinatorMsg::Checkpointed(key) => state.checkpointed(&myself, key).await,
             CoordinatorMsg::Tick => {
-                state.member(&myself, MembershipEvent::Tick).await;
-                state.watch_progress();
+                for step in advance::tick() {
+                    state.advance(&myself, step).await;
+                }
                 state.stop_awaiting(&myself).await;
-                state.let_go(&myself).await;
                 state.joins.tick();
                 state.stop_awaiting_disk();
-                state.dispatch(&myself, DispatcherEvent::Tick).await;
                 state.measure_again();
-                state.memory.give_up_orphans();
-                state.tend_copies(&myself).await;
+                let now = state.now();
+                state.desk.memory.give_up_orphans(now);
                 state.end_examination();
             }
         }

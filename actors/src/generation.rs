@@ -91,6 +91,12 @@ impl GenerationHandle {
         self.into_result()
     }
 
+    /// What has been told since, without waiting.
+    #[cfg(test)]
+    pub(crate) fn try_next(&mut self) -> Option<Update> {
+        self.updates.try_recv().ok()
+    }
+
     fn take(&mut self, update: Option<Update>) -> Option<Event> {
         match update {
             Some(Update::Event(event)) => return Some(event),

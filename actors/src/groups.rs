@@ -2,13 +2,14 @@
 //! [`DataReplica`] > [`CfgGroup`] > [`PipefusionGroup`] > [`SpGroup`] > [`RankProxy`].
 //!
 //! Owns the messages between the levels. Orders go down, reports come up and are merged on the
-//! way. Does not plan, does not restart anybody and does not know sessions beyond sending.
+//! way; what the root makes of them is [`conduct`]'s, which is pure. Does not plan, does not restart anybody and does not know sessions beyond sending.
 //!
 //! Invariant: there is one way a mesh ends badly: a [`RankProxy`] fails with a [`MeshLoss`], every
 //! level above fails with the same cause, and [`DataReplica`] tells the survivors and the
 //! coordinator.
 
 pub(crate) mod cfg_group;
+pub(crate) mod conduct;
 pub(crate) mod data_replica;
 pub(crate) mod group;
 pub(crate) mod mesh_loss;
@@ -29,7 +30,9 @@ use ractor::DerivedActorRef;
 pub(crate) use rank_proxy::{RankMsg, RankProxy};
 pub(crate) use sp_group::SpGroup;
 
-use crate::protocol::{DeviceId, Form, FromCoordinator, LinkCarrier, RankOutcome, Start};
+use crate::protocol::{
+    DeviceId, Form, FromCoordinator, LinkCarrier, RankOutcome, Start, ToCoordinator,
+};
 use crate::request::Event;
 use crate::session::SessionHandle;
 
@@ -59,6 +62,18 @@ pub(crate) enum Order {
         run: u64,
         cause: String,
     },
+}
+
+impl Order {
+    /// As the worker of a rank is told.
+    pub(crate) fn for_rank(self, rank: u32) -> FromCoordinator {
+        match self {
+            Self::Form(form) => FromCoordinator::Form(Box::new(Form { rank, ..(*form).clone() })),
+            Self::Start(start) => FromCoordinator::Start(Box::new((*start).clone())),
+            Self::Enter { run, after } => FromCoordinator::Enter { run, after },
+            Self::Abort { run, cause } => FromCoordinator::Abort { run, cause },
+        }
+    }
 }
 
 /// A rank that has loaded its partition.
@@ -96,6 +111,42 @@ pub(crate) enum Report {
         run: u64,
         outcomes: Vec<(u32, RankOutcome)>,
     },
+}
+
+impl Report {
+    /// What a message of the worker of `rank` means for the mesh of `epoch`, or why the mesh is
+    /// lost with it. A message of another epoch is late and means nothing.
+    pub(crate) fn of_rank(
+        rank: u32,
+        device: &DeviceId,
+        epoch: u64,
+        message: ToCoordinator,
+    ) -> Result<Vec<Self>, MeshLoss> {
+        Ok(match message {
+            ToCoordinator::Formed { epoch: of, blocks, weight_bytes_read, carriers }
+                if of == epoch =>
+            {
+                let blocks = blocks.0..blocks.1;
+                vec![Self::Formed(vec![RankFormed { rank, blocks, weight_bytes_read, carriers }])]
+            }
+            ToCoordinator::FormFailed { epoch: of, fault, cause } if of == epoch => {
+                return Err(MeshLoss::FormFailed { rank, device: device.clone(), fault, cause });
+            }
+            ToCoordinator::Proposed { run, after } => vec![Self::Proposed { run, after }],
+            ToCoordinator::Progress { run, event } => vec![Self::Progress { run, event }],
+            ToCoordinator::RunEnded { run, outcome, .. } => {
+                let failing = match &outcome {
+                    RankOutcome::Failed { cause, peer } => {
+                        Some(Self::Failing { run, rank, cause: cause.clone(), peer: *peer })
+                    }
+                    _ => None,
+                };
+                let ended = Self::Ended { run, outcomes: vec![(rank, outcome)] };
+                failing.into_iter().chain([ended]).collect()
+            }
+            _ => Vec::new(),
+        })
+    }
 }
 
 /// A report and which child it is from.

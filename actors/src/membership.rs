@@ -476,7 +476,8 @@ impl Membership {
         self.ready_again(ready.filter(|device| !before.contains(device)).collect())
     }
 
-    fn devices_of(&self, node: &str) -> Vec<DeviceId> {
+    /// Devices of a node, there or not.
+    pub fn devices_of(&self, node: &str) -> Vec<DeviceId> {
         self.members
             .keys()
             .filter_map(|member| match member {

@@ -12,9 +12,14 @@ use std::time::{Duration, Instant};
 
 use ractor::ActorRef;
 
+use super::advance::Step;
+use super::desk::Desk;
 use super::{CoordinatorMsg, State};
+use crate::agent::node_agent::unix_ms;
 use crate::dispatcher::{QUEUE_REQUESTS_MAX, RequestId};
 use crate::generation::{GenerateError, UpdateSink};
+use crate::journal::keeper::Told;
+use crate::membership::Now;
 use crate::protocol::RequestKey;
 use crate::request::GenerateRequest;
 
@@ -46,17 +51,12 @@ impl State {
         if self.acceptance.waiting.len() >= QUEUE_REQUESTS_MAX {
             return sink.result(Err(not_accepted("too many wait for it already")));
         }
-        // It may ask anew before it is noticed that it was gone.
-        if let Some(before) = self.memory.request_of(&key) {
-            self.leave_behind(before);
-        }
-        self.memory.take_up(&key, id);
         let coordinator = myself.clone();
         let told = Box::new(move |outcome| {
             // A coordinator that has ended accepts nothing.
             let _ = coordinator.cast(CoordinatorMsg::Written(id, outcome));
         });
-        self.memory.accept(id, key, &request, told);
+        self.desk.accept(self.now(), unix_ms(), key, id, &request, told);
         let since = Instant::now();
         self.acceptance.waiting.insert(id, Waiting { request, sink, since });
     }
@@ -73,36 +73,20 @@ impl State {
         };
         match outcome {
             Ok(()) => {
-                self.recall(myself, id).await;
+                self.advance(myself, Step::Recall(id)).await;
                 self.submit(myself, id, *request, sink).await;
             }
             Err(cause) => {
-                self.memory.forget(id);
+                self.desk.memory.forget(id);
                 sink.result(Err(not_accepted(&cause)));
             }
-        }
-    }
-
-    /// A request is given up, perhaps since the way to its client is lost: keeps what it had
-    /// reached.
-    pub(super) fn leave_behind(&mut self, id: RequestId) {
-        let (Some(key), Some(request)) = (self.memory.key_of(id), self.requests.get(&id)) else {
-            return;
-        };
-        let run = request.run.and_then(|run| self.runs.get(&run));
-        let reached = run.and_then(|run| {
-            let image = run.drawn().iter().position(|drawn| *drawn == id)?;
-            run.newest_checkpoint()?.of_image(image).map(Arc::new)
-        });
-        if let Some(checkpoint) = reached.or_else(|| request.journey.checkpoint.clone()) {
-            self.memory.leave(key, checkpoint);
         }
     }
 
     /// Ends a request that waits for the disk without a picture; nothing for one that does not.
     pub(super) fn withdraw(&mut self, id: RequestId, error: GenerateError) {
         if let Some(waiting) = self.acceptance.waiting.remove(&id) {
-            self.memory.forget(id);
+            self.desk.memory.forget(id);
             waiting.sink.result(Err(error));
         }
     }
@@ -122,6 +106,43 @@ impl State {
     pub(super) fn withdraw_all(&mut self, error: &GenerateError) {
         let ids: Vec<RequestId> = self.acceptance.waiting.keys().copied().collect();
         ids.into_iter().for_each(|id| self.withdraw(id, error.clone()));
+    }
+}
+
+impl Desk {
+    /// Has a request of a client written down, which goes on from what it had reached when it was
+    /// asked before.
+    pub(super) fn accept(
+        &mut self,
+        now: Now,
+        unix_ms: u64,
+        key: RequestKey,
+        id: RequestId,
+        request: &GenerateRequest,
+        told: Told,
+    ) {
+        // It may ask anew before it is noticed that it was gone.
+        for before in self.memory.requests_of(&key) {
+            self.leave_behind(now, before);
+        }
+        self.memory.take_up(&key, id);
+        self.memory.accept(id, key, request, unix_ms, told);
+    }
+
+    /// A request is given up, perhaps since the way to its client is lost: keeps what it had
+    /// reached.
+    pub(super) fn leave_behind(&mut self, now: Now, id: RequestId) {
+        let (Some(key), Some(request)) = (self.memory.key_of(id), self.requests.get(&id)) else {
+            return;
+        };
+        let run = request.run.and_then(|run| self.runs.get(&run));
+        let reached = run.and_then(|run| {
+            let image = run.drawn().iter().position(|drawn| *drawn == id)?;
+            run.newest_checkpoint()?.of_image(image).map(Arc::new)
+        });
+        if let Some(checkpoint) = reached.or_else(|| request.journey.checkpoint.clone()) {
+            self.memory.leave(now, key, checkpoint);
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl State {
                 match with_tensors(*request, blob) {
                     Ok(request) => {
                         // Asked again after a restart, it may be running already.
-                        let known = self.memory.claim(key);
+                        let known = self.desk.memory.claim(key);
                         let handle =
                             known.unwrap_or_else(|| self.handle.submit_keyed(key, request));
                         let task = tokio::spawn(forward(handle, client.session.clone(), id));

@@ -197,7 +197,9 @@ impl State {
             for index in 0..node.devices.len() as u32 {
                 let device = DeviceId { node: name.clone(), index };
                 let is_there = self.sessions.get(&Member::Worker(device.clone())).is_some();
-                if let (true, Ok(address)) = (is_there, self.membership.address(&device).parse()) {
+                if let (true, Ok(address)) =
+                    (is_there, self.desk.membership.address(&device).parse())
+                {
                     fabric_ports(address, &format!("device {index}"), &mut add);
                 }
             }

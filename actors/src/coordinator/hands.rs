@@ -1,19 +1,18 @@
-//! The coordinator's own hands: carries out what formation and dispatcher say when they take turns.
+//! The coordinator's own hands: carries out what its engines say when they take turns.
 //!
 //! Owns nothing; the order of turns is that of [`super::advance`].
 
 use ractor::ActorRef;
 
-use super::advance::{Hands, Step, Turns};
-use super::formation::{FormOrder, FormationCommand, FormationEvent};
+use super::advance::{Hands, Pending, Step, Turns};
+use super::desk::Desk;
+use super::formation::{FormOrder, FormationEvent};
 use super::mesh_plan::Question;
 use super::{CoordinatorMsg, State};
-use crate::dispatcher::{
-    DispatcherCommand, DispatcherEvent, Need, ReplicaId, RequestId, Room, RunNumber,
-};
-use crate::generation::GenerateError;
-use crate::groups::MeshLoss;
-use crate::request::Event;
+use crate::dispatcher::{DispatcherEvent, ReplicaId, RequestId, Room, RunNumber};
+use crate::groups::ReplicaMsg;
+use crate::membership::{Incarnation, Loss, Member, Now, Refusal};
+use crate::protocol::{DeviceId, FromCoordinator};
 
 struct AtWork<'a> {
     state: &'a mut State,
@@ -35,23 +34,59 @@ impl State {
         self.advance(myself, Step::Dispatcher(event)).await;
     }
 
-    async fn advance(&mut self, myself: &ActorRef<CoordinatorMsg>, step: Step) {
+    /// Takes news to the desk and carries out what follows.
+    pub(super) async fn advance(&mut self, myself: &ActorRef<CoordinatorMsg>, step: Step) {
         let mut turns = Turns::of(step);
-        while let Some(order) = turns.go_on(&mut AtWork { state: self, myself }) {
-            self.form_replica(myself, order).await;
+        while let Some(pending) = turns.go_on(&mut AtWork { state: self, myself }) {
+            match pending {
+                Pending::Welcome(member, incarnation) => {
+                    self.welcome(myself, member, incarnation).await;
+                }
+                Pending::Form(order) => self.form_replica(myself, order).await,
+            }
         }
     }
 }
 
 impl Hands for AtWork<'_> {
-    fn tell_formation(&mut self, event: FormationEvent) -> Vec<FormationCommand> {
-        let formation = self.state.formation.as_mut();
-        formation.map(|formation| formation.handle(event)).unwrap_or_default()
+    fn now(&self) -> Now {
+        self.state.now()
     }
 
-    fn tell_dispatcher(&mut self, event: DispatcherEvent) -> Vec<DispatcherCommand> {
-        let now = self.state.now();
-        self.state.dispatcher.handle(now, event)
+    fn desk(&mut self) -> &mut Desk {
+        &mut self.state.desk
+    }
+
+    fn refuse(&mut self, _: &Member, refusal: &Refusal) {
+        self.state.refuse(refusal);
+    }
+
+    fn close_session(&mut self, member: &Member, incarnation: Incarnation, loss: &Loss) {
+        self.state.sessions.close(member, incarnation, &loss.to_string());
+    }
+
+    fn say(&mut self, member: &Member, message: FromCoordinator) {
+        if let Some(session) = self.state.sessions.get(member) {
+            session.handle.send(message);
+        }
+    }
+
+    fn shut_down(&mut self) {
+        self.state.sessions.shut_down();
+    }
+
+    fn node_gone(&mut self, node: &str, left: bool) {
+        if left {
+            self.state.forget_joined(node);
+        }
+    }
+
+    fn newest_epoch(&mut self, device: &DeviceId) -> Option<u64> {
+        self.state.newest_epoch(device)
+    }
+
+    fn unseat(&mut self, device: &DeviceId, loss: &Loss) {
+        self.state.unseat(device, loss);
     }
 
     fn plan(&mut self, question: Question) {
@@ -65,19 +100,7 @@ impl Hands for AtWork<'_> {
     }
 
     fn is_worth_moving(&mut self, replica: ReplicaId) -> bool {
-        let moves = self.state.is_worth_moving(replica);
-        if moves {
-            tracing::info!(epoch = replica, "its runs go on on the better mesh");
-        }
-        moves
-    }
-
-    fn give_way(&mut self, replica: ReplicaId, cause: &str) -> Vec<(RequestId, Need)> {
-        self.state.dissolve_replica(replica, cause);
-        // It is idle, or its runs are moved, or it is broken and its loss about to be told.
-        let going_on = self.state.set_aside(replica, &MeshLoss::GaveWay { cause: cause.into() });
-        self.state.runs.retain(|_, run| run.replica != replica);
-        going_on
+        self.state.is_worth_moving(replica)
     }
 
     fn room(&mut self, replica: ReplicaId) -> Room {
@@ -88,28 +111,15 @@ impl Hands for AtWork<'_> {
         cause.clone_into(&mut self.state.absent);
     }
 
-    fn queued(&mut self, request: RequestId, ahead: u32) {
-        if let Some(request) = self.state.requests.get(&request) {
-            request.sink.event(Event::Queued { ahead });
-        }
+    fn conduct(&mut self, replica: ReplicaId, message: ReplicaMsg) {
+        self.state.conduct(replica, message);
     }
 
-    fn waits(&mut self, request: RequestId, cause: String) {
-        tracing::warn!(request, cause, "a request waits for a mesh");
-        if let Some(request) = self.state.requests.get(&request) {
-            request.sink.event(Event::Warning(cause));
-        }
+    fn forget_mesh(&mut self, replica: ReplicaId, cause: &str) -> Vec<DeviceId> {
+        self.state.forget_replica(replica, cause)
     }
 
     fn start(&mut self, run: RunNumber, requests: Vec<RequestId>, replica: ReplicaId) -> bool {
         self.state.start_run(self.myself, run, &requests, replica)
-    }
-
-    fn abort(&mut self, run: RunNumber, replica: ReplicaId) {
-        self.state.abort_run(run, replica);
-    }
-
-    fn fail(&mut self, request: RequestId, error: GenerateError) {
-        self.state.fail_request(request, error);
     }
 }

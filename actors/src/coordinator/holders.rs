@@ -1,19 +1,21 @@
 //! Copies of checkpoints between the coordinator and the agents that hold them.
 //!
-//! Owns what is done about the engine's commands ([`super::copies`]), and which requests want a
-//! copy back: those that wait, when an agent holds a later step than is here.
+//! Owns which requests want a copy back from whom ([`super::copies`]): those that wait, when an agent
+//! holds a later step than is here; and what a request has when it is back.
 
 use std::collections::BTreeSet;
 
 use ractor::ActorRef;
 
+use super::advance::Step;
 use super::copies::{self, CopiesCommand, Recalled};
+use super::desk::Desk;
 use super::recovery::Journey;
 use super::{CoordinatorMsg, State};
-use crate::dispatcher::{DispatcherEvent, RequestId};
+use crate::dispatcher::{Need, RequestId};
 use crate::journal::file;
-use crate::membership::Member;
-use crate::protocol::{RequestKey, ToCoordinator};
+use crate::membership::Now;
+use crate::protocol::RequestKey;
 
 impl State {
     /// A checkpoint is complete: its copies go to whoever is to hold them.
@@ -22,114 +24,59 @@ impl State {
         myself: &ActorRef<CoordinatorMsg>,
         key: RequestKey,
     ) {
-        let Some(checkpoint) = self.memory.fresh(&key) else { return };
-        // One that has ended meanwhile has no run.
-        let request = self.memory.request_of(&key).and_then(|id| self.requests.get(&id));
-        let run = request.and_then(|request| self.runs.get(&request.run?));
-        let Some(run) = run else { return };
-        let producers: BTreeSet<String> =
-            run.producers().map(|device| device.node.clone()).collect();
-        let mut there = self.membership.nodes_there();
-        there.retain(|node| !self.membership.is_leaving(node));
-        let coordinator = self.manifest.coordinator_node();
-        let holders = copies::holders(&there, coordinator, &producers, &key, &self.memory.copies);
-        let commands = self.memory.copies.hand_on(key, checkpoint, holders);
-        self.carry_out_copies(myself, commands).await;
-    }
-
-    /// An agent says something about copies.
-    pub(super) async fn about_copies(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        node: &str,
-        message: ToCoordinator,
-    ) {
-        let now = self.now();
-        let commands = match message {
-            ToCoordinator::CopiesHeld(held) => {
-                self.memory.copies_returned(now, node, &held);
-                return self.recall_all(myself).await;
-            }
-            ToCoordinator::CopyTaken { key, step, bytes } => {
-                self.memory.copies.taken(node, key, step, bytes)
-            }
-            ToCoordinator::CopyPart(part) => self.memory.copies.part(node, *part),
-            message => return tracing::warn!(node, ?message, "unexpected message"),
-        };
-        self.carry_out_copies(myself, commands).await;
-    }
-
-    /// A node's agent is gone, and its copies with it.
-    pub(super) async fn holder_gone(&mut self, myself: &ActorRef<CoordinatorMsg>, node: &str) {
-        let commands = self.memory.copies.node_gone(node);
-        self.carry_out_copies(myself, commands).await;
-    }
-
-    /// Gives up copies that do not come back, and drops those of requests that have ended.
-    pub(super) async fn tend_copies(&mut self, myself: &ActorRef<CoordinatorMsg>) {
-        let now = self.now();
-        let commands = self.memory.copies.tick(now);
-        self.carry_out_copies(myself, commands).await;
+        let commands = self.desk.hand_on(&key);
+        self.advance(myself, Step::Copies(commands)).await;
     }
 
     /// Tells the holders of requests that have ended.
     pub(super) async fn drop_copies(&mut self, myself: &ActorRef<CoordinatorMsg>) {
-        let commands = self.memory.drop_ended();
-        self.carry_out_copies(myself, commands).await;
-    }
-
-    async fn recall_all(&mut self, myself: &ActorRef<CoordinatorMsg>) {
-        for request in self.memory.requests() {
-            self.recall(myself, request).await;
+        let commands = self.desk.memory.drop_ended();
+        if !commands.is_empty() {
+            self.advance(myself, Step::Copies(commands)).await;
         }
     }
+}
 
-    /// Asks back the copy of a request that waits, when it holds more than is here. The request is
-    /// not started meanwhile.
-    pub(super) async fn recall(&mut self, myself: &ActorRef<CoordinatorMsg>, request: RequestId) {
-        let Some(key) = self.memory.key_of(request) else { return };
+impl Desk {
+    /// Hands a request's newest checkpoint on.
+    pub(super) fn hand_on(&mut self, key: &RequestKey) -> Vec<CopiesCommand> {
+        let Some(checkpoint) = self.memory.fresh(key) else { return Vec::new() };
+        // One that has ended meanwhile has no run.
+        let requests = self.memory.requests_of(key).into_iter();
+        let mut runs = requests.filter_map(|id| self.runs.get(&self.requests.get(&id)?.run?));
+        let Some(run) = runs.next_back() else { return Vec::new() };
+        let producers: BTreeSet<String> =
+            run.producers().map(|device| device.node.clone()).collect();
+        let mut there = self.membership.nodes_there();
+        there.retain(|node| !self.membership.is_leaving(node));
+        let holders = copies::holders(&there, &self.host, &producers, key, &self.memory.copies);
+        self.memory.copies.hand_on(*key, checkpoint, holders)
+    }
+
+    /// Asks back the copy of a request that waits, when it holds more than is here.
+    pub(super) fn recall(&mut self, now: Now, request: RequestId) -> Vec<CopiesCommand> {
+        let Some(key) = self.memory.key_of(request) else { return Vec::new() };
         let steps = match self.requests.get(&request) {
-            Some(known) if known.run.is_some() => return,
+            Some(known) if known.run.is_some() => return Vec::new(),
             Some(known) => known.journey.steps(),
-            None => self.memory.early_journey(request).map_or(0, |journey| journey.steps()),
+            None => self.memory.early_journey(request).map_or(0, Journey::steps),
         };
-        let now = self.now();
-        let commands = self.memory.copies.recall(now, key, steps);
-        if commands.is_empty() {
-            return;
-        }
-        self.dispatch(myself, DispatcherEvent::Withheld { request }).await;
-        self.carry_out_copies(myself, commands).await;
+        self.memory.copies.recall(now, key, steps)
     }
 
-    async fn carry_out_copies(
+    /// What was asked back is here, or will not come: which requests can be started, and what each
+    /// needs when that has changed.
+    pub(super) fn recalled(
         &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        commands: Vec<CopiesCommand>,
-    ) {
-        for command in commands {
-            match command {
-                CopiesCommand::Say { node, message } => {
-                    // One that has gone is reported gone.
-                    if let Some(session) = self.sessions.get(&Member::Agent(node)) {
-                        session.handle.send(message);
-                    }
-                }
-                CopiesCommand::Recalled { key, copy } => self.recalled(myself, key, copy).await,
-            }
-        }
-    }
-
-    async fn recalled(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        key: RequestKey,
-        copy: Option<Recalled>,
-    ) {
-        let Some(request) = self.memory.request_of(&key) else { return };
-        let taken = copy.is_some_and(|copy| self.take_copy(request, &copy));
-        let need = if taken { self.need_of(request) } else { None };
-        self.dispatch(myself, DispatcherEvent::Released { request, need }).await;
+        key: &RequestKey,
+        copy: Option<&Recalled>,
+    ) -> Vec<(RequestId, Option<Need>)> {
+        let requests = self.memory.requests_of(key).into_iter();
+        let released = requests.map(|request| {
+            let taken = copy.is_some_and(|copy| self.take_copy(request, copy));
+            (request, if taken { self.need_of(request) } else { None })
+        });
+        released.collect()
     }
 
     /// A request goes on from a copy; false when that is not one.
@@ -143,11 +90,34 @@ impl State {
         };
         tracing::info!(request, node, step, "a checkpoint came back from the node that held it");
         let journey = match self.requests.get_mut(&request) {
+            // It did not wait for the copy.
+            Some(known) if known.run.is_some() => return false,
             Some(known) => &mut known.journey,
             None => self.memory.early_journey_mut(request),
         };
         let earlier = std::mem::take(journey);
         *journey = Journey::recalled(earlier, checkpoint, node);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::memory::Memory;
+    use crate::manifest::Manifest;
+    use crate::request::{GenerateRequest, ModelSource};
+
+    /// Else the second one would be withheld for ever, and everything behind it.
+    #[test]
+    fn a_copy_that_does_not_come_back_releases_both_requests_of_a_client_that_asked_again() {
+        let manifest = Manifest::in_process(ModelSource::Builtin, 1, 1);
+        let mut desk = Desk::new(&manifest, Memory::default());
+        let key = RequestKey { client: 1, number: 7 };
+        for id in [3, 4] {
+            let request = GenerateRequest::new("a red apple");
+            desk.accept(Now::ZERO, 0, key, id, &request, Box::new(|_| {}));
+        }
+        assert_eq!(desk.recalled(&key, None), [(3, None), (4, None)]);
     }
 }

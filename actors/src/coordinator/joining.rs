@@ -159,7 +159,7 @@ impl State {
             Ok((admission, joined)) => {
                 let (name, devices) = (joined.node.name.clone(), joined.node.devices.len());
                 tracing::info!(node = name, %from, devices, "node admitted");
-                self.memory.note_forced(&name, false);
+                self.desk.memory.note_forced(&name, false);
                 self.take_in(joined);
                 let admitted = MembershipEvent::Admitted { node: name, devices };
                 self.member(myself, admitted).await;
@@ -213,7 +213,7 @@ impl State {
         if name == self.manifest.coordinator_node() {
             return Err(format!("node {name} hosts the coordinator and does not join"));
         }
-        if self.membership.is_there(name) {
+        if self.desk.membership.is_there(name) {
             return Err(format!("a node {name} is in the cluster; join under another name"));
         }
         if self.joins.joined.len() >= JOINED_MAX {

@@ -143,7 +143,7 @@ impl State {
 
     /// Orders the next link that has drifted to be measured, if it is time.
     pub(super) fn measure_again(&mut self) {
-        let (replicas, runs) = (&self.replicas, &self.runs);
+        let (replicas, runs) = (&self.replicas, &self.desk.runs);
         let mesh = |epoch: u64| match replicas.contains_key(&epoch) {
             false => MeshNow::Gone,
             true if runs.values().any(|run| run.replica == epoch) => MeshNow::Busy,

@@ -1,6 +1,7 @@
 //! Members and their sessions: from arrival to loss.
 //!
-//! Owns the table of sessions and carries membership's commands out. Does not judge anybody.
+//! Owns the table of sessions and what their messages are about. Does not judge anybody; what
+//! membership's word leads to is in `advance`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 use ditmesh_transport::control::ControlChannel;
 use ractor::ActorRef;
 
-use super::formation::FormationEvent;
+use super::advance::Step;
 use super::{CoordinatorMsg, State};
 use crate::groups::RankMsg;
-use crate::membership::{Incarnation, Loss, Member, MembershipCommand, MembershipEvent};
+use crate::membership::{Incarnation, Member, MembershipEvent, Refusal};
 use crate::protocol::{DeviceId, FromCoordinator, Hello, PROTOCOL_MAX, Party, ToCoordinator};
 use crate::session::{
     CoordinatorSide, PeerSession, SessionArgs, SessionEnded, SessionHandle, handshake,
@@ -53,6 +54,8 @@ pub(super) struct MemberSession {
 #[derive(Default)]
 pub(super) struct Sessions {
     members: BTreeMap<Member, MemberSession>,
+    /// Who has passed the handshake and has no verdict yet.
+    arriving: Option<(Hello, ControlChannel)>,
 }
 
 impl Sessions {
@@ -71,7 +74,7 @@ impl Sessions {
         }
     }
 
-    fn close(&mut self, member: &Member, incarnation: Incarnation, reason: &str) {
+    pub(super) fn close(&mut self, member: &Member, incarnation: Incarnation, reason: &str) {
         if self.is_current(member, incarnation)
             && let Some(session) = self.members.remove(member)
         {
@@ -107,53 +110,37 @@ impl State {
             Party::Client => return self.client_arrived(myself, channel).await,
         };
         let incarnation = Incarnation(hello.incarnation);
-        let mut commands = self.membership.handle(
-            self.now(),
-            MembershipEvent::Joined {
-                member: member.clone(),
-                incarnation,
-                address: hello.fabric_address.clone(),
-            },
-        );
-        let verdict = commands.iter().position(|command| {
-            matches!(command, MembershipCommand::Accept(..) | MembershipCommand::Refuse(..))
-        });
-        // What comes before the verdict ends an older life of the same member.
-        let after = commands.split_off(verdict.map_or(commands.len(), |at| at + 1));
-        let verdict = if verdict.is_some() { commands.pop() } else { None };
-        self.carry_out(myself, commands).await;
-        match verdict {
-            Some(MembershipCommand::Accept(..)) => {
-                self.welcome(myself, member, incarnation, &hello, channel).await;
-            }
-            Some(MembershipCommand::Refuse(_, _, refusal)) => {
-                tracing::warn!(%member, %refusal, "member refused");
-                self.callers_refused += 1;
-                tokio::spawn(async move {
-                    let deadline = Instant::now() + REFUSE_DEADLINE;
-                    handshake::refuse(&channel, &refusal.to_string(), deadline).await;
-                });
-            }
-            _ => {}
-        }
-        self.carry_out(myself, after).await;
+        let address = hello.fabric_address.clone();
+        self.sessions.arriving = Some((hello, channel));
+        self.member(myself, MembershipEvent::Joined { member, incarnation, address }).await;
     }
 
-    async fn welcome(
+    /// Opens the session of the member that has just come.
+    pub(super) async fn welcome(
         &mut self,
         myself: &ActorRef<CoordinatorMsg>,
         member: Member,
         incarnation: Incarnation,
-        hello: &Hello,
-        channel: ControlChannel,
     ) {
+        let Some((hello, channel)) = self.sessions.arriving.take() else { return };
         tracing::info!(%member, %incarnation, process = hello.process, "member joined");
-        self.memory.note_member(&member, incarnation);
+        self.desk.memory.note_member(&member, incarnation);
         let peer = Peer::Member(member.clone(), incarnation);
         let Some(handle) = self.open_session(myself, peer, channel).await else { return };
         let (process, epoch, callers_refused) = (hello.process, hello.epoch, 0);
         let session = MemberSession { incarnation, handle, process, epoch, callers_refused };
         self.sessions.members.insert(member, session);
+    }
+
+    /// Turns away who has just come.
+    pub(super) fn refuse(&mut self, refusal: &Refusal) {
+        let Some((_, channel)) = self.sessions.arriving.take() else { return };
+        self.callers_refused += 1;
+        let cause = refusal.to_string();
+        tokio::spawn(async move {
+            let deadline = Instant::now() + REFUSE_DEADLINE;
+            handshake::refuse(&channel, &cause, deadline).await;
+        });
     }
 
     /// Starts the session of a welcome peer.
@@ -244,7 +231,7 @@ impl State {
                 | ToCoordinator::CopyTaken { .. }
                 | ToCoordinator::CopyPart(_)),
                 Member::Agent(node),
-            ) => self.about_copies(myself, &node, message).await,
+            ) => self.advance(myself, Step::CopiesSaid(node, message)).await,
             (message, Member::Worker(device)) => self.worker_says(device, message),
             (message, member) => tracing::warn!(%member, ?message, "unexpected message"),
         }
@@ -252,20 +239,7 @@ impl State {
 
     /// Hands a worker's report to its place in the mesh that the report is about.
     fn worker_says(&mut self, device: DeviceId, message: ToCoordinator) {
-        let epoch = match &message {
-            ToCoordinator::Formed { epoch, .. } | ToCoordinator::FormFailed { epoch, .. } => {
-                Some(*epoch)
-            }
-            ToCoordinator::Proposed { run, .. }
-            | ToCoordinator::Progress { run, .. }
-            | ToCoordinator::RunEnded { run, .. } => self.runs.get(run).map(|run| run.replica),
-            _ => None,
-        };
-        if let ToCoordinator::RunEnded { run, rank, .. } = &message
-            && let Some(run) = self.runs.get_mut(run)
-        {
-            run.rank_ended(*rank);
-        }
+        let epoch = self.desk.mesh_of(&message);
         if let Some(proxy) = epoch.and_then(|epoch| self.proxies.get(&(device, epoch))) {
             // A proxy that has failed hears nothing more.
             let _ = proxy.cast(RankMsg::Worker(message));
@@ -294,76 +268,13 @@ impl State {
         }
     }
 
-    /// Takes an event to membership and carries out what it says.
+    /// Takes an event to membership and carries out what follows.
     pub(super) async fn member(
         &mut self,
         myself: &ActorRef<CoordinatorMsg>,
         event: MembershipEvent,
     ) {
-        let commands = self.membership.handle(self.now(), event);
-        self.carry_out(myself, commands).await;
-    }
-
-    async fn carry_out(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        commands: Vec<MembershipCommand>,
-    ) {
-        for command in commands {
-            match command {
-                MembershipCommand::Accept(..) | MembershipCommand::Refuse(..) => {}
-                MembershipCommand::CloseSession(member, incarnation, loss) => {
-                    self.sessions.close(&member, incarnation, &loss.to_string());
-                }
-                MembershipCommand::Suspect(member, silent) => {
-                    tracing::warn!(%member, ?silent, "member is suspect");
-                }
-                MembershipCommand::Recovered(member) => {
-                    tracing::info!(%member, "member was heard again");
-                }
-                MembershipCommand::NodeReady(node) => tracing::info!(node, "node is there"),
-                MembershipCommand::NodeLost(node, cause) => {
-                    tracing::warn!(node, %cause, "node lost");
-                    self.node_gone(&node);
-                    self.holder_gone(myself, &node).await;
-                }
-                MembershipCommand::DeviceLeaving(device) => {
-                    self.device_leaving(myself, device).await;
-                }
-                MembershipCommand::Release(node) => self.release(&node),
-                MembershipCommand::Quarantined(member, length) => {
-                    tracing::warn!(%member, ?length, "it dies too often and is not counted on");
-                }
-                MembershipCommand::CutsChanged => {
-                    tracing::warn!(cuts = ?self.membership.cuts(), "links between workers");
-                    self.form(myself, FormationEvent::CutsChanged).await;
-                }
-                MembershipCommand::DeviceReady(device) => self.device_ready(myself, device).await,
-                MembershipCommand::DeviceLost(device, loss) => {
-                    tracing::warn!(%device, cause = %loss, "device lost");
-                    self.recycle(&device, &loss);
-                    self.form(myself, FormationEvent::DeviceLost(device.clone())).await;
-                    self.proxies.retain(|(seated, _), proxy| {
-                        let is_its = *seated == device;
-                        if is_its {
-                            // A proxy that has failed already has taken its mesh along.
-                            let _ = proxy.cast(RankMsg::Lost(loss.clone()));
-                        }
-                        !is_its
-                    });
-                }
-            }
-        }
-    }
-
-    /// A worker that is silent while its agent is not, or hangs, will not come back by itself.
-    fn recycle(&self, device: &DeviceId, loss: &Loss) {
-        let agent = self.sessions.get(&Member::Agent(device.node.clone()));
-        if let (Loss::Silent { .. } | Loss::Hung { .. }, Some(agent)) = (loss, agent) {
-            let life = self.membership.incarnation(&Member::Worker(device.clone()));
-            let (device, incarnation) = (device.clone(), life.0);
-            agent.handle.send(FromCoordinator::Recycle { device, incarnation });
-        }
+        self.advance(myself, Step::Membership(event)).await;
     }
 
     /// Newest epoch a worker had been in when it came.

@@ -10,14 +10,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use ractor::ActorRef;
-
-use super::CoordinatorMsg;
 use super::copies::{Copies, CopiesCommand};
 use super::recovery::Journey;
-use crate::agent::node_agent::unix_ms;
 use crate::checkpoint::{Checkpoint, CheckpointStore};
 use crate::dispatcher::RequestId;
 use crate::generation::{self, GenerationHandle, UpdateSink};
@@ -39,7 +35,7 @@ const LEFT_MAX: usize = 64;
 struct Orphan {
     /// Never locked: what it holds must be seen by one thread at a time only.
     handle: Mutex<GenerationHandle>,
-    since: Instant,
+    since: Now,
 }
 
 /// Requests that are to be submitted once the model is known.
@@ -62,7 +58,7 @@ pub(super) struct Memory {
     pub(super) copies: Copies,
     fresh: Fresh,
     /// What requests had reached that were given up, for clients that ask again, and since when.
-    left: BTreeMap<RequestKey, (Instant, Arc<Checkpoint>)>,
+    left: BTreeMap<RequestKey, (Now, Arc<Checkpoint>)>,
     /// Requests that have ended and may have copies.
     ended: Vec<RequestKey>,
     /// Epochs that an earlier life may have used.
@@ -75,10 +71,13 @@ pub(super) struct Memory {
 
 impl Memory {
     /// With a journal and what it said; what an earlier life had not finished is to be submitted.
+    /// `cancel` hears of requests that nobody wants any more.
     pub(super) fn of(
         journal: Option<(Journal, Opened)>,
-        myself: &ActorRef<CoordinatorMsg>,
+        now: Now,
+        unix_ms: u64,
         next_request: &AtomicU64,
+        cancel: impl Fn(RequestId) + Clone + Send + 'static,
     ) -> (Self, Early) {
         let Some((journal, opened)) = journal else { return (Self::default(), Vec::new()) };
         let Opened { remembered, mut checkpoints } = opened;
@@ -87,7 +86,7 @@ impl Memory {
         let forced = remembered.forced;
         let journal = Some(journal);
         let mut memory = Self { journal, epochs, members, forced, ..Self::default() };
-        let (mut early, now_ms) = (Vec::new(), unix_ms());
+        let mut early = Vec::new();
         for (id, pending) in remembered.requests {
             next_request.fetch_max(id + 1, Ordering::Relaxed);
             let cause = "it was restarted and read its journal";
@@ -102,15 +101,11 @@ impl Memory {
                 "a request outlived its coordinator"
             );
             memory.journeys.insert(id, journey);
-            memory.waited.insert(id, pending.waited(now_ms));
+            memory.waited.insert(id, pending.waited(unix_ms));
             memory.named.insert(id, pending.key);
-            let canceller = myself.clone();
-            let (sink, handle) = generation::channel(move || {
-                // A coordinator that has ended has cancelled everything.
-                let _ = canceller.cast(CoordinatorMsg::Cancel(id));
-            });
-            let since = Instant::now();
-            let handle = Mutex::new(handle);
+            let cancel = cancel.clone();
+            let (sink, handle) = generation::channel(move || cancel(id));
+            let (since, handle) = (now, Mutex::new(handle));
             memory.orphans.insert(pending.key, Orphan { handle, since });
             early.push((id, *pending.asked, sink));
         }
@@ -133,20 +128,20 @@ impl Memory {
     }
 
     /// Cancels what nobody has claimed.
-    pub(super) fn give_up_orphans(&mut self) {
+    pub(super) fn give_up_orphans(&mut self, now: Now) {
         self.orphans.retain(|key, orphan| {
-            let waits = orphan.since.elapsed() < ORPHAN_MAX;
+            let waits = now.saturating_sub(orphan.since) < ORPHAN_MAX;
             if !waits {
                 tracing::warn!(?key, "the client of a request did not come back");
             }
             waits
         });
-        self.left.retain(|_, (since, _)| since.elapsed() < ORPHAN_MAX);
+        self.left.retain(|_, (since, _)| now.saturating_sub(*since) < ORPHAN_MAX);
     }
 
     /// Keeps what a request had reached for a while, in case its client asks again.
-    pub(super) fn leave(&mut self, key: RequestKey, checkpoint: Arc<Checkpoint>) {
-        self.left.insert(key, (Instant::now(), checkpoint));
+    pub(super) fn leave(&mut self, now: Now, key: RequestKey, checkpoint: Arc<Checkpoint>) {
+        self.left.insert(key, (now, checkpoint));
         if self.left.len() > LEFT_MAX {
             let oldest = self.left.iter().min_by_key(|(_, (since, _))| *since).map(|(key, _)| *key);
             self.left.remove(&oldest.unwrap_or(key));
@@ -191,22 +186,25 @@ impl Memory {
         self.named.get(&id).copied()
     }
 
-    pub(super) fn request_of(&self, key: &RequestKey) -> Option<RequestId> {
-        self.named.iter().find(|(_, named)| *named == key).map(|(id, _)| *id)
+    /// Requests of this key, the newest last: a client that could not reach its first one for a while
+    /// has asked again before that was noticed.
+    pub(super) fn requests_of(&self, key: &RequestKey) -> Vec<RequestId> {
+        self.named.iter().filter(|(_, named)| *named == key).map(|(&id, _)| id).collect()
     }
 
-    /// Remembers a request until it ends; `told` when that is on the disk, at once without a
-    /// journal.
+    /// Remembers a request of `unix_ms` until it ends; `told` when that is on the disk, at once
+    /// without a journal.
     pub(super) fn accept(
         &mut self,
         id: RequestId,
         key: RequestKey,
         request: &GenerateRequest,
+        unix_ms: u64,
         told: Told,
     ) {
         self.named.insert(id, key);
         let Some(journal) = &self.journal else { return told(Ok(())) };
-        let (asked, at_ms) = (Box::new(request.clone()), unix_ms());
+        let (asked, at_ms) = (Box::new(request.clone()), unix_ms);
         journal.note_and_tell(Entry::Accepted { request: id, key, asked, at_ms }, told);
     }
 
@@ -216,7 +214,7 @@ impl Memory {
         self.waited.remove(&id);
         let Some(key) = self.named.remove(&id) else { return };
         // A client that asked again before its first request was given up needs the copies still.
-        if self.request_of(&key).is_none() {
+        if self.requests_of(&key).is_empty() {
             self.ended.push(key);
         }
         if let Some(journal) = &self.journal {
@@ -242,17 +240,17 @@ impl Memory {
         self.fresh.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
     }
 
-    /// Where the checkpoints of a run go.
+    /// Where the checkpoints of a run go; `told` when there is one that nobody has handed on.
     pub(super) fn store_for(
         &self,
         requests: &[RequestId],
-        myself: &ActorRef<CoordinatorMsg>,
+        told: impl Fn(RequestKey) + Send + Sync + 'static,
     ) -> CheckpointStore {
         let keys: Vec<_> = requests.iter().map(|&id| (id, self.key_of(id))).collect();
         if keys.iter().all(|(_, key)| key.is_none()) {
             return CheckpointStore::default();
         }
-        let (journal, fresh, myself) = (self.journal.clone(), self.fresh.clone(), myself.clone());
+        let (journal, fresh) = (self.journal.clone(), self.fresh.clone());
         CheckpointStore::that_tells(Box::new(move |checkpoint| {
             for (index, &(request, key)) in keys.iter().enumerate() {
                 let own = match checkpoint.images {
@@ -266,8 +264,7 @@ impl Memory {
                 let Some(key) = key else { continue };
                 let waiting = &mut *fresh.lock().unwrap_or_else(PoisonError::into_inner);
                 if waiting.insert(key, own).is_none() {
-                    // A coordinator that has ended hands nothing on.
-                    let _ = myself.cast(CoordinatorMsg::Checkpointed(key));
+                    told(key);
                 }
             }
         }))

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::State;
+use super::desk::Desk;
 use super::replicas::Replica;
 use super::requests::Request;
 use super::run::Verdict;
 use super::switch::Prospect;
 use crate::checkpoint::Checkpoint;
-use crate::dispatcher::{MeshNeed, Need, RequestId};
-use crate::groups::MeshLoss;
+use crate::dispatcher::{MeshNeed, Need, ReplicaId, RequestId, RunNumber};
+use crate::groups::{MeshLoss, Retry};
 use crate::plan::{Plan, batch};
 use crate::protocol::RunSpec;
 use crate::request::{Event, Resumption};
@@ -135,53 +136,45 @@ pub(super) fn open_mesh(spec: &RunSpec) -> MeshNeed {
     MeshNeed::Open { guided: spec.is_guided() }
 }
 
-impl State {
+impl Desk {
     /// The mesh `epoch` is lost: ends its runs here and says which of their requests go on, and
     /// what they need from now on. Degrees give way to those of whatever mesh there will be.
-    pub(super) fn set_aside(&mut self, epoch: u64, loss: &MeshLoss) -> Vec<(RequestId, Need)> {
+    pub(super) fn set_aside(
+        &mut self,
+        epoch: ReplicaId,
+        loss: &MeshLoss,
+    ) -> Vec<(RequestId, Need)> {
         let (who, cause) = (loss.who(), loss.to_string());
         let mut going_on = Vec::new();
-        for (number, run) in self.runs.iter_mut().filter(|(_, run)| run.replica == epoch) {
+        let lost = self.runs.iter().filter(|(_, run)| run.replica == epoch);
+        let lost: Vec<RunNumber> = lost.map(|(&number, _)| number).collect();
+        for number in lost {
+            let Some(mut run) = self.runs.remove(&number) else { continue };
             run.decide(Verdict::Moved);
             let newest = run.newest_checkpoint();
             for (index, id) in run.drawn().iter().enumerate() {
                 let Some(request) = self.requests.get_mut(id) else { continue };
-                if request.run != Some(*number) {
+                if request.run != Some(number) {
                     continue;
                 }
                 request.run = None;
                 request.journey.keep(newest.as_ref().and_then(|newest| newest.of_image(index)));
                 let at_step = run.step_under_way();
-                if let MeshLoss::GaveWay { .. } = loss {
-                    request.journey.give_way(&who, &cause, at_step);
-                    going_on.push(*id);
-                } else if request.journey.lose(&who, &cause, at_step) {
+                let goes_on = match loss {
+                    MeshLoss::GaveWay { .. } => {
+                        request.journey.give_way(&who, &cause, at_step);
+                        true
+                    }
+                    // The same would happen again.
+                    _ if loss.retry() == Retry::Never => false,
+                    _ => request.journey.lose(&who, &cause, at_step),
+                };
+                if goes_on {
                     going_on.push(*id);
                 }
             }
         }
         going_on.into_iter().filter_map(|id| Some((id, self.need_of(id)?))).collect()
-    }
-
-    /// Whether all that runs on a mesh, which gives way to the one that was formed last, is worth
-    /// moving there at once. A request that names its degrees stays.
-    pub(super) fn is_worth_moving(&self, epoch: u64) -> bool {
-        let better =
-            self.replicas.iter().rfind(|(other, replica)| **other != epoch && replica.is_formed());
-        let times = |replica: Option<&Replica>| replica.and_then(|replica| replica.step);
-        let (Some(here), Some(there)) =
-            (times(self.replicas.get(&epoch)), times(better.map(|(_, replica)| replica)))
-        else {
-            return false;
-        };
-        let mut runs = self.runs.values().filter(|run| run.replica == epoch).peekable();
-        let is_open = |id: &RequestId| self.requests.get(id).is_some_and(Request::is_open);
-        runs.peek().is_some()
-            && runs.all(|run| {
-                let (steps, done, kept) = run.account();
-                let prospect = Prospect { steps, done, kept, here, there };
-                prospect.pays() && run.drawn().iter().all(is_open)
-            })
     }
 
     /// What a request that was lost needs to go on.
@@ -198,6 +191,29 @@ impl State {
         let requests = requests.iter().filter_map(|id| self.requests.get(id));
         let parts: Option<Vec<_>> = requests.map(|r| r.journey.checkpoint.clone()).collect();
         Checkpoint::join(&parts?)
+    }
+}
+
+impl State {
+    /// Whether all that runs on a mesh, which gives way to the one that was formed last, is worth
+    /// moving there at once. A request that names its degrees stays.
+    pub(super) fn is_worth_moving(&self, epoch: u64) -> bool {
+        let better =
+            self.replicas.iter().rfind(|(other, replica)| **other != epoch && replica.is_formed());
+        let times = |replica: Option<&Replica>| replica.and_then(|replica| replica.step);
+        let (Some(here), Some(there)) =
+            (times(self.replicas.get(&epoch)), times(better.map(|(_, replica)| replica)))
+        else {
+            return false;
+        };
+        let mut runs = self.desk.runs.values().filter(|run| run.replica == epoch).peekable();
+        let is_open = |id: &RequestId| self.desk.requests.get(id).is_some_and(Request::is_open);
+        runs.peek().is_some()
+            && runs.all(|run| {
+                let (steps, done, kept) = run.account();
+                let prospect = Prospect { steps, done, kept, here, there };
+                prospect.pays() && run.drawn().iter().all(is_open)
+            })
     }
 }
 

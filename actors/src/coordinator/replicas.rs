@@ -11,18 +11,18 @@ use ditmesh_transport::link::Transport;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef};
 use tokio::task::JoinHandle;
 
+use super::advance::Step;
 use super::formation::{FormOrder, Formation, FormationEvent};
 use super::mesh_plan::{MeshPlans, Question};
 use super::model::Model;
-use super::run::Run;
 use super::switch::StepTimes;
 use super::{CoordinatorMsg, State};
-use crate::dispatcher::{DispatcherEvent, MeshNeed};
+use crate::dispatcher::MeshNeed;
 use crate::generation::GenerateError;
 use crate::groups::{
-    DataReplica, MeshLoss, RankFormed, RankMsg, ReplicaArgs, ReplicaMsg, ReplicaReport, Retry, Seat,
+    DataReplica, MeshLoss, RankFormed, RankMsg, ReplicaArgs, ReplicaMsg, ReplicaReport, Seat,
 };
-use crate::membership::{Loss, Member, MembershipEvent};
+use crate::membership::{Loss, Member};
 use crate::plan::Plan;
 use crate::plan::layout::Layout;
 use crate::plan::mesh::DeviceMesh;
@@ -81,11 +81,11 @@ impl State {
                 let store = ModelStore::new(model.folder.clone(), model.spec.id.0);
                 self.fabric.offer_blobs(Arc::new(store));
                 // Who was declared gone is not waited for.
-                let there = |device: &&DeviceId| !self.memory.forced.contains(&device.node);
+                let there = |device: &&DeviceId| !self.desk.memory.forced.contains(&device.node);
                 let devices = model.devices.iter().filter(there).cloned().collect();
                 self.absent = "waiting for devices".into();
                 let first = MeshNeed::Open { guided: true };
-                self.formation = Some(Formation::new(devices, first, self.memory.epochs));
+                self.desk.formation = Some(Formation::new(devices, first, self.desk.memory.epochs));
                 self.settles = Some(self.now() + SETTLE);
             }
             Err(error) => {
@@ -99,25 +99,20 @@ impl State {
             }
         }
         self.model = Some(model.map(Arc::new));
-        for device in self.membership.ready_devices() {
-            self.device_ready(myself, device).await;
+        for device in self.desk.membership.ready_devices() {
+            if let Some(epoch) = self.newest_epoch(&device) {
+                self.form(myself, FormationEvent::DeviceReady { device, epoch }).await;
+            }
         }
         for (id, request, sink) in std::mem::take(&mut self.early) {
             self.submit(myself, id, request, sink).await;
         }
     }
 
-    /// A device can be used, if it serves the model.
-    pub(super) async fn device_ready(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        device: DeviceId,
-    ) {
-        let Some(Ok(model)) = &self.model else { return };
-        if model.is_served_by(&device.node) {
-            let epoch = self.last_epoch(&device);
-            self.form(myself, FormationEvent::DeviceReady { device, epoch }).await;
-        }
+    /// Newest epoch that a device has been in, if it serves the model.
+    pub(super) fn newest_epoch(&self, device: &DeviceId) -> Option<u64> {
+        let Some(Ok(model)) = &self.model else { return None };
+        model.is_served_by(&device.node).then(|| self.last_epoch(device))
     }
 
     /// Devices that have not come by now are waited for no longer.
@@ -132,7 +127,7 @@ impl State {
     pub(super) fn plan_meshes(&self, myself: &ActorRef<CoordinatorMsg>, question: Question) {
         let Some(Ok(model)) = &self.model else { return };
         let (model, coordinator) = (model.clone(), myself.clone());
-        let cuts = self.membership.cuts();
+        let cuts = self.desk.membership.cuts();
         tokio::task::spawn_blocking(move || {
             let plans = Box::new(MeshPlans::of(&model, &question, &cuts));
             // A coordinator that has ended forms no mesh.
@@ -151,7 +146,7 @@ impl State {
             order;
         let (mesh, degrees) = (order.degrees, order.degrees.alone());
         tracing::info!(epoch, %degrees, beside, "forming a mesh");
-        self.memory.reserve_epoch(epoch);
+        self.desk.memory.reserve_epoch(epoch);
         let layout = model.layout(degrees, &devices);
         let order = self.form_order(model, epoch, degrees, &layout, &devices);
         let linked = linked(degrees, &model.spec);
@@ -210,7 +205,7 @@ impl State {
             .map(|(rank, device)| MeshMember {
                 rank: rank as u32,
                 node: device.node.clone(),
-                fabric_address: self.membership.address(device).to_string(),
+                fabric_address: self.desk.membership.address(device).to_string(),
             })
             .collect();
         members.push(MeshMember {
@@ -306,8 +301,8 @@ impl State {
         match report {
             ReplicaReport::Seated { epoch, device, proxy } => {
                 // Lost between the order and the seat: nobody else would tell the proxy.
-                if self.replicas.contains_key(&epoch) && !self.membership.is_ready(&device) {
-                    let reason = self.membership.describe(&Member::Worker(device));
+                if self.replicas.contains_key(&epoch) && !self.desk.membership.is_ready(&device) {
+                    let reason = self.desk.membership.describe(&Member::Worker(device));
                     let _ = proxy.cast(RankMsg::Lost(Loss::Closed { reason }));
                 } else {
                     self.proxies.insert((device, epoch), proxy);
@@ -321,69 +316,39 @@ impl State {
                     self.check_formed(myself, epoch).await;
                 }
             }
-            ReplicaReport::Progress { run, event } => self.progress(run, event),
-            ReplicaReport::Failing { run, rank, cause, peer } => {
-                self.rank_failed(run, rank, &cause, peer);
-            }
-            ReplicaReport::Ended { run, outcomes } => {
-                self.ranks_ended(myself, run, outcomes).await;
-            }
-            ReplicaReport::Lost { epoch, cause } => self.replica_lost(myself, epoch, &cause).await,
+            report => self.advance(myself, Step::Mesh(report)).await,
         }
     }
 
-    async fn replica_lost(
-        &mut self,
-        myself: &ActorRef<CoordinatorMsg>,
-        epoch: u64,
-        cause: &MeshLoss,
-    ) {
-        let of_replica = |replica: &Replica| cause.about_links(&replica.devices);
-        let about_links = self.replicas.get(&epoch).and_then(of_replica);
-        let stuck = match cause {
-            MeshLoss::Stuck { run, .. } => self.runs.get(run).map(Run::not_ended),
-            _ => None,
-        };
-        let stuck = stuck.unwrap_or_default();
-        let cause = &cause.naming(&stuck);
-        self.forget_replica(epoch, &cause.to_string());
-        let going_on = match cause.retry() {
-            Retry::Never => Vec::new(),
-            _ => self.set_aside(epoch, cause),
-        };
-        let (replica, error) = (epoch, cause.to_error());
-        self.dispatch(myself, DispatcherEvent::ReplicaLost { replica, going_on, error }).await;
-        self.runs.retain(|_, run| run.replica != epoch);
-        if let Some(event) = about_links {
-            self.member(myself, event).await;
-        }
-        if let MeshLoss::Stuck { milliseconds, .. } = *cause {
-            for device in stuck {
-                self.member(myself, MembershipEvent::Hung { device, milliseconds }).await;
-            }
-        }
-        let (retry, unfit) = (cause.retry(), cause.unfit());
-        let cause = cause.to_string();
-        self.form(myself, FormationEvent::ReplicaLost { replica, cause, retry, unfit }).await;
-    }
-
-    /// Gives up a replica that nobody runs on.
-    pub(super) fn dissolve_replica(&mut self, epoch: u64, cause: &str) {
-        if let Some(replica) = self.replicas.get(&epoch) {
-            // An actor that has ended has dissolved its mesh.
-            let _ = replica.actor.cast(ReplicaMsg::Dissolve { cause: cause.into() });
-        }
-        self.forget_replica(epoch, cause);
-    }
-
-    fn forget_replica(&mut self, epoch: u64, cause: &str) {
+    /// Forgets a replica that is over; its devices by rank.
+    pub(super) fn forget_replica(&mut self, epoch: u64, cause: &str) -> Vec<DeviceId> {
         self.proxies.retain(|(_, seated), _| *seated != epoch);
-        if let Some(replica) = self.replicas.remove(&epoch) {
-            self.replica_actors.remove(&replica.actor.get_id());
-            if let Some(transport) = &replica.transport {
-                transport.close(cause);
-            }
+        let Some(mut replica) = self.replicas.remove(&epoch) else { return Vec::new() };
+        self.replica_actors.remove(&replica.actor.get_id());
+        if let Some(transport) = &replica.transport {
+            transport.close(cause);
         }
+        std::mem::take(&mut replica.devices)
+    }
+
+    /// Says something to the supervisors of a replica.
+    pub(super) fn conduct(&self, epoch: u64, message: ReplicaMsg) {
+        if let Some(replica) = self.replicas.get(&epoch) {
+            // An actor that has ended has reported its mesh lost, or dissolved it.
+            let _ = replica.actor.cast(message);
+        }
+    }
+
+    /// A device is gone: the proxies that stand for it fail, and take their meshes along.
+    pub(super) fn unseat(&mut self, device: &DeviceId, loss: &Loss) {
+        self.proxies.retain(|(seated, _), proxy| {
+            let is_its = seated == device;
+            if is_its {
+                // A proxy that has failed already has taken its mesh along.
+                let _ = proxy.cast(RankMsg::Lost(loss.clone()));
+            }
+            !is_its
+        });
     }
 
     /// A child that is no session failed without a word of its own.
@@ -396,7 +361,7 @@ impl State {
         tracing::error!(%error, "an actor failed");
         if let Some(epoch) = self.replica_actors.get(&actor).copied() {
             let cause = MeshLoss::Actor { cause: error.to_string() };
-            self.replica_lost(myself, epoch, &cause).await;
+            self.advance(myself, Step::Mesh(ReplicaReport::Lost { epoch, cause })).await;
         }
     }
 }

@@ -411,7 +411,7 @@ impl Task {
 }
 
 /// Tells the callers; without a verdict the coordinator has ended.
-fn tell(pictures: &[Picture], verdict: Option<Verdict>, outputs: Option<Vec<Output>>) {
+pub(super) fn tell(pictures: &[Picture], verdict: Option<Verdict>, outputs: Option<Vec<Output>>) {
     let error = match (verdict, outputs) {
         (Some(Verdict::Done(report)), Some(outputs)) => {
             let pictures = pictures.iter().zip(outputs);

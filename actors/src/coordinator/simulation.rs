@@ -1,11 +1,11 @@
 //! The whole cluster as one discrete-event loop in virtual time: no tokio, no ractor, no network.
 //!
-//! The engines are the real ones: membership, formation, dispatcher, copies and who holds them, the
-//! journal's [`Remembered`](crate::journal::Remembered), each worker's agenda, and the programs of
-//! real plans, which ranks walk through with invented durations. What carries their commands out is
-//! written once more here (`desk`), as are processes ([`processes`]), links and clients. Faults
-//! come first, then all are removed (some cuts apart that only two nodes see), and the cluster must
-//! heal and finish every request.
+//! What decides is the product's own: the coordinator's desk (membership, formation, dispatcher,
+//! requests and runs, copies, the journal's sum), the order in which its engines hear of each other
+//! (`coordinator/advance`), the conduct of each mesh, each worker's agenda, and the programs of real
+//! plans, which ranks walk through with invented durations. What carries that out is modelled here:
+//! processes, sessions, links, disks and clients. Faults come first, then all are removed (some cuts
+//! apart that only two nodes see), and the cluster must heal and finish every request.
 //!
 //! A seed is a run: the same seed gives the same log, line by line. `DITMESH_SIMULATION_SEED=n`
 //! runs one seed and prints its log. Every invariant is a file in [`invariants`], and for each
@@ -14,13 +14,12 @@
 #![allow(clippy::print_stdout, reason = "a seed that fails is read from its log")]
 
 mod clients;
-mod conduct;
+mod controller;
+mod coordinator;
 mod copies;
-mod desk;
 mod faults;
 mod hands;
 mod invariants;
-mod leaving;
 mod meshes;
 mod processes;
 mod runs;
@@ -84,7 +83,7 @@ fn a_cluster_heals_and_finishes_every_request() {
         return;
     }
     let (mut faults, mut requests, mut resumed) = (0, 0, 0);
-    let (mut restarts, mut recalls, mut stalls, mut expired) = (0, 0, 0, 0);
+    let (mut restarts, mut recalls, mut stalls, mut expired, mut lost) = (0, 0, 0, 0, 0);
     for seed in 0..seeds() {
         let ending = simulate(seed, None);
         assert!(
@@ -99,11 +98,12 @@ fn a_cluster_heals_and_finishes_every_request() {
         recalls += ending.recalls;
         stalls += ending.stalls;
         expired += ending.expired;
+        lost += ending.lost;
     }
     println!(
         "{} seeds: {faults} faults, {requests} requests, {resumed} runs went on from a checkpoint, \
          {restarts} coordinators restarted, {recalls} copies came back, {stalls} devices hung, {expired} requests waited \
-         beyond their deadlines",
+         beyond their deadlines, {lost} were lost too often",
         seeds()
     );
     // A simulation in which little happens proves little.

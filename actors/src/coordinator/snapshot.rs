@@ -16,7 +16,7 @@ use crate::status::{
 impl State {
     pub(super) fn snapshot(&self) -> ClusterStatus {
         let mesh = self.mesh_status();
-        let failed = match (&self.model, &self.formation) {
+        let failed = match (&self.model, &self.desk.formation) {
             (Some(Err(_)), _) => true,
             (_, Some(formation)) => formation.failure().is_some(),
             _ => false,
@@ -29,8 +29,8 @@ impl State {
             mesh_absent: mesh.is_none().then(|| self.absent.clone()),
             mesh_failed: mesh.is_none() && failed,
             mesh,
-            queued: (self.dispatcher.waiting() + self.early.len()) as u32,
-            running: self.dispatcher.running() as u32,
+            queued: (self.desk.dispatcher.waiting() + self.early.len()) as u32,
+            running: self.desk.dispatcher.running() as u32,
             joins_refused: self.joins_refused,
             callers_refused: self.callers_refused
                 + self.joins.callers_refused()
@@ -51,11 +51,11 @@ impl State {
     }
 
     fn request_statuses(&self) -> Vec<RequestStatus> {
-        let running = self.dispatcher.under_way().into_iter().map(|(request, epoch, run)| {
-            let (step, steps) = self.runs.get(&run).map_or((0, 0), |run| run.step);
+        let running = self.desk.dispatcher.under_way().into_iter().map(|(request, epoch, run)| {
+            let (step, steps) = self.desk.runs.get(&run).map_or((0, 0), |run| run.step);
             RequestStatus { request, epoch, step, steps, waits_for: String::new() }
         });
-        let waiting = self.dispatcher.queue().into_iter().map(|(request, waits_for)| {
+        let waiting = self.desk.dispatcher.queue().into_iter().map(|(request, waits_for)| {
             RequestStatus { request, epoch: 0, step: 0, steps: 0, waits_for }
         });
         running.chain(waiting).collect()
@@ -65,14 +65,14 @@ impl State {
         let member = Member::Agent(node.name.clone());
         NodeStatus {
             name: node.name.clone(),
-            state: match self.membership.describe(&member) {
-                alive if alive == "alive" && self.membership.is_leaving(&node.name) => {
-                    let used = self.membership.draining().contains(&node.name);
+            state: match self.desk.membership.describe(&member) {
+                alive if alive == "alive" && self.desk.membership.is_leaving(&node.name) => {
+                    let used = self.desk.membership.draining().contains(&node.name);
                     if used { "leaving".into() } else { "left".into() }
                 }
                 state => state,
             },
-            incarnation: self.membership.incarnation(&member).0,
+            incarnation: self.desk.membership.incarnation(&member).0,
             process: self.process(&member),
             devices: (0..)
                 .zip(&node.devices)
@@ -84,19 +84,20 @@ impl State {
     }
 
     fn device_status(&self, device: DeviceId, kind: DeviceKind) -> DeviceStatus {
-        let seated = self.formation.as_ref().is_some_and(|formation| formation.is_seated(&device));
-        let address = self.membership.address(&device).to_string();
+        let seated =
+            self.desk.formation.as_ref().is_some_and(|formation| formation.is_seated(&device));
+        let address = self.desk.membership.address(&device).to_string();
         let member = Member::Worker(device.clone());
-        let state = match self.membership.describe(&member) {
+        let state = match self.desk.membership.describe(&member) {
             _ if seated => "in mesh".into(),
-            alive if alive == "alive" && self.membership.is_ready(&device) => "ready".into(),
+            alive if alive == "alive" && self.desk.membership.is_ready(&device) => "ready".into(),
             other => other,
         };
         DeviceStatus {
             index: device.index,
             kind: kind.to_string(),
             state,
-            incarnation: self.membership.incarnation(&member).0,
+            incarnation: self.desk.membership.incarnation(&member).0,
             process: self.process(&member),
             address,
             callers_refused: self
@@ -113,7 +114,7 @@ impl State {
     /// The mesh, when all its replicas are formed.
     fn mesh_status(&self) -> Option<MeshStatus> {
         let Some(Ok(model)) = &self.model else { return None };
-        let serving = self.formation.as_ref()?.complete()?;
+        let serving = self.desk.formation.as_ref()?.complete()?;
         let replicas = serving.iter().filter_map(|epoch| self.replicas.get(epoch));
         let degrees =
             Degrees { data_degree: serving.len() as u32, ..replicas.clone().next()?.degrees };

@@ -176,7 +176,7 @@ pub(super) fn fail_with_part(event: SupervisionEvent) -> Result<(), ActorProcess
 
 /// Waits for a word from every child.
 #[derive(Debug)]
-pub(super) struct Merge {
+pub(crate) struct Merge {
     children: usize,
     formed: BTreeMap<usize, Vec<RankFormed>>,
     proposed: BTreeMap<u64, BTreeMap<usize, u64>>,
@@ -184,7 +184,7 @@ pub(super) struct Merge {
 }
 
 impl Merge {
-    pub(super) fn new(children: usize) -> Self {
+    pub(crate) fn new(children: usize) -> Self {
         Self {
             children,
             formed: BTreeMap::new(),
@@ -194,7 +194,11 @@ impl Merge {
     }
 
     /// All children's formed ranks, with the last child's word.
-    fn formed(&mut self, child: usize, ranks: Vec<RankFormed>) -> Option<Vec<Vec<RankFormed>>> {
+    pub(crate) fn formed(
+        &mut self,
+        child: usize,
+        ranks: Vec<RankFormed>,
+    ) -> Option<Vec<Vec<RankFormed>>> {
         self.formed.insert(child, ranks);
         let complete = self.formed.len() == self.children;
         complete.then(|| std::mem::take(&mut self.formed).into_values().collect())
@@ -212,7 +216,7 @@ impl Merge {
     }
 
     /// What to report upwards for a child's report, if anything yet.
-    fn merge(&mut self, child: usize, report: Report) -> Option<Report> {
+    pub(crate) fn merge(&mut self, child: usize, report: Report) -> Option<Report> {
         if let Report::Proposed { run, after } = report {
             return self.proposed(child, run, after);
         }

@@ -9,9 +9,9 @@ use ractor::{
 };
 
 use super::group::Part;
-use super::{ChildReport, GroupArgs, MeshLoss, Order, RankFormed, ReplicaReport, Report, Seat};
+use super::{ChildReport, GroupArgs, MeshLoss, Order, ReplicaReport, Report, Seat};
 use crate::membership::Loss;
-use crate::protocol::{Form, FromCoordinator, RankOutcome, ToCoordinator};
+use crate::protocol::ToCoordinator;
 
 /// Stands for one rank.
 pub(crate) struct RankProxy;
@@ -109,41 +109,13 @@ impl Actor for RankProxy {
 
 impl State {
     fn order(&self, order: Order) {
-        let rank = self.seat.rank;
-        self.seat.session.send(match order {
-            Order::Form(form) => FromCoordinator::Form(Box::new(Form { rank, ..(*form).clone() })),
-            Order::Start(start) => FromCoordinator::Start(Box::new((*start).clone())),
-            Order::Enter { run, after } => FromCoordinator::Enter { run, after },
-            Order::Abort { run, cause } => FromCoordinator::Abort { run, cause },
-        });
+        self.seat.session.send(order.for_rank(self.seat.rank));
     }
 
-    /// A message of another epoch is late and is dropped.
     fn hear(&self, message: ToCoordinator) -> Result<(), MeshLoss> {
-        match message {
-            ToCoordinator::Formed { epoch, blocks, weight_bytes_read, carriers }
-                if epoch == self.epoch =>
-            {
-                let (rank, blocks) = (self.seat.rank, blocks.0..blocks.1);
-                let formed = RankFormed { rank, blocks, weight_bytes_read, carriers };
-                self.report(Report::Formed(vec![formed]));
-            }
-            ToCoordinator::FormFailed { epoch, fault, cause } if epoch == self.epoch => {
-                let Seat { rank, device, .. } = self.seat.clone();
-                return Err(MeshLoss::FormFailed { rank, device, fault, cause });
-            }
-            ToCoordinator::Proposed { run, after } => self.report(Report::Proposed { run, after }),
-            ToCoordinator::Progress { run, event } => self.report(Report::Progress { run, event }),
-            ToCoordinator::RunEnded { run, outcome, .. } => {
-                let rank = self.seat.rank;
-                if let RankOutcome::Failed { cause, peer } = &outcome {
-                    let (cause, peer) = (cause.clone(), *peer);
-                    self.report(Report::Failing { run, rank, cause, peer });
-                }
-                self.report(Report::Ended { run, outcomes: vec![(rank, outcome)] });
-            }
-            _ => {}
-        }
+        let Seat { rank, device, .. } = &self.seat;
+        let reports = Report::of_rank(*rank, device, self.epoch, message)?;
+        reports.into_iter().for_each(|report| self.report(report));
         Ok(())
     }
 

@@ -141,6 +141,39 @@ impl Journal {
     }
 }
 
+/// The other end of a journal that is on no disk.
+#[cfg(test)]
+pub(crate) struct Untended {
+    orders: Receiver<Order>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+#[cfg(test)]
+impl Untended {
+    /// What was noted and which checkpoints were kept since the last time.
+    pub(crate) fn take(&self) -> (Vec<Entry>, BTreeMap<u64, Arc<Checkpoint>>) {
+        let noted = self.orders.try_iter().filter_map(|order| match order {
+            Order::Note(entry, _) => Some(entry),
+            Order::Look | Order::Synced(_) => None,
+        });
+        let kept =
+            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        (noted.collect(), kept)
+    }
+}
+
+#[cfg(test)]
+impl Journal {
+    /// One that is on no disk: whoever has the other end sees to it, and to epochs.
+    pub(crate) fn untended() -> (Self, Untended) {
+        let (orders, incoming) = sync_channel(ORDERS_MAX);
+        let waiting = Arc::<Mutex<Waiting>>::default();
+        let kept = Arc::clone(&waiting);
+        let journal = Self { orders, waiting, epochs: Arc::new(u64::MAX.into()) };
+        (journal, Untended { orders: incoming, waiting: kept })
+    }
+}
+
 fn write_all(file: &mut JournalFile, orders: &Receiver<Order>, waiting: &Mutex<Waiting>) {
     let mut healthy = true;
     let mut tell = |outcome: io::Result<()>| {

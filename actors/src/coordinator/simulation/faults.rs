@@ -2,8 +2,8 @@
 
 use super::processes::Life;
 use super::world::{FAULTS_END, Wake, World};
-use crate::journal::Entry;
-use crate::membership::{Member, Now};
+use crate::coordinator::advance::Step;
+use crate::membership::{Member, MembershipEvent, Now};
 use crate::protocol::DeviceId;
 
 /// One of so many cuts is never mended.
@@ -103,7 +103,14 @@ impl World {
                 self.break_links(&a, &b);
                 (Fault::Cut(a, b), self.dice.between(300, 4_000))
             }
-            Fault::Leave(node) => return self.leave(node),
+            Fault::Leave(node) => {
+                let drain = self.dice.between(500, 6_000);
+                if self.coordinator.is_some() {
+                    self.advance(Step::Membership(MembershipEvent::Leave { node, drain }));
+                    self.advance(Step::Vacated);
+                }
+                return;
+            }
             Fault::Hang(device) => {
                 if let Some(process) = self.processes.get_mut(&Member::Worker(device)) {
                     process.hang = process.life == Life::Up;
@@ -111,11 +118,12 @@ impl World {
                 return;
             }
             Fault::KillCoordinator => {
-                self.desk = None;
+                self.coordinator = None;
+                self.waits.clear();
                 if self.dice.roll(2) == 0 {
                     // What it kept of checkpoints is lost with it.
                     self.note(|| "its checkpoints are lost".to_owned());
-                    self.journal.retain(|entry| !matches!(entry, Entry::Kept { .. }));
+                    self.checkpoints.clear();
                 }
                 (Fault::KillCoordinator, self.dice.between(200, 1_500))
             }
@@ -141,7 +149,7 @@ impl World {
                 held.into_iter().for_each(|wake| self.at(Now::ZERO, wake));
             }
             Fault::Cut(a, b) => drop(self.network.cut.remove(&(a, b))),
-            Fault::KillCoordinator if self.desk.is_none() => self.start_desk(),
+            Fault::KillCoordinator if self.coordinator.is_none() => self.start_coordinator(),
             Fault::KillCoordinator => {}
         }
     }

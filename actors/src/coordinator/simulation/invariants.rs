@@ -26,6 +26,8 @@ pub(super) struct Watch {
     cancelled: Vec<u64>,
     /// Clients with deadlines of their own.
     may_expire: Vec<u64>,
+    /// Clients whose requests were lost too often.
+    lost: Vec<u64>,
     /// Which life of the coordinator gave a result, by the request's number.
     results: BTreeMap<u64, u64>,
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::coordinator::Session;
 use super::ms;
 use super::runs::{Report, Worker};
 use super::world::{Order, Wake, World};
@@ -64,8 +65,13 @@ impl Process {
     }
 
     /// Whether it has a session with this life of the coordinator.
-    pub(super) fn is_with(&self, desk: u64) -> bool {
-        self.session.is_some_and(|(with, _)| with == desk)
+    pub(super) fn is_with(&self, life: u64) -> bool {
+        self.session.is_some_and(|(with, _)| with == life)
+    }
+
+    /// Whether this session is the one that it has.
+    pub(super) fn has_session(&self, session: &Session) -> bool {
+        self.session.is_some() && self.incarnation == session.incarnation
     }
 
     /// What reaches it while it is frozen.
@@ -217,15 +223,18 @@ impl World {
         let (incarnation, number) = (process.incarnation, process.number);
         let last = process.last;
         *process = Process { number, incarnation, last, ..Process::new() };
-        self.say(member, incarnation, Report::Closed);
+        self.tell_coordinator(member, incarnation, Report::Closed);
         let Member::Worker(device) = member else { return };
         self.notice_death(device, number);
         let agent = Member::Agent(device.node.clone());
         let sees = self.processes.get(&agent).filter(|agent| agent.life == Life::Up);
-        if let Some(agent) = sees {
-            let of_agent = agent.incarnation;
-            let exited = Report::WorkerExited(device.clone(), incarnation);
-            self.say(&agent_of(device), of_agent, exited);
+        if let Some(of_agent) = sees.map(|agent| agent.incarnation) {
+            let exited = Report::Message(ToCoordinator::WorkerExited {
+                device: device.clone(),
+                incarnation: incarnation.0,
+                status: "killed".to_owned(),
+            });
+            self.tell_coordinator(&agent, of_agent, exited);
             let after = self.dice.between(100, 400);
             self.at(after, Wake::Mend(super::faults::Fault::KillWorker(device.clone())));
         }
@@ -265,23 +274,27 @@ impl World {
 
     pub(super) fn connect(&mut self, member: &Member, number: u64) {
         let away = self.network.away.contains(node_of(member));
-        let desk = self.desk.as_ref().map(|desk| desk.number);
+        let life = self.coordinator.as_ref().map(|coordinator| coordinator.number);
         let now = self.now;
         let Some(process) = self.processes.get_mut(member) else { return };
         if process.number != number || process.life == Life::Down || process.session.is_some() {
             return;
         }
-        let Some(desk) = desk.filter(|_| !process.is_frozen && !away) else {
+        let Some(life) = life.filter(|_| !process.is_frozen && !away) else {
             return self.at(RECONNECT, Wake::Connect(member.clone(), number));
         };
-        process.session = Some((desk, now));
+        process.session = Some((life, now));
         // Every session of a process has a number of its own.
         process.incarnation = process.incarnation.next_session().unwrap_or(process.incarnation);
         let (incarnation, epoch) = (process.incarnation, process.worker.newest_epoch);
         let held = process.copies.held();
-        self.say(member, incarnation, Report::Hello { epoch, number });
+        self.tell_coordinator(member, incarnation, Report::Hello { epoch, number });
         if !held.is_empty() {
-            self.say(member, incarnation, Report::Copies(ToCoordinator::CopiesHeld(held)));
+            self.tell_coordinator(
+                member,
+                incarnation,
+                Report::Message(ToCoordinator::CopiesHeld(held)),
+            );
         }
     }
 
@@ -296,14 +309,18 @@ impl World {
         if process.is_frozen || away {
             return;
         }
-        let Some((desk, since)) = process.session else { return };
+        let Some((life, since)) = process.session else { return };
         let incarnation = process.incarnation;
         let settled = self.now.saturating_sub(since) > ms(150);
-        let known = self.desk.as_ref().is_some_and(|current| {
-            current.number == desk && (!settled || current.has_session(member, incarnation))
+        let known = self.coordinator.as_ref().is_some_and(|current| {
+            current.number == life && (!settled || current.has_session(member, incarnation))
         });
         match known {
-            true => self.say(member, incarnation, Report::Heartbeat),
+            true => self.tell_coordinator(
+                member,
+                incarnation,
+                Report::Message(ToCoordinator::Heartbeat { sequence: 0 }),
+            ),
             false => self.session_lost(member),
         }
     }
@@ -320,7 +337,12 @@ impl World {
     }
 
     /// Something goes from a process to the coordinator.
-    pub(super) fn say(&mut self, member: &Member, incarnation: Incarnation, report: Report) {
+    pub(super) fn tell_coordinator(
+        &mut self,
+        member: &Member,
+        incarnation: Incarnation,
+        report: Report,
+    ) {
         let arrives = self.now + self.dice.between(1, 5);
         let Some(process) = self.processes.get_mut(member) else { return };
         let arrives = arrives.max(process.last[0] + Now::from_micros(1));
@@ -328,17 +350,13 @@ impl World {
         self.at(arrives - self.now, Wake::Said(member.clone(), incarnation, report));
     }
 
-    /// Something goes from the coordinator to a worker.
-    pub(super) fn order(&mut self, device: &DeviceId, number: u64, order: Order) {
+    /// Something goes from the coordinator to a worker, over that session.
+    pub(super) fn order(&mut self, device: &DeviceId, session: Session, order: Order) {
         let arrives = self.now + self.dice.between(1, 5);
         let member = Member::Worker(device.clone());
         let Some(process) = self.processes.get_mut(&member) else { return };
         let arrives = arrives.max(process.last[1] + Now::from_micros(1));
         process.last[1] = arrives;
-        self.at(arrives - self.now, Wake::Ordered(device.clone(), number, order));
+        self.at(arrives - self.now, Wake::Ordered(device.clone(), session, order));
     }
-}
-
-fn agent_of(device: &DeviceId) -> Member {
-    Member::Agent(device.node.clone())
 }

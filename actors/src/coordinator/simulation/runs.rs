@@ -5,14 +5,60 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ditmesh_model::spec::{Family, ModelId, ModelSpec, TextStream};
+use ditmesh_model::vae::VaeSpec;
+
+use super::coordinator::Session;
 use super::seat::{Computing, Seat, Turn};
 use super::world::{Order, Wake, World};
 use super::{Sabotage, ms};
 use crate::executor::agenda::AgendaError;
-use crate::membership::{Incarnation, Member, Now};
+use crate::membership::{Member, Now};
 use crate::plan::Plan;
-use crate::plan::message::MessageKind;
-use crate::protocol::{DeviceId, ToCoordinator};
+use crate::plan::message::Message;
+use crate::protocol::{
+    DeviceId, FormFault, FromCoordinator, ImageSpec, RankOutcome, RunSpec, ToCoordinator,
+};
+
+pub(super) const STEPS: u32 = 5;
+
+pub(super) fn model() -> ModelSpec {
+    ModelSpec {
+        id: ModelId(1),
+        family: Family::PixArt,
+        text_stream: TextStream::Cross,
+        long_skips: false,
+        blocks: 4,
+        heads: 4,
+        head_dim: 8,
+        patch_size: 2,
+        latent_channels: 4,
+        sample_size: 8,
+        vae_scale_factor: 8,
+        vae: VaeSpec::default(),
+        solver_history: 2,
+        caption_channels: 24,
+        text_tokens: 8,
+        block_bytes: 1,
+        other_bytes: 1,
+    }
+}
+
+/// What every request asks for.
+pub(super) fn spec() -> RunSpec {
+    let prompt = "a".to_owned();
+    RunSpec {
+        images: vec![ImageSpec { prompt, negative_prompt: String::new(), seed: 0 }],
+        height: 64,
+        width: 64,
+        num_inference_steps: STEPS,
+        guidance_scale: 4.5,
+        num_pipeline_patch: 1,
+        sync_steps: 1,
+        checkpoint_every: 1,
+        ..RunSpec::default()
+    }
+}
 
 /// Longest time to reach the other ranks of a mesh that forms.
 const LINKS_WITHIN: Now = ms(3_000);
@@ -24,33 +70,9 @@ pub(super) enum Report {
         epoch: u64,
         number: u64,
     },
-    Heartbeat,
     /// Its session is over.
     Closed,
-    WorkerExited(DeviceId, Incarnation),
-    Formed(u64),
-    Proposed {
-        epoch: u64,
-        run: u64,
-        after: u64,
-    },
-    /// Why, and whom the rank did not reach, where it was that.
-    FormFailed(u64, String, Option<DeviceId>),
-    RunEnded {
-        epoch: u64,
-        run: u64,
-        outcome: Result<(), Fault>,
-    },
-    /// Of an agent.
-    Copies(ToCoordinator),
-}
-
-/// Why a rank's run failed.
-#[derive(Clone, Debug)]
-pub(super) struct Fault {
-    pub(super) cause: String,
-    /// The member to whom the link is gone, where that is to blame.
-    pub(super) peer: Option<usize>,
+    Message(ToCoordinator),
 }
 
 /// A mesh as a rank joins it.
@@ -67,6 +89,7 @@ pub(super) struct Form {
 pub(super) struct Start {
     pub(super) epoch: u64,
     pub(super) run: u64,
+    pub(super) rank: u32,
     pub(super) plan: Arc<Plan>,
     /// Others are under way: the rank says where it can come in.
     pub(super) propose: bool,
@@ -80,9 +103,7 @@ pub(super) struct Frame {
     pub(super) from: usize,
     /// Life of the process that sent it; 0 is the controller's.
     pub(super) life: u64,
-    pub(super) tag: u64,
-    pub(super) kind: MessageKind,
-    pub(super) step: u16,
+    pub(super) message: Message,
     /// Rank and device; `None` is the controller, of this life of the coordinator.
     pub(super) to: Result<DeviceId, u64>,
 }
@@ -110,6 +131,12 @@ impl Worker {
         seats.collect()
     }
 
+    /// Where a run is, and in which mesh.
+    fn seat_of(&mut self, run: u64) -> Option<(u64, &mut Seat)> {
+        let mut seats = self.seats.iter_mut();
+        seats.find(|(_, seat)| seat.knows(run)).map(|(&epoch, seat)| (epoch, seat))
+    }
+
     /// The longest wait: since when, and for what.
     pub(super) fn oldest_wait(&self) -> Option<(Now, u64, Option<usize>)> {
         let waits = self.seats.iter().filter_map(|(&epoch, seat)| {
@@ -122,21 +149,26 @@ impl Worker {
 
 impl World {
     /// A worker hears from the coordinator.
-    pub(super) fn ordered(&mut self, device: &DeviceId, number: u64, order: Order) {
-        let again = Wake::Ordered(device.clone(), number, order.clone());
+    pub(super) fn ordered(&mut self, device: &DeviceId, session: Session, order: Order) {
+        let again = Wake::Ordered(device.clone(), session, order.clone());
         if self.network.away.contains(&device.node) {
             return self.network.hold(&device.node, again);
         }
+        let number = session.number;
         if !self.takes(device, number, || again) {
             return;
         }
         let now = self.now;
         let Some(process) = self.processes.acting(device, number) else { return };
+        if !process.has_session(&session) {
+            return;
+        }
         let worker = &mut process.worker;
         match order {
             Order::Form(form) if form.epoch <= worker.newest_epoch => {
                 let cause = format!("epoch {} is not after {}", form.epoch, worker.newest_epoch);
-                self.report(device, Report::FormFailed(form.epoch, cause, None));
+                let (epoch, fault) = (form.epoch, FormFault::Loading);
+                self.report(device, ToCoordinator::FormFailed { epoch, fault, cause });
             }
             Order::Form(form) => {
                 worker.newest_epoch = form.epoch;
@@ -149,55 +181,69 @@ impl World {
                 self.at(after, Wake::Loaded(device.clone(), number, epoch));
             }
             Order::Start(start) => {
-                let (epoch, run) = (start.epoch, start.run);
+                let (epoch, run, rank) = (start.epoch, start.run, start.rank);
                 let started = match worker.seats.get_mut(&epoch) {
                     Some(seat) => seat.start(start).map_err(|error| error.to_string()),
                     None => Err(format!("epoch {epoch} is not formed here")),
                 };
                 match started {
-                    Ok(Some(after)) => self.report(device, Report::Proposed { epoch, run, after }),
+                    Ok(Some(after)) => self.report(device, ToCoordinator::Proposed { run, after }),
                     Ok(None) => self.work(device, number, epoch),
-                    Err(cause) => self.refuse(device, epoch, run, cause),
-                }
-            }
-            Order::Enter { epoch, run, after } => {
-                let Some(seat) = worker.seats.get_mut(&epoch) else { return };
-                match seat.enter(run, after) {
-                    Ok(()) | Err(AgendaError::Unknown { .. }) => {}
-                    Err(error) => {
-                        seat.abort(run);
-                        self.refuse(device, epoch, run, error.to_string());
+                    Err(cause) => {
+                        self.run_ended(device, run, rank, RankOutcome::Failed { cause, peer: None })
                     }
                 }
-                self.work(device, number, epoch);
             }
-            Order::Abort(run) => {
-                let hit = worker.seats.iter_mut().find(|(_, seat)| seat.knows(run));
-                let Some((&epoch, seat)) = hit else { return };
-                if seat.abort(run) {
-                    self.refuse(device, epoch, run, "aborted".into());
-                }
-                self.work(device, number, epoch);
-            }
-            Order::Dissolve(epoch) => {
-                worker.forming.remove(&epoch);
-                worker.seats.remove(&epoch);
-            }
+            Order::Message(message) => self.told(device, number, message),
             Order::Closed => self.session_lost(&Member::Worker(device.clone())),
         }
     }
 
-    /// A run ends before its rank has done its part.
-    fn refuse(&mut self, device: &DeviceId, epoch: u64, run: u64, cause: String) {
-        let outcome = Err(Fault { cause, peer: None });
-        self.report(device, Report::RunEnded { epoch, run, outcome });
+    /// A worker is told something about its runs or meshes, or to end.
+    fn told(&mut self, device: &DeviceId, number: u64, message: FromCoordinator) {
+        let Some(process) = self.processes.acting(device, number) else { return };
+        let worker = &mut process.worker;
+        match message {
+            FromCoordinator::Enter { run, after } => {
+                let Some((epoch, seat)) = worker.seat_of(run) else { return };
+                match seat.enter(run, after) {
+                    Ok(()) | Err(AgendaError::Unknown { .. }) => {}
+                    Err(error) => {
+                        seat.abort(run);
+                        let (rank, cause) = (seat.form.rank as u32, error.to_string());
+                        let outcome = RankOutcome::Failed { cause, peer: None };
+                        self.run_ended(device, run, rank, outcome);
+                    }
+                }
+                self.work(device, number, epoch);
+            }
+            FromCoordinator::Abort { run, .. } => {
+                let Some((epoch, seat)) = worker.seat_of(run) else { return };
+                let rank = seat.form.rank as u32;
+                if seat.abort(run) {
+                    self.run_ended(device, run, rank, RankOutcome::Aborted);
+                }
+                self.work(device, number, epoch);
+            }
+            FromCoordinator::Dissolve { epoch, .. } => {
+                worker.forming.remove(&epoch);
+                worker.seats.remove(&epoch);
+            }
+            FromCoordinator::Shutdown => self.kill(&Member::Worker(device.clone())),
+            _ => {}
+        }
     }
 
-    fn report(&mut self, device: &DeviceId, report: Report) {
+    /// A rank is done with a run.
+    fn run_ended(&mut self, device: &DeviceId, run: u64, rank: u32, outcome: RankOutcome) {
+        self.report(device, ToCoordinator::RunEnded { run, rank, outcome });
+    }
+
+    fn report(&mut self, device: &DeviceId, message: ToCoordinator) {
         let member = Member::Worker(device.clone());
         let Some(process) = self.processes.get(&member) else { return };
         let incarnation = process.incarnation;
-        self.say(&member, incarnation, report);
+        self.tell_coordinator(&member, incarnation, Report::Message(message));
     }
 
     /// A rank's part is loaded: it reaches for the others.
@@ -207,7 +253,7 @@ impl World {
         }
         let Some(process) = self.processes.acting(device, number) else { return };
         let Some((form, since)) = process.worker.forming.get(&epoch).cloned() else { return };
-        let missing = form.members.iter().find(|(mate, life)| {
+        let missing = form.members.iter().position(|(mate, life)| {
             let member = Member::Worker(mate.clone());
             let there = self.processes.get(&member).is_some_and(|process| {
                 process.number == *life
@@ -216,20 +262,23 @@ impl World {
             });
             !there || !self.network.joins(&device.node, &mate.node)
         });
-        if let Some((mate, _)) = missing.cloned() {
+        if let Some(mate) = missing {
             if self.now.saturating_sub(since) < LINKS_WITHIN {
                 return self.at(ms(100), Wake::Loaded(device.clone(), number, epoch));
             }
-            let cause = format!("no link to {mate}");
+            let cause = format!("no link to rank {mate}");
             if let Some(process) = self.processes.acting(device, number) {
                 process.worker.forming.remove(&epoch);
             }
-            return self.report(device, Report::FormFailed(epoch, cause, Some(mate)));
+            let fault = FormFault::Links { unanswered: Some(mate as u32) };
+            return self.report(device, ToCoordinator::FormFailed { epoch, fault, cause });
         }
         let Some(process) = self.processes.acting(device, number) else { return };
         process.worker.forming.remove(&epoch);
         process.worker.seats.insert(epoch, Seat::new(form));
-        self.report(device, Report::Formed(epoch));
+        let (blocks, weight_bytes_read, carriers) = ((0, 0), 0, Vec::new());
+        let formed = ToCoordinator::Formed { epoch, blocks, weight_bytes_read, carriers };
+        self.report(device, formed);
     }
 
     /// A rank's thread goes on as far as it can.
@@ -246,21 +295,23 @@ impl World {
                     let device = device.clone();
                     return self.at(after, Wake::Computed { device, life, epoch });
                 }
+                Turn::Tell(run, event) => {
+                    self.report(device, ToCoordinator::Progress { run, event });
+                }
                 Turn::Ended(run, outcome) => {
-                    self.report(device, Report::RunEnded { epoch, run, outcome });
+                    let rank = seat.form.rank as u32;
+                    self.run_ended(device, run, rank, outcome);
                 }
                 Turn::Send(run, to, message) => {
                     let (from, members) = (seat.form.rank, Arc::clone(&seat.form.members));
-                    let desk = self.desk.as_ref().map_or(0, |desk| desk.number);
+                    let coordinator = self.lives;
                     let frame = Frame {
                         epoch,
                         run,
                         from,
                         life,
-                        tag: message.tag().0,
-                        kind: message.kind,
-                        step: message.step,
-                        to: members.get(to).map(|(mate, _)| mate.clone()).ok_or(desk),
+                        message,
+                        to: members.get(to).map(|(mate, _)| mate.clone()).ok_or(coordinator),
                     };
                     self.send(frame, Some(&device.node));
                 }
@@ -285,7 +336,7 @@ impl World {
     pub(super) fn arrived(&mut self, frame: Frame) {
         let device = match &frame.to {
             Ok(device) => device.clone(),
-            Err(desk) => return self.controller_gets(*desk, frame),
+            Err(life) => return self.controller_gets(*life, frame),
         };
         let member = Member::Worker(device.clone());
         let Some(number) = self.processes.get(&member).map(|process| process.number) else {

@@ -5,12 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::runs::{Fault, Form, Frame, Start};
+use super::runs::{Form, Frame, Start};
 use super::walker::{Inbox, Next, Walker};
 use crate::executor::agenda::{self, Agenda, AgendaError, Retired};
 use crate::membership::Now;
 use crate::plan::interleave::Entry;
 use crate::plan::message::Message;
+use crate::protocol::RankOutcome;
+use crate::request::{Event, RankReport};
 
 /// A mesh that a worker is in.
 pub(super) struct Seat {
@@ -45,7 +47,8 @@ pub(super) enum Turn {
     Begins(u64, Entry),
     Send(u64, usize, Message),
     Compute,
-    Ended(u64, Result<(), Fault>),
+    Tell(u64, Event),
+    Ended(u64, RankOutcome),
     /// Nothing until something happens.
     Wait,
 }
@@ -98,7 +101,7 @@ impl Seat {
     }
 
     pub(super) fn take(&mut self, frame: &Frame) {
-        self.inbox.insert((frame.run, frame.from, frame.tag));
+        self.inbox.insert((frame.run, frame.from, frame.message.tag().0));
     }
 
     pub(super) fn lose_link(&mut self, peer: usize) {
@@ -119,21 +122,25 @@ impl Seat {
         }
         let Some(run) = self.at else { return self.next_unit(now) };
         if self.stopped.remove(&run) {
-            return self.end(run, Err(Fault { cause: "aborted".into(), peer: None }), now);
+            return self.end(run, RankOutcome::Aborted, now);
         }
         let Some(walker) = self.under_way.get_mut(&run) else { return self.next_unit(now) };
         match walker.next(run, &mut self.inbox, &self.broken, now) {
             Next::Wait => Turn::Wait,
             Next::Send(to, message) => Turn::Send(run, to, message),
+            Next::Tell(event) => Turn::Tell(run, event),
             Next::Compute => {
                 self.computing = Computing::Something;
                 Turn::Compute
             }
             Next::NoLink(peer) => {
                 let cause = format!("no link to rank {peer}");
-                self.end(run, Err(Fault { cause, peer: Some(peer) }), now)
+                self.end(run, RankOutcome::Failed { cause, peer: Some(peer as u32) }, now)
             }
-            Next::Done if walker.end_unit() => self.end(run, Ok(()), now),
+            Next::Done if walker.end_unit() => {
+                let report = RankReport { rank: self.form.rank as u32, ..RankReport::default() };
+                self.end(run, RankOutcome::Done(Box::new(report)), now)
+            }
             Next::Done => self.next_unit(now),
         }
     }
@@ -163,7 +170,7 @@ impl Seat {
     }
 
     /// The thread is done with a run, which it tells unless the worker has.
-    fn end(&mut self, run: u64, outcome: Result<(), Fault>, now: Now) -> Turn {
+    fn end(&mut self, run: u64, outcome: RankOutcome, now: Now) -> Turn {
         self.forget(run);
         match self.agenda.finish(run) {
             true => {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use crate::membership::Now;
 use crate::plan::message::Message;
-use crate::plan::program::Program;
+use crate::plan::program::{Op, Program};
 use crate::plan::{Action, Plan};
+use crate::request::Event;
 
 /// Someone who walks through a program.
 pub(super) struct Walker {
@@ -15,16 +16,24 @@ pub(super) struct Walker {
     member: usize,
     program: Program,
     /// What is left of the part under way.
-    actions: Box<dyn Iterator<Item = Action>>,
+    items: Box<dyn Iterator<Item = Item>>,
     units_left: usize,
     /// For whose frame, and since when.
     pub(super) waits: Option<((usize, u64), Now)>,
+}
+
+/// A part of a part.
+enum Item {
+    Action(Action),
+    Tell(Event),
 }
 
 /// What a walker does next.
 pub(super) enum Next {
     Send(usize, Message),
     Compute,
+    /// It tells how far it is.
+    Tell(Event),
     Wait,
     /// It does not get on without the link to this member.
     NoLink(usize),
@@ -34,22 +43,31 @@ pub(super) enum Next {
 
 impl Walker {
     pub(super) fn of_rank(plan: Arc<Plan>, rank: usize) -> Self {
-        let (actions, program) = (Box::new(std::iter::empty()), plan.program(rank));
+        let (items, program) = (Box::new(std::iter::empty()), plan.program(rank));
         let units_left = program.unit_ends.len();
-        Self { plan, member: rank, program, actions, units_left, waits: None }
+        Self { plan, member: rank, program, items, units_left, waits: None }
     }
 
     pub(super) fn of_controller(plan: Arc<Plan>) -> Self {
         let member = plan.controller();
-        let (actions, program) = (Box::new(plan.actions(member)), Program::default());
-        Self { plan, member, program, actions, units_left: 0, waits: None }
+        let items = Box::new(plan.actions(member).map(Item::Action));
+        Self { plan, member, program: Program::default(), items, units_left: 0, waits: None }
     }
 
     /// Turns to a unit.
     pub(super) fn begin(&mut self, unit: usize) {
         let (plan, at) = (Arc::clone(&self.plan), self.plan.mesh.coordinates(self.member));
         let ops = self.program.unit(unit).to_vec();
-        self.actions = Box::new(ops.into_iter().flat_map(move |op| plan.expand(at, op)));
+        let (tells, of) = (plan.is_output(at), plan.steps() as u32);
+        self.items = Box::new(ops.into_iter().flat_map(move |op| {
+            let tell = match op {
+                Op::Condition if tells => Some(Event::Encoded),
+                Op::StepDone { step } if tells => Some(Event::Step { step: step as u32 + 1, of }),
+                _ => None,
+            };
+            let actions = plan.expand(at, op).into_iter().map(Item::Action);
+            actions.chain(tell.map(Item::Tell))
+        }));
     }
 
     /// A unit is done; whether it was the last one.
@@ -73,14 +91,16 @@ impl Walker {
                 }
                 self.waits = None;
             }
-            match self.actions.next() {
+            let action = match self.items.next() {
                 None => return Next::Done,
-                Some(Action::Send(to, _)) if broken.contains(&to) => return Next::NoLink(to),
-                Some(Action::Send(to, message)) => return Next::Send(to, message),
-                Some(Action::Recv(from, message)) => {
-                    self.waits = Some(((from, message.tag().0), now));
-                }
-                Some(Action::Compute(_) | Action::Layer { .. }) => return Next::Compute,
+                Some(Item::Tell(event)) => return Next::Tell(event),
+                Some(Item::Action(action)) => action,
+            };
+            match action {
+                Action::Send(to, _) if broken.contains(&to) => return Next::NoLink(to),
+                Action::Send(to, message) => return Next::Send(to, message),
+                Action::Recv(from, message) => self.waits = Some(((from, message.tag().0), now)),
+                Action::Compute(_) | Action::Layer { .. } => return Next::Compute,
             }
         }
     }

@@ -3,18 +3,23 @@
 //! Owns the order of events: by time, then by the order in which they were scheduled.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::desk::Desk;
+use super::clients::Wait;
+use super::coordinator::{Coordinator, Session};
 use super::faults::Fault;
 use super::invariants::Watch;
 use super::processes::{Network, Processes};
 use super::runs::{Frame, Report};
 use super::{Sabotage, ms};
+use crate::checkpoint::Checkpoint;
 use crate::coordinator::mesh_plan::MeshPlans;
-use crate::journal::Entry;
+use crate::generation::{GenerationHandle, UpdateSink};
+use crate::groups::ReplicaMsg;
+use crate::journal::Remembered;
 use crate::membership::{Incarnation, Member, Now};
 use crate::protocol::{DeviceId, FromCoordinator};
-use crate::request::Degrees;
+use crate::request::{Degrees, GenerateRequest};
 
 /// Faults end here.
 pub(super) const FAULTS_END: Now = ms(12_000);
@@ -42,7 +47,7 @@ pub(super) enum Wake {
     /// What a member says arrives at the coordinator.
     Said(Member, Incarnation, Report),
     /// What the coordinator says arrives at a worker.
-    Ordered(DeviceId, u64, Order),
+    Ordered(DeviceId, Session, Order),
     /// What the coordinator of this number says arrives at an agent.
     AgentOrdered(String, u64, FromCoordinator),
     /// A worker has loaded its part of a mesh.
@@ -64,12 +69,21 @@ pub(super) enum Wake {
     },
     /// The planner has an answer.
     Planned(u64, u64, MeshPlans),
-    /// Ranks of an aborted run should have ended it.
-    AbortDeadline {
+    /// The supervisors of a mesh hear something, in this life of the coordinator.
+    Conduct {
+        life: u64,
         epoch: u64,
-        run: u64,
-        desk: u64,
+        message: ReplicaMsg,
     },
+    /// A request is on the coordinator's disk.
+    Written {
+        life: u64,
+        id: u64,
+        request: Box<GenerateRequest>,
+        sink: UpdateSink,
+    },
+    /// It is noticed that a client's connection is gone.
+    Hangup(GenerationHandle),
     /// A client asks, or asks again.
     Ask(u64),
     /// A client gives up.
@@ -77,7 +91,8 @@ pub(super) enum Wake {
     /// A result reaches its client.
     Answer {
         client: u64,
-        desk: u64,
+        life: u64,
+        request: u64,
         outcome: Result<(), String>,
     },
     Fault(Fault),
@@ -88,15 +103,11 @@ pub(super) enum Wake {
 /// From coordinator to worker.
 #[derive(Clone, Debug)]
 pub(super) enum Order {
+    /// With what stands for addresses.
     Form(super::runs::Form),
+    /// With the plan that the rank would make.
     Start(super::runs::Start),
-    Enter {
-        epoch: u64,
-        run: u64,
-        after: u64,
-    },
-    Abort(u64),
-    Dissolve(u64),
+    Message(FromCoordinator),
     /// The session is over.
     Closed,
 }
@@ -112,6 +123,7 @@ pub(super) struct Ending {
     pub(super) recalls: u64,
     pub(super) stalls: u64,
     pub(super) expired: u64,
+    pub(super) lost: u64,
 }
 
 /// SplitMix64.
@@ -151,11 +163,19 @@ pub(super) struct World {
     pub(super) fixed: Degrees,
     pub(super) processes: Processes,
     /// The coordinator, while its process lives.
-    pub(super) desk: Option<Desk>,
+    pub(super) coordinator: Option<Coordinator>,
     /// Lives of the coordinator so far.
-    pub(super) desks: u64,
-    /// What the coordinator wrote down.
-    pub(super) journal: Vec<Entry>,
+    pub(super) lives: u64,
+    /// What the coordinator's journal says.
+    pub(super) remembered: Remembered,
+    /// Newest checkpoints on its disk, by request.
+    pub(super) checkpoints: BTreeMap<u64, Arc<Checkpoint>>,
+    /// Requests with deadlines that wait.
+    pub(super) waits: BTreeMap<u64, Wait>,
+    /// Of each request how many steps it had when it was lost, and how often it was since.
+    pub(super) losses: BTreeMap<u64, (usize, u32)>,
+    /// Where each rank said that a run can come in.
+    pub(super) points: BTreeMap<(u64, u32), u64>,
     /// How long clients let their requests wait, in seconds; others wait for as long as it takes.
     pub(super) deadlines: BTreeMap<u64, u32>,
     /// Degrees that clients name; they have deadlines, because cut links may leave none for these.
@@ -183,9 +203,13 @@ impl World {
             network: Network::default(),
             fixed,
             processes: Processes::of(devices, nodes),
-            desk: None,
-            desks: 0,
-            journal: Vec::new(),
+            coordinator: None,
+            lives: 0,
+            remembered: Remembered::default(),
+            checkpoints: BTreeMap::new(),
+            waits: BTreeMap::new(),
+            losses: BTreeMap::new(),
+            points: BTreeMap::new(),
             deadlines: BTreeMap::new(),
             named: BTreeMap::new(),
             faults: 0,
@@ -194,7 +218,7 @@ impl World {
             stalls: 0,
             dice,
         };
-        world.start_desk();
+        world.start_coordinator();
         for node in world.processes.nodes() {
             let after = world.dice.between(1, 300);
             world.at(after, Wake::Mend(Fault::KillAgent(node)));
@@ -252,12 +276,13 @@ impl World {
         }
         Ending {
             expired: self.watch.expired(),
+            lost: self.watch.fruitless(),
             violations: self.watch.violations,
             log: self.log,
             faults: self.faults,
             requests: REQUESTS,
             resumed: self.resumed,
-            restarts: self.desks - 1,
+            restarts: self.lives - 1,
             recalls: self.recalls,
             stalls: self.stalls,
         }
@@ -274,19 +299,26 @@ impl World {
             Wake::Heartbeat(member, life) => self.heartbeat(&member, life),
             Wake::Connect(member, life) => self.connect(&member, life),
             Wake::Said(member, incarnation, report) => self.said(member, incarnation, report),
-            Wake::Ordered(device, life, order) => self.ordered(&device, life, order),
-            Wake::AgentOrdered(node, desk, message) => self.agent_ordered(node, desk, message),
+            Wake::Ordered(device, session, order) => self.ordered(&device, session, order),
+            Wake::AgentOrdered(node, life, message) => self.agent_ordered(node, life, message),
             Wake::Loaded(device, life, epoch) => self.loaded(&device, life, epoch),
             Wake::Arrived(frame) => self.arrived(frame),
             Wake::Computed { device, life, epoch } => self.computed(&device, life, epoch),
             Wake::LinkLost { device, life, epoch, peer } => {
                 self.link_lost(&device, life, epoch, peer);
             }
-            Wake::Planned(desk, number, plans) => self.planned(desk, number, plans),
-            Wake::AbortDeadline { epoch, run, desk } => self.abort_deadline(epoch, run, desk),
+            Wake::Planned(life, number, plans) => self.planned(life, number, plans),
+            Wake::Conduct { life, epoch, message } => self.conducted_late(life, epoch, message),
+            Wake::Written { life, id, request, sink } => self.written(life, id, *request, sink),
+            Wake::Hangup(handle) => {
+                drop(handle);
+                self.attend_to_all();
+            }
             Wake::Ask(client) => self.ask(client),
             Wake::Cancel(client) => self.cancel(client),
-            Wake::Answer { client, desk, outcome } => self.answer(client, desk, outcome),
+            Wake::Answer { client, life, request, outcome } => {
+                self.answer(client, life, request, outcome);
+            }
             Wake::Fault(fault) => self.fault(fault),
             Wake::Mend(fault) => self.mend(fault),
         }

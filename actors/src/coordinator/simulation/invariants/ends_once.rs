@@ -7,16 +7,11 @@ pub(in super::super) const NAME: &str = "ends once";
 
 impl Watch {
     /// A life of the coordinator ends a request.
-    pub(in super::super) fn ended(&mut self, desk: u64, request: u64) {
-        if let Some(before) = self.results.insert(request, desk) {
-            let lives = format!("lives {before} and {desk} of the coordinator");
+    pub(in super::super) fn ended(&mut self, life: u64, request: u64) {
+        if let Some(before) = self.results.insert(request, life) {
+            let lives = format!("lives {before} and {life} of the coordinator");
             self.broken(NAME, format!("request {request} has results of {lives}"));
         }
-    }
-
-    /// Something ends a request that this life of the coordinator does not have (any more).
-    pub(in super::super) fn ended_again(&mut self, request: u64) {
-        self.broken(NAME, format!("request {request} is to end and has ended"));
     }
 
     /// A client gets its answer; one that has given up does not listen any more.

@@ -1,5 +1,6 @@
 //! None is lost: when all faults are over every request has its answer, and it is a picture unless
-//! its client gave up, or set a deadline which it waited for.
+//! its client gave up, or set a deadline which it waited for, or it was lost again and again without
+//! a step between.
 
 use super::Watch;
 use crate::membership::Now;
@@ -17,6 +18,16 @@ impl Watch {
         self.may_expire.push(client);
     }
 
+    /// A client's request was lost as often as a request may be.
+    pub(in super::super) fn may_be_lost(&mut self, client: u64) {
+        self.lost.push(client);
+    }
+
+    /// Requests that were lost too often.
+    pub(in super::super) fn fruitless(&self) -> u64 {
+        self.lost.len() as u64
+    }
+
     /// Answers that requests had waited for too long.
     pub(in super::super) fn expired(&self) -> u64 {
         let answers = self.answers.values().flatten();
@@ -30,6 +41,7 @@ impl Watch {
                 Some(Ok(())) => None,
                 Some(Err(_)) if self.cancelled.contains(&client) => None,
                 Some(Err(error)) if self.may_expire.contains(&client) && is_expiry(error) => None,
+                Some(Err(_)) if self.lost.contains(&client) => None,
                 Some(Err(error)) => Some(format!("client {client} was told: {error}")),
             };
             if let Some(wrong) = wrong {
