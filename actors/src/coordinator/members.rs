@@ -113,6 +113,8 @@ impl State {
         let address = hello.fabric_address.clone();
         self.sessions.arriving = Some((hello, channel));
         self.member(myself, MembershipEvent::Joined { member, incarnation, address }).await;
+        // Who got no verdict hears of it by the end of the channel.
+        self.sessions.arriving = None;
     }
 
     /// Opens the session of the member that has just come.
