@@ -18,6 +18,7 @@ mod controller;
 mod coordinator;
 mod copies;
 mod faults;
+mod frames;
 mod hands;
 mod invariants;
 mod meshes;
@@ -61,6 +62,8 @@ pub(super) enum Sabotage {
     KeepExpired,
     /// What has a result is not struck from the journal.
     ForgetEnds,
+    /// A rank goes on when what it has just sent is taken, and not before.
+    SendsWait,
 }
 
 fn simulate(seed: u64, sabotage: Option<Sabotage>) -> Ending {
@@ -102,13 +105,13 @@ fn a_cluster_heals_and_finishes_every_request() {
     }
     println!(
         "{} seeds: {faults} faults, {requests} requests, {resumed} runs went on from a checkpoint, \
-         {restarts} coordinators restarted, {recalls} copies came back, {stalls} devices hung, {expired} requests waited \
+         {restarts} coordinators restarted, {recalls} copies came back, {stalls} workers were ended by force, {expired} requests waited \
          beyond their deadlines, {lost} were lost too often",
         seeds()
     );
     // A simulation in which little happens proves little.
     assert!(faults > 8 * seeds() && resumed > seeds() / 2 && restarts > seeds() / 4);
-    assert!(recalls > seeds() / 10 && stalls > seeds() / 20, "{recalls} copies, {stalls} hung");
+    assert!(recalls > seeds() / 10 && stalls > seeds() / 20, "{recalls} copies, {stalls} ended");
     assert!(expired > seeds() / 10, "{expired} expired");
 }
 
@@ -137,6 +140,7 @@ fn every_guard_is_needed() {
         (Sabotage::IgnoreCuts, invariants::none_lost::NAME),
         (Sabotage::KeepExpired, invariants::waits_end::NAME),
         (Sabotage::ForgetEnds, invariants::ends_once::NAME),
+        (Sabotage::SendsWait, invariants::go_on::NAME),
     ] {
         let caught = (0..SEEDS).find(|&seed| {
             let violations = simulate(seed, Some(sabotage)).violations;

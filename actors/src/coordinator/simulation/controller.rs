@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::runs::{Frame, model};
-use super::walker::{Inbox, Next, Walker};
+use super::frames::Frame;
+use super::runs::model;
+use super::walker::{Inbox, Next, Untaken, Walker};
 use super::world::{Wake, World};
 use super::{Sabotage, ms};
 use crate::checkpoint::CheckpointStore;
@@ -124,7 +125,14 @@ impl World {
             let Some(task) = coordinator.tasks.get_mut(&run).filter(|task| !task.done) else {
                 return;
             };
-            match task.walker.next(run, &mut task.inbox, &BTreeSet::new(), now) {
+            let none = BTreeSet::new();
+            match task.walker.next(run, &mut task.inbox, &Untaken::new(), &none, now) {
+                Next::Took(from, tag) => {
+                    let (epoch, by) = (task.epoch, task.plan.controller());
+                    let mesh = coordinator.meshes.get(&epoch);
+                    let Some(members) = mesh.map(|mesh| Arc::clone(&mesh.members)) else { return };
+                    self.taken(epoch, &members, (run, from, tag), by);
+                }
                 Next::Wait | Next::NoLink(_) => return,
                 Next::Compute | Next::Tell(_) => {}
                 Next::Done => {

@@ -1,6 +1,7 @@
 //! What must never happen, one file each, and the notes they are judged by.
 
 pub(super) mod ends_once;
+pub(super) mod go_on;
 pub(super) mod no_stale_frame;
 pub(super) mod none_lost;
 pub(super) mod one_order;

@@ -125,6 +125,14 @@ impl World {
         let Some(coordinator) = &mut self.coordinator else { return };
         let life = coordinator.number;
         let Some(mesh) = coordinator.meshes.get_mut(&epoch) else { return };
+        if let ReplicaMsg::Stalled { run, .. } = message {
+            let disturbed = |(device, number): &(DeviceId, u64)| {
+                let process = self.processes.get(&Member::Worker(device.clone()));
+                !process.is_some_and(|process| process.is_well(*number))
+            };
+            let disturbed = mesh.members.iter().any(disturbed);
+            self.watch.stalls(self.now, disturbed, run, epoch);
+        }
         for command in mesh.conduct.handle(message) {
             match command {
                 Conducted::Order(order) => self.order_ranks(epoch, &order),

@@ -74,6 +74,11 @@ impl Process {
         self.session.is_some() && self.incarnation == session.incarnation
     }
 
+    /// Whether it is in this life of it, not frozen, and all that it computes ends.
+    pub(super) fn is_well(&self, number: u64) -> bool {
+        self.number == number && self.life == Life::Up && !self.is_frozen && !self.worker.hangs()
+    }
+
     /// What reaches it while it is frozen.
     pub(super) fn later(&mut self, wake: Wake) {
         self.late.push(wake);

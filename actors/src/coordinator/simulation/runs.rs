@@ -1,6 +1,6 @@
-//! Workers: they join meshes and take runs, frames and the news of lost links to their seats.
+//! Workers: they join meshes and take runs to their seats.
 //!
-//! Owns what a worker accepts. How a rank works off what it has is the seat's.
+//! Owns what a worker is told and what it says. How a rank works off what it has is the seat's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,13 +9,15 @@ use ditmesh_model::spec::{Family, ModelId, ModelSpec, TextStream};
 use ditmesh_model::vae::VaeSpec;
 
 use super::coordinator::Session;
+use super::frames::Frame;
+use super::invariants::waits_end::is_late;
 use super::seat::{Computing, Seat, Turn};
+use super::walker::Waited;
 use super::world::{Order, Wake, World};
 use super::{Sabotage, ms};
 use crate::executor::agenda::AgendaError;
 use crate::membership::{Member, Now};
 use crate::plan::Plan;
-use crate::plan::message::Message;
 use crate::protocol::{
     DeviceId, FormFault, FromCoordinator, ImageSpec, RankOutcome, RunSpec, ToCoordinator,
 };
@@ -95,25 +97,12 @@ pub(super) struct Start {
     pub(super) propose: bool,
 }
 
-/// A frame on its way.
-#[derive(Clone, Debug)]
-pub(super) struct Frame {
-    pub(super) epoch: u64,
-    pub(super) run: u64,
-    pub(super) from: usize,
-    /// Life of the process that sent it; 0 is the controller's.
-    pub(super) life: u64,
-    pub(super) message: Message,
-    /// Rank and device; `None` is the controller, of this life of the coordinator.
-    pub(super) to: Result<DeviceId, u64>,
-}
-
 /// A worker's meshes.
 #[derive(Default)]
 pub(super) struct Worker {
     pub(super) newest_epoch: u64,
     forming: BTreeMap<u64, (Form, Now)>,
-    seats: BTreeMap<u64, Seat>,
+    pub(super) seats: BTreeMap<u64, Seat>,
 }
 
 impl Worker {
@@ -122,8 +111,13 @@ impl Worker {
         self.seats.clear();
     }
 
+    /// Whether something that it computes does not end.
+    pub(super) fn hangs(&self) -> bool {
+        self.seats.values().any(|seat| seat.computing == Computing::ForEver)
+    }
+
     /// Epochs of the meshes in which the process of this life is a mate.
-    fn mates_of(&self, device: &DeviceId, life: u64) -> Vec<(u64, usize)> {
+    pub(super) fn mates_of(&self, device: &DeviceId, life: u64) -> Vec<(u64, usize)> {
         let seats = self.seats.iter().filter_map(|(&epoch, seat)| {
             let mate = |(other, number): &(DeviceId, u64)| other == device && *number == life;
             Some((epoch, seat.form.members.iter().position(mate)?))
@@ -138,12 +132,12 @@ impl Worker {
     }
 
     /// The longest wait: since when, and for what.
-    pub(super) fn oldest_wait(&self) -> Option<(Now, u64, Option<usize>)> {
+    pub(super) fn oldest_wait(&self) -> Option<(Now, u64, Option<Waited>)> {
         let waits = self.seats.iter().filter_map(|(&epoch, seat)| {
             let (since, whom) = seat.wait()?;
             Some((since, epoch, whom))
         });
-        waits.min()
+        waits.min_by_key(|(since, epoch, _)| (*since, *epoch))
     }
 }
 
@@ -273,16 +267,17 @@ impl World {
             let fault = FormFault::Links { unanswered: Some(mate as u32) };
             return self.report(device, ToCoordinator::FormFailed { epoch, fault, cause });
         }
+        let sends_wait = self.is(Sabotage::SendsWait);
         let Some(process) = self.processes.acting(device, number) else { return };
         process.worker.forming.remove(&epoch);
-        process.worker.seats.insert(epoch, Seat::new(form));
+        process.worker.seats.insert(epoch, Seat::new(form, sends_wait));
         let (blocks, weight_bytes_read, carriers) = ((0, 0), 0, Vec::new());
         let formed = ToCoordinator::Formed { epoch, blocks, weight_bytes_read, carriers };
         self.report(device, formed);
     }
 
     /// A rank's thread goes on as far as it can.
-    fn work(&mut self, device: &DeviceId, life: u64, epoch: u64) {
+    pub(super) fn work(&mut self, device: &DeviceId, life: u64, epoch: u64) {
         loop {
             let now = self.now;
             let Some(process) = self.processes.acting(device, life) else { return };
@@ -294,6 +289,10 @@ impl World {
                     let after = self.dice.between(1, 6);
                     let device = device.clone();
                     return self.at(after, Wake::Computed { device, life, epoch });
+                }
+                Turn::Took(run, from, tag) => {
+                    let (by, members) = (seat.form.rank, Arc::clone(&seat.form.members));
+                    self.taken(epoch, &members, (run, from, tag), by);
                 }
                 Turn::Tell(run, event) => {
                     self.report(device, ToCoordinator::Progress { run, event });
@@ -319,58 +318,6 @@ impl World {
         }
     }
 
-    /// A frame leaves; some take long.
-    pub(super) fn send(&mut self, frame: Frame, from: Option<&str>) {
-        let slow = self.dice.roll(60) == 0;
-        let after = if slow { self.dice.between(20, 700) } else { self.dice.between(0, 2) };
-        let cut = match (&frame.to, from) {
-            (Ok(to), Some(from)) => !self.network.joins(from, &to.node),
-            _ => false,
-        };
-        // What goes into a cut is lost with the link, which its ends notice.
-        if !cut {
-            self.at(after, Wake::Arrived(frame));
-        }
-    }
-
-    pub(super) fn arrived(&mut self, frame: Frame) {
-        let device = match &frame.to {
-            Ok(device) => device.clone(),
-            Err(life) => return self.controller_gets(*life, frame),
-        };
-        let member = Member::Worker(device.clone());
-        let Some(number) = self.processes.get(&member).map(|process| process.number) else {
-            return;
-        };
-        let again = Wake::Arrived(frame.clone());
-        if !self.takes(&device, number, || again) {
-            return;
-        }
-        let blind = self.is(Sabotage::TakeStaleFrames);
-        let Some(process) = self.processes.acting(&device, number) else { return };
-        let worker = &mut process.worker;
-        let fits = |seat: &Seat| {
-            let life = seat.form.members.get(frame.from).map_or(0, |(_, life)| *life);
-            let own = seat.form.members.get(seat.form.rank).map(|(_, life)| *life);
-            seat.form.epoch == frame.epoch && life == frame.life && own == Some(number)
-        };
-        let epoch = match worker.seats.get(&frame.epoch) {
-            Some(seat) if fits(seat) => frame.epoch,
-            _ if !blind => return,
-            _ => match worker.seats.last_key_value() {
-                Some((&newest, _)) => newest,
-                None => return,
-            },
-        };
-        let Some(seat) = worker.seats.get_mut(&epoch) else { return };
-        let right = fits(seat);
-        seat.take(&frame);
-        let Frame { run, from, .. } = frame;
-        let what = format!("{device} in epoch {epoch} took a frame of epoch {}", frame.epoch);
-        self.watch.accepted(right, format!("{what}, run {run}, rank {from}"));
-        self.work(&device, number, epoch);
-    }
-
     pub(super) fn computed(&mut self, device: &DeviceId, life: u64, epoch: u64) {
         let again = || Wake::Computed { device: device.clone(), life, epoch };
         if !self.takes(device, life, again) {
@@ -385,67 +332,20 @@ impl World {
         self.work(device, life, epoch);
     }
 
-    /// The mates of a process that has died notice.
-    pub(super) fn notice_death(&mut self, device: &DeviceId, life: u64) {
-        let mut notices = Vec::new();
-        for (mate, process) in self.processes.workers() {
-            for (epoch, peer) in process.worker.mates_of(device, life) {
-                notices.push((mate.clone(), process.number, epoch, peer));
-            }
-        }
-        for (device, life, epoch, peer) in notices {
-            let after = self.dice.between(5, 80);
-            self.at(after, Wake::LinkLost { device, life, epoch, peer });
-        }
-    }
-
-    /// The ranks on two nodes notice that there is no way between them.
-    pub(super) fn break_links(&mut self, a: &str, b: &str) {
-        let mut notices = Vec::new();
-        for (device, process) in self.processes.workers() {
-            for (mate, other) in self.processes.workers() {
-                let apart =
-                    (device.node == a && mate.node == b) || (device.node == b && mate.node == a);
-                if apart {
-                    for (epoch, peer) in process.worker.mates_of(mate, other.number) {
-                        notices.push((device.clone(), process.number, epoch, peer));
-                    }
-                }
-            }
-        }
-        for (device, life, epoch, peer) in notices {
-            let after = self.dice.between(300, 1_500);
-            self.at(after, Wake::LinkLost { device, life, epoch, peer });
-        }
-    }
-
-    pub(super) fn link_lost(&mut self, device: &DeviceId, life: u64, epoch: u64, peer: usize) {
-        let again = || Wake::LinkLost { device: device.clone(), life, epoch, peer };
-        if !self.takes(device, life, again) {
-            return;
-        }
-        let Some(process) = self.processes.acting(device, life) else { return };
-        let Some(seat) = process.worker.seats.get_mut(&epoch) else { return };
-        seat.lose_link(peer);
-        self.work(device, life, epoch);
-    }
-
     /// Nobody waits too long who can be told.
     pub(super) fn check_waits(&mut self) {
-        let mut waits = Vec::new();
-        for (device, process) in self.processes.workers() {
-            if !process.is_frozen
-                && let Some(reached) = self.network.reached_since(&device.node)
-                && let Some((since, epoch, from)) = process.worker.oldest_wait()
-            {
-                waits.push((
-                    since.max(reached),
-                    format!("{device} waits for {from:?} in epoch {epoch}"),
-                ));
+        let now = self.now;
+        let at_work = self.processes.workers().filter(|(_, process)| !process.is_frozen);
+        let late = at_work.filter_map(|(device, process)| {
+            let (since, epoch, what) = process.worker.oldest_wait()?;
+            if !is_late(since, now) {
+                return None;
             }
-        }
-        for (since, who) in waits {
-            self.watch.waits(since, self.now, who);
-        }
+            let since = since.max(self.network.reached_since(&device.node)?);
+            let who = format!("{device} waits for {what:?} in epoch {epoch} since {since:?}");
+            is_late(since, now).then_some(who)
+        });
+        let late: Vec<String> = late.collect();
+        late.into_iter().for_each(|who| self.watch.waits(now, who));
     }
 }

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::runs::{Form, Frame, Start};
-use super::walker::{Inbox, Next, Walker};
+use super::frames::Frame;
+use super::runs::{Form, Start};
+use super::walker::{Inbox, Next, Untaken, Waited, Walker};
 use crate::executor::agenda::{self, Agenda, AgendaError, Retired};
 use crate::membership::Now;
 use crate::plan::interleave::Entry;
@@ -18,7 +19,7 @@ use crate::request::{Event, RankReport};
 pub(super) struct Seat {
     pub(super) form: Form,
     agenda: Agenda<Walker>,
-    /// Runs that have begun here.
+    /// Runs that have begun here and whose frames are not all taken yet.
     under_way: BTreeMap<u64, Walker>,
     /// The run whose unit the thread is at.
     at: Option<u64>,
@@ -29,6 +30,10 @@ pub(super) struct Seat {
     /// Runs that the thread is to stop when it can.
     stopped: BTreeSet<u64>,
     inbox: Inbox,
+    /// What it sent and nobody has taken.
+    untaken: Untaken,
+    /// Each send is waited for, which no program is made for.
+    sends_wait: bool,
     /// Ranks to whom the link is gone.
     broken: BTreeSet<usize>,
 }
@@ -46,6 +51,8 @@ pub(super) enum Turn {
     /// Begun an entry of the agenda, with its number.
     Begins(u64, Entry),
     Send(u64, usize, Message),
+    /// Taken a frame of that run, of that member, with that tag.
+    Took(u64, usize, u64),
     Compute,
     Tell(u64, Event),
     Ended(u64, RankOutcome),
@@ -54,7 +61,7 @@ pub(super) enum Turn {
 }
 
 impl Seat {
-    pub(super) fn new(form: Form) -> Self {
+    pub(super) fn new(form: Form, sends_wait: bool) -> Self {
         Self {
             form,
             agenda: Agenda::default(),
@@ -64,6 +71,8 @@ impl Seat {
             held: None,
             stopped: BTreeSet::new(),
             inbox: Inbox::new(),
+            untaken: Untaken::new(),
+            sends_wait,
             broken: BTreeSet::new(),
         }
     }
@@ -104,15 +113,26 @@ impl Seat {
         self.inbox.insert((frame.run, frame.from, frame.message.tag().0));
     }
 
+    /// Somebody has taken a frame; whether the thread waits for that.
+    pub(super) fn taken(&mut self, run: u64, by: usize, tag: u64) -> bool {
+        self.untaken.remove(&(run, by, tag));
+        let walker = self.at.filter(|&at| at == run).and_then(|at| self.under_way.get(&at));
+        walker.and_then(|walker| walker.waits).is_some_and(|(waited, _)| match waited {
+            Waited::Frame(..) => false,
+            Waited::Taken(whom) => whom == by,
+            Waited::AllTaken => true,
+        })
+    }
+
     pub(super) fn lose_link(&mut self, peer: usize) {
         self.broken.insert(peer);
     }
 
-    /// Since when the thread waits, and for whom; without a name for the coordinator's word.
-    pub(super) fn wait(&self) -> Option<(Now, Option<usize>)> {
+    /// Since when the thread waits, and for what; `None` for the coordinator's word.
+    pub(super) fn wait(&self) -> Option<(Now, Option<Waited>)> {
         let at = self.at.and_then(|run| self.under_way.get(&run));
-        let frame = at.and_then(|walker| walker.waits);
-        frame.map(|((from, _), since)| (since, Some(from))).or_else(|| Some((self.held?, None)))
+        let waits = at.and_then(|walker| walker.waits);
+        waits.map(|(waited, since)| (since, Some(waited))).or_else(|| Some((self.held?, None)))
     }
 
     /// The thread goes on.
@@ -120,14 +140,22 @@ impl Seat {
         if self.computing != Computing::Nothing {
             return Turn::Wait;
         }
-        let Some(run) = self.at else { return self.next_unit(now) };
+        let Some(run) = self.at else { return self.leave(now) };
         if self.stopped.remove(&run) {
             return self.end(run, RankOutcome::Aborted, now);
         }
-        let Some(walker) = self.under_way.get_mut(&run) else { return self.next_unit(now) };
-        match walker.next(run, &mut self.inbox, &self.broken, now) {
+        let Some(walker) = self.under_way.get_mut(&run) else { return self.leave(now) };
+        let lets_go = walker.is_done();
+        match walker.next(run, &mut self.inbox, &self.untaken, &self.broken, now) {
             Next::Wait => Turn::Wait,
-            Next::Send(to, message) => Turn::Send(run, to, message),
+            Next::Send(to, message) => {
+                self.untaken.insert((run, to, message.tag().0));
+                if self.sends_wait {
+                    walker.waits = Some((Waited::Taken(to), now));
+                }
+                Turn::Send(run, to, message)
+            }
+            Next::Took(from, tag) => Turn::Took(run, from, tag),
             Next::Tell(event) => Turn::Tell(run, event),
             Next::Compute => {
                 self.computing = Computing::Something;
@@ -137,17 +165,32 @@ impl Seat {
                 let cause = format!("no link to rank {peer}");
                 self.end(run, RankOutcome::Failed { cause, peer: Some(peer as u32) }, now)
             }
-            Next::Done if walker.end_unit() => {
-                let report = RankReport { rank: self.form.rank as u32, ..RankReport::default() };
-                self.end(run, RankOutcome::Done(Box::new(report)), now)
+            Next::Done if lets_go => self.end_well(run, now),
+            Next::Done => {
+                walker.end_unit();
+                self.leave(now)
             }
-            Next::Done => self.next_unit(now),
         }
     }
 
-    fn next_unit(&mut self, now: Now) -> Turn {
+    /// Between units: a run ends that has no more of them and whose frames are all taken.
+    fn leave(&mut self, now: Now) -> Turn {
         self.under_way.retain(|&run, _| self.agenda.is_live(run));
         self.at = None;
+        let through = |run: u64| self.untaken.range((run, 0, 0)..(run + 1, 0, 0)).next().is_none();
+        let mut runs = self.under_way.iter();
+        match runs.find(|(run, walker)| walker.is_done() && through(**run)).map(|(&run, _)| run) {
+            Some(run) => self.end_well(run, now),
+            None => self.next_unit(now),
+        }
+    }
+
+    fn end_well(&mut self, run: u64, now: Now) -> Turn {
+        let report = RankReport { rank: self.form.rank as u32, ..RankReport::default() };
+        self.end(run, RankOutcome::Done(Box::new(report)), now)
+    }
+
+    fn next_unit(&mut self, now: Now) -> Turn {
         match self.agenda.take_next() {
             agenda::Next::Unit { number, entry, begins } => {
                 self.held = None;
@@ -164,7 +207,14 @@ impl Seat {
             }
             agenda::Next::Idle => {
                 self.held = None;
-                Turn::Wait
+                // Only frames of runs without units are left: they are waited for.
+                let Some((&run, walker)) = self.under_way.iter_mut().next() else {
+                    return Turn::Wait;
+                };
+                walker.waits = Some((Waited::AllTaken, now));
+                self.agenda.turn_to(run);
+                self.at = Some(run);
+                self.turn(now)
             }
         }
     }
@@ -177,11 +227,13 @@ impl Seat {
                 self.at = None;
                 Turn::Ended(run, outcome)
             }
-            false => self.next_unit(now),
+            false => self.leave(now),
         }
     }
+
     fn forget(&mut self, run: u64) {
         self.under_way.remove(&run);
         self.inbox.retain(|(of, ..)| *of != run);
+        self.untaken.retain(|(of, ..)| *of != run);
     }
 }

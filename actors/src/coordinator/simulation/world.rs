@@ -8,9 +8,10 @@ use std::sync::Arc;
 use super::clients::Wait;
 use super::coordinator::{Coordinator, Session};
 use super::faults::Fault;
+use super::frames::Frame;
 use super::invariants::Watch;
 use super::processes::{Network, Processes};
-use super::runs::{Frame, Report};
+use super::runs::Report;
 use super::{Sabotage, ms};
 use crate::checkpoint::Checkpoint;
 use crate::coordinator::mesh_plan::MeshPlans;
@@ -56,6 +57,12 @@ pub(super) enum Wake {
     Arrived(Frame),
     /// A rank has computed.
     Computed {
+        device: DeviceId,
+        life: u64,
+        epoch: u64,
+    },
+    /// A rank hears that a frame of its was taken.
+    Taken {
         device: DeviceId,
         life: u64,
         epoch: u64,
@@ -184,7 +191,7 @@ pub(super) struct World {
     pub(super) resumed: u64,
     /// Copies of checkpoints that came back.
     pub(super) recalls: u64,
-    /// Devices that hung and were started again.
+    /// Workers that hung or were silent, and were ended by force.
     pub(super) stalls: u64,
 }
 
@@ -304,6 +311,7 @@ impl World {
             Wake::Loaded(device, life, epoch) => self.loaded(&device, life, epoch),
             Wake::Arrived(frame) => self.arrived(frame),
             Wake::Computed { device, life, epoch } => self.computed(&device, life, epoch),
+            Wake::Taken { device, life, epoch } => self.hears_taken(&device, life, epoch),
             Wake::LinkLost { device, life, epoch, peer } => {
                 self.link_lost(&device, life, epoch, peer);
             }

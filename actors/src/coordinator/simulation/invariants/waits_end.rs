@@ -28,10 +28,13 @@ impl Watch {
         }
     }
 
-    /// A rank waits since then.
-    pub(in super::super) fn waits(&mut self, since: Now, now: Now, who: impl std::fmt::Display) {
-        if now.saturating_sub(since) > WAIT_MAX {
-            self.broken(NAME, format!("{who} since {since:?}, it is {now:?}"));
-        }
+    /// A rank waits and is late.
+    pub(in super::super) fn waits(&mut self, now: Now, who: impl std::fmt::Display) {
+        self.broken(NAME, format!("{who}, it is {now:?}"));
     }
+}
+
+/// Whether a rank has waited for too long.
+pub(in super::super) fn is_late(since: Now, now: Now) -> bool {
+    now.saturating_sub(since) > WAIT_MAX
 }
