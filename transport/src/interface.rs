@@ -25,6 +25,8 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -48,6 +50,9 @@ pub struct Interface {
     pub name: String,
     /// Largest frame, without its Ethernet header, in bytes.
     pub mtu_bytes: u32,
+    /// What kind of virtual device it is, as `ip -d link` shows it (`veth`, `bridge`); `None` for
+    /// hardware and the loopback device.
+    pub kind: Option<String>,
     /// Names of the offloads that are on, as `ethtool -k` shows them with their kernel names;
     /// `None` where the kernel does not tell.
     pub features: Option<BTreeSet<String>>,
@@ -71,8 +76,13 @@ impl Interface {
         let mtu = find(link, IFLA_MTU).and_then(number);
         let mtu_bytes = mtu.ok_or_else(|| silent("a device's frame size"))?;
         let features = features(&name).ok();
-        Ok(Self { name, mtu_bytes, features })
+        Ok(Self { name, mtu_bytes, kind: kind(link), features })
     }
+}
+
+/// What kind of virtual device the attributes of a link tell of.
+fn kind(link: &[u8]) -> Option<String> {
+    find(find(link, IFLA_LINKINFO)?, IFLA_INFO_KIND).map(text)
 }
 
 /// Packets that pass in one system call.
@@ -146,7 +156,16 @@ mod tests {
             assert_eq!(found.name, "lo");
             let mtu = std::fs::read_to_string("/sys/class/net/lo/mtu").unwrap();
             assert_eq!(found.mtu_bytes.to_string(), mtu.trim());
+            assert_eq!(found.kind, None);
         }
+    }
+
+    #[test]
+    fn a_virtual_device_tells_its_kind() {
+        let name = attribute(IFLA_IFNAME, b"eth0\0");
+        let info = nested(IFLA_LINKINFO, &attribute(IFLA_INFO_KIND, b"veth\0"));
+        assert_eq!(kind(&[name.clone(), info].concat()).as_deref(), Some("veth"));
+        assert_eq!(kind(&name), None);
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn see(target: &Target, deadline: Instant) -> Seen {
     let nic = Interface::towards(address.ip()).ok().map(|it| Nic {
         name: it.name,
         mtu_bytes: it.mtu_bytes,
+        kind: it.kind,
         features: it.features.map(|on| on.into_iter().collect()),
     });
     Seen { target: target.clone(), answer, nic, payload_bytes: None }

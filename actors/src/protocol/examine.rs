@@ -98,6 +98,8 @@ pub struct Nic {
     pub name: String,
     /// Its largest frame, in bytes.
     pub mtu_bytes: u32,
+    /// What kind of virtual device it is; `None` for hardware.
+    pub kind: Option<String>,
     /// Offloads that are on, by the kernel's names; `None` where it does not tell.
     pub features: Option<Vec<String>>,
 }

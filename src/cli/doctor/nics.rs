@@ -14,6 +14,10 @@ const UDP_SEGMENTATION: &str = "tx-udp-segmentation";
 const CHECKSUMS: [&str; 3] = ["tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6"];
 const RECEIVE: &str = "rx-gro";
 
+/// Kinds of virtual devices that hand what was written as one to their other end as one: nothing is
+/// cut up on the way, so there is nothing to put together, and receive offload is off by default.
+const UNCUT: [&str; 2] = ["veth", "netkit"];
+
 /// Every device of every host, once.
 pub(super) fn judge(views: &[View<'_>]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -49,9 +53,16 @@ fn judged(nic: &Nic) -> Vec<Finding> {
             Finding::amiss("NIC send", Level::Slow, sending, fix)
         }
     };
-    let receiving = match on(RECEIVE) {
-        true => Finding::ok("NIC receive", format!("{name} puts packets together as they come")),
-        false => {
+    let uncut = nic.kind.as_deref().filter(|kind| UNCUT.contains(kind));
+    let receiving = match (on(RECEIVE), uncut) {
+        (true, _) => {
+            Finding::ok("NIC receive", format!("{name} puts packets together as they come"))
+        }
+        (false, Some(kind)) => {
+            let found = format!("{name} ({kind}) gets uncut what its other end writes");
+            Finding::ok("NIC receive", found)
+        }
+        (false, None) => {
             let found = format!("{name} hands every packet up by itself: receive offload is off");
             Finding::amiss("NIC receive", Level::Slow, found, format!("ethtool -K {name} gro on"))
         }
@@ -65,7 +76,7 @@ mod tests {
 
     fn nic(features: &[&str]) -> Nic {
         let features = Some(features.iter().map(|it| (*it).to_owned()).collect());
-        Nic { name: "eth0".into(), mtu_bytes: 9000, features }
+        Nic { name: "eth0".into(), mtu_bytes: 9000, kind: None, features }
     }
 
     fn levels(nic: &Nic) -> Vec<(Level, Option<String>)> {
@@ -83,5 +94,18 @@ mod tests {
         let untold = Nic { features: None, ..nic(&[]) };
         let untold = levels(&untold);
         assert_eq!(untold, [(Level::Unknown, Some("ethtool -k eth0".to_owned()))]);
+    }
+
+    #[test]
+    fn a_pair_of_virtual_devices_needs_no_receive_offload_and_other_kinds_do() {
+        let of = |kind: &str| Nic {
+            kind: Some(kind.to_owned()),
+            ..nic(&[SEGMENTATION, "tx-checksum-ip-generic"])
+        };
+        assert_eq!(levels(&of("veth")), [(Level::Ok, None), (Level::Ok, None)]);
+        assert_eq!(levels(&of("vxlan"))[1].0, Level::Slow);
+        let cut = Nic { kind: Some("veth".to_owned()), ..nic(&["tx-checksum-ip-generic"]) };
+        let cut: Vec<_> = levels(&cut).into_iter().map(|(level, _)| level).collect();
+        assert_eq!(cut, [Level::Slow, Level::Ok]);
     }
 }

@@ -18,7 +18,7 @@ fn cluster() -> Manifest {
 }
 
 fn nic(mtu_bytes: u32) -> Nic {
-    Nic { name: "eth0".into(), mtu_bytes, features: None }
+    Nic { name: "eth0".into(), mtu_bytes, kind: None, features: None }
 }
 
 fn seen(node: &str, port: u16, answer: PortAnswer, listening: bool) -> Seen {
