@@ -1,10 +1,11 @@
 //! Two processes, a core each, one link: what QUIC and UCX carry, beside `ucx_perftest`.
 //!
-//! `cargo run -p ditmesh-transport --example link_pair -- [quic|ucx-shm|ucx-net] [ROUNDS] [MIB]`
+//! `cargo run -p ditmesh-transport --example link_pair -- [quic|ucx-shm|ucx-net] [ROUNDS] [MIB] [PINGS]`
 //!
 //! Prints, for each carrier, medians over interleaved rounds (at least 7 say something): GB/s
-//! (1e9 bytes) of messages of MIB MiB (64), microseconds of 64-byte round trips, and the ratio to
-//! `ucx_perftest` over the same transports of UCX in the same round, with its spread.
+//! (1e9 bytes) of messages of MIB MiB (64; 0 for none), microseconds of PINGS (4000) round trips
+//! of 64 bytes, and the ratio to `ucx_perftest` over the same transports of UCX in the same round,
+//! with its spread.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -23,7 +24,6 @@ use nix::unistd::Pid;
 const EPOCH: Epoch = Epoch(1);
 const STREAM_BYTES: u64 = 2 << 30;
 const IN_FLIGHT: u64 = 4;
-const PINGS: u64 = 4000;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,8 +38,9 @@ fn main() {
     };
     let rounds = arguments.get(1).map_or(7, |rounds| rounds.parse().unwrap());
     let bytes = arguments.get(2).map_or(64 << 20, |mib| mib.parse::<usize>().unwrap() << 20);
+    let pings = arguments.get(3).map_or(4000, |pings| pings.parse().unwrap());
     for carrier in carriers {
-        measure(carrier, rounds, bytes);
+        measure(carrier, rounds, bytes, pings);
     }
 }
 
@@ -49,7 +50,7 @@ fn pin(core: usize) {
     sched_setaffinity(Pid::from_raw(0), &set).unwrap();
 }
 
-fn measure(carrier: &str, rounds: usize, bytes: usize) {
+fn measure(carrier: &str, rounds: usize, bytes: usize, pings: u64) {
     let folder = tempfile::tempdir().unwrap();
     let authority = ClusterCa::generate("pair").unwrap();
     for name in ["n0", "n1"] {
@@ -64,15 +65,19 @@ fn measure(carrier: &str, rounds: usize, bytes: usize) {
     println!("{carrier}: {:?}", link.carrier());
     let mut figures = Figures::default();
     for round in 0..rounds as u64 {
-        let messages = (STREAM_BYTES / bytes as u64).max(2);
+        let messages = messages_of(bytes);
         let (perftest_bw, perftest_rtt) = perftest(carrier, bytes);
         let stream =
             Stream { epoch: EPOCH, run: RunId(2 * round), bytes, messages, in_flight: IN_FLIGHT };
-        other.tell(&format!("stream {} {bytes} {messages}", stream.run));
-        let took = stream.send(&*link, &*mesh, soon()).unwrap();
-        let gb_s = (bytes as u64 * messages) as f64 / took.as_secs_f64() / 1e9;
-        let pings = PingPong { epoch: EPOCH, run: RunId(2 * round + 1), bytes: 64, rounds: PINGS };
-        other.tell(&format!("ping {}", pings.run));
+        let gb_s = if bytes > 0 {
+            other.tell(&format!("stream {} {bytes} {messages}", stream.run));
+            let took = stream.send(&*link, &*mesh, soon()).unwrap();
+            (bytes as u64 * messages) as f64 / took.as_secs_f64() / 1e9
+        } else {
+            f64::NAN
+        };
+        let pings = PingPong { epoch: EPOCH, run: RunId(2 * round + 1), bytes: 64, rounds: pings };
+        other.tell(&format!("ping {} {}", pings.run, pings.rounds));
         let mut each = pings.lead(&*link, soon()).unwrap();
         each.sort();
         let rtt = each[each.len() / 2].as_secs_f64() * 1e6;
@@ -118,6 +123,11 @@ impl Figures {
     }
 }
 
+/// How many messages a stream has.
+fn messages_of(bytes: usize) -> u64 {
+    STREAM_BYTES.checked_div(bytes as u64).unwrap_or(0).max(2)
+}
+
 /// GB/s of large messages, microseconds of small round trips.
 fn perftest(carrier: &str, bytes: usize) -> (f64, f64) {
     let tls = match carrier {
@@ -125,9 +135,11 @@ fn perftest(carrier: &str, bytes: usize) -> (f64, f64) {
         "ucx-net" => "tcp,self",
         _ => return (f64::NAN, f64::NAN),
     };
-    let messages = (STREAM_BYTES / bytes as u64).max(2).to_string();
-    let size = bytes.to_string();
-    let stream = run_perftest(tls, &["-t", "tag_bw", "-s", &size, "-n", &messages, "-w", "2"]);
+    let (messages, size) = (messages_of(bytes).to_string(), bytes.to_string());
+    let stream = match bytes {
+        0 => String::new(),
+        _ => run_perftest(tls, &["-t", "tag_bw", "-s", &size, "-n", &messages, "-w", "2"]),
+    };
     let small = run_perftest(tls, &["-t", "tag_lat", "-s", "64", "-n", "20000"]);
     // Columns of the final line: iterations, percentile, average and overall latency, then MB/s
     // (2^20), average and overall.
@@ -204,9 +216,9 @@ fn child(carrier: &str, folder: &str, other: &str) {
                 let stream = Stream { epoch: EPOCH, run, bytes, messages, in_flight: IN_FLIGHT };
                 stream.receive(&*link, &*mesh, soon()).unwrap();
             }
-            ["ping", run] => {
-                let run = RunId(run.parse().unwrap());
-                let pings = PingPong { epoch: EPOCH, run, bytes: 64, rounds: PINGS };
+            ["ping", run, rounds] => {
+                let (run, rounds) = (RunId(run.parse().unwrap()), rounds.parse().unwrap());
+                let pings = PingPong { epoch: EPOCH, run, bytes: 64, rounds };
                 pings.follow(&*link, soon()).unwrap();
             }
             _ => return,

@@ -239,6 +239,7 @@ pub struct Completer<T> {
 
 impl<T> Completer<T> {
     /// Delivers the result and wakes whoever waits.
+    #[inline]
     pub fn complete(mut self, value: Result<T, TransportError>) {
         if let Some(shared) = self.shared.take() {
             shared.deliver(value);
@@ -332,6 +333,7 @@ impl<T> Shared<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[inline]
     fn deliver(&self, value: Result<T, TransportError>) {
         let (waker, parked) = {
             let mut state = self.lock();

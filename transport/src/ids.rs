@@ -1,10 +1,13 @@
 //! The names of things on the wire: who (peer), which execution (run), which mesh (epoch), which
 //! process (incarnation), which message (tag).
 //!
-//! Owns the newtypes and how they print. Does not own how they are handed out: the coordinator
-//! numbers epochs and runs, the planner makes tags.
+//! Owns the newtypes, how they print, and the map that finds things by them. Does not own how they
+//! are handed out: the coordinator numbers epochs and runs, the planner makes tags.
 
+use std::collections::HashMap;
 use std::fmt;
+
+use foldhash::fast::RandomState;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -52,3 +55,8 @@ id! {
     /// One message of one run between one sender and one receiver; opaque to this crate.
     Tag(u64)
 }
+
+/// Finds things by numbers that members of the cluster have handed out. Its hash costs a few
+/// nanoseconds; the seed is random, so that no peer knows which of its numbers collide, but it is
+/// not for what strangers choose.
+pub(crate) type IdMap<K, V> = HashMap<K, V, RandomState>;

@@ -16,7 +16,7 @@ use crate::link::{Link, PostRecv, Received, SendFrame, Transport};
 use crate::region::{Region, Slice};
 
 /// How many messages of a ping-pong are posted at a time, so that their grants travel together.
-const POSTED_AT_A_TIME: u64 = 500;
+const POSTED_AT_A_TIME: u64 = 64;
 
 /// A stream of equal messages from one end to the other.
 #[derive(Clone, Copy, Debug)]

@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ditmesh_transport::{
-    Epoch, Fabric, LaneChoice, PeerId, QuicFabric, Transport, TransportError, UcxConfig, UcxFabric,
+    Epoch, Fabric, FabricAddress, FrameMeta, LaneAddresses, LaneChoice, PeerId, PostRecv,
+    QuicFabric, Region, RunId, SendFrame, Slice, Tag, Transport, TransportError, UcxConfig,
+    UcxFabric,
 };
 
-use crate::support::{EPOCH, Host, form_all, ucx_fabrics, ucx_is_here};
+use crate::support::{
+    EPOCH, Host, Relay, block_on, form_all, form_of, soon, ucx_fabrics, ucx_is_here,
+};
 
 type Formed = Result<Arc<dyn Transport>, TransportError>;
 
@@ -112,5 +116,47 @@ fn closing_a_fabric_over_ucx_is_told_to_its_peers() {
             std::thread::yield_now();
         }
         assert!(link.closed().is_some_and(|cause| cause.contains("fabric was closed")));
+    }
+}
+
+/// Grants too: QUIC is silent here, though not yet for so long that the link would be lost.
+#[test]
+fn places_are_granted_over_ucx() {
+    let Some(fabrics) = ucx_fabrics(2, Host::Same) else { return };
+    let FabricAddress::Quic { control, bulk } = fabrics[1].address() else { panic!() };
+    let control = Relay::to(control);
+    let bulk: Vec<_> = bulk.as_slice().iter().map(|lane| Relay::to(*lane)).collect();
+    let lanes: Vec<_> = bulk.iter().map(|relay| relay.address).collect();
+    let lanes = LaneAddresses::new(&lanes).unwrap();
+    let relayed = FabricAddress::Quic { control: control.address, bulk: lanes };
+    let places = [fabrics[0].address(), relayed];
+    let forms = (form_of(&places, 0, EPOCH), form_of(&places, 1, EPOCH));
+    let (a, b) =
+        block_on(async { tokio::join!(fabrics[0].form(forms.0), fabrics[1].form(forms.1)) });
+    let (a, b) = (a.unwrap(), b.unwrap());
+    let (at_a, at_b) = (a.link(PeerId(1)).unwrap(), b.link(PeerId(0)).unwrap());
+    assert_eq!(at_a.carrier().name, "ucx-shm");
+    control.cut();
+    bulk.iter().for_each(Relay::cut);
+    for tag in 0..100 {
+        let (run, tag) = (RunId(1), Tag(tag));
+        let send = SendFrame {
+            run,
+            tag,
+            meta: FrameMeta::raw(EPOCH, 4),
+            payload: Slice::copy_of(&[tag.0 as u8; 4]),
+        };
+        let post = PostRecv { run, tag, region: Region::host(4), len: 4 };
+        // Whichever comes first.
+        let (mut sending, mut receiving) = match tag.0 % 2 {
+            0 => (at_a.send(send), at_b.post_recv(post)),
+            _ => {
+                let receiving = at_b.post_recv(post);
+                (at_a.send(send), receiving)
+            }
+        };
+        let received = receiving.wait_until(soon()).unwrap();
+        assert_eq!(received.region.bytes(), [tag.0 as u8; 4]);
+        sending.wait_until(soon()).unwrap();
     }
 }

@@ -3,8 +3,9 @@
 //! Owns the fields, their bounds, and the check that shape and element type give exactly the bytes
 //! that came. Does not own what step or patch mean; the executor compares them with its program.
 
-use rkyv::api::high::to_bytes_in;
+use rkyv::api::low;
 use rkyv::rancor::Error as RkyvError;
+use rkyv::ser::allocator::SubAllocator;
 use rkyv::util::{Align, AlignedVec};
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -127,7 +128,9 @@ impl FrameMeta {
     /// As [`FrameMeta::encode`].
     pub(crate) fn encode_onto(&self, out: &mut Vec<u8>) -> Result<usize, TransportError> {
         let before = out.len();
-        to_bytes_in::<_, RkyvError>(self, &mut *out)
+        // The archive needs nothing on the side.
+        let none = SubAllocator::new(&mut []);
+        low::to_bytes_in_with_alloc::<_, _, RkyvError>(self, &mut *out, none)
             .map_err(|error| TransportError::malformed(format!("frame metadata: {error}")))?;
         check_len(out.len() - before)?;
         Ok(out.len() - before)
@@ -151,12 +154,12 @@ impl FrameMeta {
                 larger.as_slice()
             }
         };
-        let archived = rkyv::access::<ArchivedFrameMeta, RkyvError>(aligned)
+        let archived = low::access::<ArchivedFrameMeta, RkyvError>(aligned)
             .map_err(|_| TransportError::malformed("frame metadata: not a valid archive"))?;
         if !archived.shape.is_bounded() {
             return Err(TransportError::malformed("frame metadata: too many dimensions"));
         }
-        rkyv::deserialize::<Self, RkyvError>(archived)
+        low::deserialize::<Self, RkyvError>(archived)
             .map_err(|_| TransportError::malformed("frame metadata: not a valid archive"))
     }
 }

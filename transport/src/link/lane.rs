@@ -1,7 +1,7 @@
 //! The seam between a link and what carries its frames in place of its bulk connection.
 //!
-//! Owns the two traits: a [`FrameLane`] takes granted frames, a [`FrameSink`] is told what became
-//! of them and where arriving ones go. Knows no transport. Invariants: a lane never waits for its
+//! Owns the two traits: a [`FrameLane`] takes grants and granted frames, a [`FrameSink`] is told
+//! what became of them and where arriving ones go. Knows no transport. Invariants: a lane never waits for its
 //! link; a region that a lane was given comes back by [`FrameSink::arrived`], or is dropped when no
 //! device or peer can write to it any more.
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::completion::Drive;
 use crate::error::TransportError;
-use crate::frame::{FrameHeader, FrameMeta};
+use crate::frame::{FrameHeader, FrameMeta, Grant};
 use crate::region::Region;
 
 use super::table::Departure;
@@ -18,6 +18,13 @@ use super::table::Departure;
 pub(crate) trait FrameLane: Send + Sync {
     /// Takes a granted frame; its sink is told when it has left. Called under the link's lock.
     fn depart(&self, departure: Departure);
+
+    /// The same, and lets it leave at once where nobody is in the way; called without the link's
+    /// lock.
+    fn depart_now(&self, departure: Departure);
+
+    /// Tells the peer of a place for one of its frames; called without the link's lock.
+    fn grant(&self, grant: Grant);
 
     /// Lets what was taken leave; called without the link's lock.
     fn flush(&self);
@@ -47,8 +54,25 @@ pub(crate) trait FrameSink: Send + Sync {
         meta: &FrameMeta,
     ) -> Result<Option<Region>, TransportError>;
 
+    /// A frame whose payload is here, and small.
+    ///
+    /// # Errors
+    /// As [`FrameSink::place`].
+    fn came(
+        &self,
+        header: &FrameHeader,
+        meta: FrameMeta,
+        payload: &[u8],
+    ) -> Result<(), TransportError>;
+
     /// A place has been filled.
     fn arrived(&self, header: &FrameHeader, region: Region, meta: FrameMeta);
+
+    /// The peer has a place for a frame.
+    ///
+    /// # Errors
+    /// As [`FrameSink::place`].
+    fn granted(&self, grant: Grant) -> Result<(), TransportError>;
 
     /// A frame has been taken completely.
     fn departed(&self, departure: u64, payload_len: u64);

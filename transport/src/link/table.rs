@@ -143,10 +143,9 @@ impl LinkTable {
     }
 
     /// A new frame, matched with its grant if that is here.
+    #[inline]
     pub(crate) fn send(&mut self, frame: SendFrame, completer: Completer<()>) -> Option<Step> {
-        let admitted =
-            self.open(frame.run).and_then(|()| self.departures.admit(frame.run, frame.tag));
-        if let Err(error) = admitted {
+        if let Err(error) = self.open(frame.run) {
             completer.complete(Err(error));
             return None;
         }
@@ -174,20 +173,11 @@ impl LinkTable {
     ///
     /// An error means that the peer breaks the protocol: close the link.
     pub(crate) fn arriving(&mut self, header: &FrameHeader) -> Result<Arrival, TransportError> {
-        if header.epoch != self.epoch {
-            return Err(TransportError::StaleEpoch { current: self.epoch, offered: header.epoch });
+        self.check_header_epoch(header)?;
+        match self.places.claim(header)? {
+            Some(place) => Ok(Arrival::Place(place)),
+            None => self.late(header),
         }
-        if let Some(place) = self.places.claim(header)? {
-            return Ok(Arrival::Place(place));
-        }
-        if self.closed.is_some() || self.ended.cause(header.run).is_some() {
-            self.stats.late_frames_dropped += 1;
-            return Ok(Arrival::Late);
-        }
-        Err(TransportError::malformed(format!(
-            "frame: slot {} of run {} was never granted",
-            header.slot, header.run
-        )))
     }
 
     /// Whether a frame's description fits its payload and this mesh; where it does not, the
@@ -202,6 +192,47 @@ impl LinkTable {
                 false
             }
         }
+    }
+
+    /// A frame whose payload is here, and small enough to be copied meanwhile.
+    #[inline]
+    pub(crate) fn came(
+        &mut self,
+        header: &FrameHeader,
+        meta: FrameMeta,
+        payload: &[u8],
+    ) -> Result<(), TransportError> {
+        self.check_header_epoch(header)?;
+        let checked = meta.check(header.payload_len).and_then(|()| self.check_epoch(&meta));
+        let filled = self.places.claim_and_fill(header, checked, meta, payload)?;
+        match filled {
+            Some(true) => {
+                self.stats.frames_received += 1;
+                self.stats.bytes_received += header.payload_len;
+            }
+            Some(false) => {}
+            None => _ = self.late(header)?,
+        }
+        Ok(())
+    }
+
+    fn check_header_epoch(&self, header: &FrameHeader) -> Result<(), TransportError> {
+        if header.epoch != self.epoch {
+            return Err(TransportError::StaleEpoch { current: self.epoch, offered: header.epoch });
+        }
+        Ok(())
+    }
+
+    /// A frame whose slot is not posted; an error unless its run is over.
+    fn late(&mut self, header: &FrameHeader) -> Result<Arrival, TransportError> {
+        if self.closed.is_some() || self.ended.cause(header.run).is_some() {
+            self.stats.late_frames_dropped += 1;
+            return Ok(Arrival::Late);
+        }
+        Err(TransportError::malformed(format!(
+            "frame: slot {} of run {} was never granted",
+            header.slot, header.run
+        )))
     }
 
     /// A claimed place has been filled.
@@ -296,3 +327,6 @@ impl LinkTable {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,7 +149,7 @@ impl QuicLink {
     /// Applies what the peer said.
     pub(super) fn handle(&self, message: LinkMessage) -> Result<(), TransportError> {
         match message {
-            LinkMessage::Grants(grants) => self.granted(grants)?,
+            LinkMessage::Grants(grants) => self.grants_came(&grants)?,
             LinkMessage::Refuse(refusal) => self.core().table.refused(refusal),
             LinkMessage::Abort { run, cause } => {
                 self.core().abort(run, &cause);
@@ -227,10 +227,10 @@ impl QuicLink {
         core.lane.as_ref().map_or_else(|| self.driver.upgrade(), |lane| Some(lane.driver()))
     }
 
-    fn granted(&self, grants: Vec<Grant>) -> Result<(), TransportError> {
+    fn grants_came(&self, grants: &[Grant]) -> Result<(), TransportError> {
         let mut core = self.core();
         for grant in grants {
-            let step = core.table.granted(grant)?;
+            let step = core.table.granted(*grant)?;
             core.queue(step);
         }
         self.wake(core);
@@ -290,8 +290,21 @@ impl FrameSink for QuicLink {
         Ok(core.table.agrees(header, meta).then_some(place.region))
     }
 
+    fn came(
+        &self,
+        header: &FrameHeader,
+        meta: FrameMeta,
+        payload: &[u8],
+    ) -> Result<(), TransportError> {
+        self.core().table.came(header, meta, payload)
+    }
+
     fn arrived(&self, header: &FrameHeader, region: Region, meta: FrameMeta) {
         self.core().table.arrived(header, region, meta);
+    }
+
+    fn granted(&self, grant: Grant) -> Result<(), TransportError> {
+        self.grants_came(&[grant])
     }
 
     fn departed(&self, departure: u64, payload_len: u64) {
@@ -359,11 +372,17 @@ impl Link for QuicLink {
         let mut core = self.core();
         let (completer, waiting) = core.table.receiving((post.run, post.tag), self.driver(&core));
         if let Some(grant) = core.table.post(post, completer) {
-            // Those that wait to be written travel together.
-            core.grants.push(grant);
+            let lane = core.lane.clone();
+            if lane.is_none() {
+                // Those that wait to be written travel together.
+                core.grants.push(grant);
+            }
             // After the lock: whoever is woken wants it.
             drop(core);
-            self.messages_waiting.notify_one();
+            match lane {
+                Some(lane) => lane.grant(grant),
+                None => self.messages_waiting.notify_one(),
+            }
         }
         waiting
     }
@@ -371,9 +390,18 @@ impl Link for QuicLink {
     fn send(&self, frame: SendFrame) -> Completion<()> {
         let mut core = self.core();
         let (completer, waiting) = core.table.sending((frame.run, frame.tag), self.driver(&core));
-        let step = core.table.send(frame, completer);
-        core.queue(step);
-        self.wake(core);
+        match (core.table.send(frame, completer), &core.lane) {
+            (Some(Step::Depart(departure)), Some(lane)) => {
+                let lane = Arc::clone(lane);
+                // Whoever carries it tells this link that it has left.
+                drop(core);
+                lane.depart_now(departure);
+            }
+            (step, _) => {
+                core.queue(step);
+                self.wake(core);
+            }
+        }
         waiting
     }
 

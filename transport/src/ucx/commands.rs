@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -15,7 +15,7 @@ use super::context::Path;
 use super::lane::LaneId;
 use crate::completion::Completer;
 use crate::error::TransportError;
-use crate::frame::{DeviceOffer, Nonce};
+use crate::frame::{DeviceOffer, Grant, Nonce};
 use crate::link::lane::FrameSink;
 use crate::link::table::Departure;
 
@@ -32,6 +32,8 @@ pub(super) enum Command {
     Connect { lane: LaneId, address: Vec<u8>, nonce: Nonce, reached: Completer<()> },
     /// Send a granted frame.
     Depart { lane: LaneId, departure: Departure },
+    /// Tell the peer of a place for one of its frames.
+    Grant { lane: LaneId, grant: Grant },
     /// Give a lane up.
     Fail { lane: LaneId, cause: String },
     /// Forget a lane.
@@ -48,6 +50,8 @@ pub(super) struct Opened {
 
 pub(super) struct Commands {
     queue: Mutex<Queue>,
+    /// Whether the queue has something; changed under its lock.
+    waiting: AtomicBool,
     asleep: AtomicBool,
     wake: EventFd,
 }
@@ -63,7 +67,8 @@ impl Commands {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let wake =
             wake.map_err(|error| TransportError::system("make an event descriptor", error.into()))?;
-        Ok(Self { queue: Mutex::default(), asleep: AtomicBool::new(false), wake })
+        let (queue, waiting, asleep) = Default::default();
+        Ok(Self { queue, waiting, asleep, wake })
     }
 
     /// Adds a command, and wakes the engine's thread if it sleeps.
@@ -77,11 +82,21 @@ impl Commands {
         let mut queue = self.lock();
         if !queue.stopped {
             queue.waiting.push_back(command);
+            self.waiting.store(true, Ordering::Release);
         }
     }
 
+    /// Whether nothing waits, as far as this thread knows.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
+        !self.waiting.load(Ordering::Acquire)
+    }
+
+    /// The same for a thread that has just let go of the engine, or found it taken: of one that
+    /// adds a command and then finds the engine taken, and one that lets go of it and then looks
+    /// here, at least one sees what the other has done.
+    pub(super) fn is_empty_after_all(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.is_empty()
     }
 
     /// No command is taken any more; the engine ends.
@@ -89,6 +104,7 @@ impl Commands {
         let dropped = {
             let mut queue = self.lock();
             queue.stopped = true;
+            self.waiting.store(false, Ordering::Release);
             std::mem::take(&mut queue.waiting)
         };
         // Outside the lock: completers wake others.
@@ -98,7 +114,9 @@ impl Commands {
 
     /// Moves what waits into `into`, which is empty.
     pub(super) fn take(&self, into: &mut VecDeque<Command>) {
-        std::mem::swap(&mut self.lock().waiting, into);
+        let mut queue = self.lock();
+        std::mem::swap(&mut queue.waiting, into);
+        self.waiting.store(false, Ordering::Release);
     }
 
     /// Whether the engine is to end.

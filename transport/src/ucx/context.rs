@@ -21,15 +21,23 @@ const KEEPALIVE_INTERVAL: &str = "500ms";
 
 /// Between processes of one host. CMA reads the sender's memory and never writes the receiver's
 /// (`RNDV_SCHEME`): a closed link's regions are used again while its peer may still be at work.
-const SHARED_MEMORY: [(&str, &str); 2] =
-    [("TLS", "posix,sysv,cma,self"), ("RNDV_SCHEME", "get_zcopy")];
+const SHARED_MEMORY: &[(&str, &str)] =
+    &[("TLS", "posix,sysv,cma,self"), ("RNDV_SCHEME", "get_zcopy"), QUEUE_ELEMENT];
 
 /// The same for a process with a GPU, whose memory its peers read.
-const SHARED_WITH_GPU: [(&str, &str); 2] =
-    [("TLS", "posix,sysv,cma,self,cuda_copy,cuda_ipc"), ("RNDV_SCHEME", "get_zcopy")];
+const SHARED_WITH_GPU: &[(&str, &str)] = &[
+    ("TLS", "posix,sysv,cma,self,cuda_copy,cuda_ipc"),
+    ("RNDV_SCHEME", "get_zcopy"),
+    QUEUE_ELEMENT,
+];
+
+/// The elements of the queues in shared memory, in bytes: a small frame fits into one with its
+/// front (UCX's own 128 do not take it), and so is written once and read once. Both ends must have
+/// the same, so it is set whatever the environment says.
+const QUEUE_ELEMENT: (&str, &str) = ("MM_FIFO_ELEM_SIZE", "512");
 
 /// Between hosts: what RDMA devices offer, and TCP; what is not there is passed over.
-const NETWORK: [(&str, &str); 1] = [("TLS", "^posix,sysv,cma,xpmem,knem")];
+const NETWORK: &[(&str, &str)] = &[("TLS", "^posix,sysv,cma,xpmem,knem")];
 
 /// Which transports of UCX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,9 +71,9 @@ impl Context {
     ) -> Result<Self, TransportError> {
         let settings = Settings::read(library)?;
         let own: &[(&str, &str)] = match (path, &device) {
-            (Path::SharedMemory, None) => &SHARED_MEMORY,
-            (Path::SharedMemory, Some(_)) => &SHARED_WITH_GPU,
-            (Path::Network, _) => &NETWORK,
+            (Path::SharedMemory, None) => SHARED_MEMORY,
+            (Path::SharedMemory, Some(_)) => SHARED_WITH_GPU,
+            (Path::Network, _) => NETWORK,
         };
         enter(device.as_ref());
         for (name, value) in own {

@@ -5,7 +5,7 @@
 //! Does not own who calls it; see `driver.rs`. Invariants: one thread at a time is in here; links
 //! are called without their locks held by this thread; a lane that ends leaves nothing behind.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -17,12 +17,13 @@ use super::commands::{Command, Commands, Opened};
 use super::context::{Context, Path};
 use super::flights::Operation;
 use super::front;
-use super::inbox::{Inbox, Rendezvous};
+use super::inbox::{Happened, Notice, Rendezvous};
 use super::lane::LaneId;
 use super::worker::{Started, Worker};
 use crate::completion::Completer;
 use crate::error::TransportError;
-use crate::frame::{FrameHeader, Nonce};
+use crate::frame::{FrameHeader, Grant, Nonce};
+use crate::ids::IdMap;
 use crate::link::lane::FrameSink;
 use crate::link::table::Departure;
 use crate::region::DeviceMemory;
@@ -40,7 +41,8 @@ struct Station {
 unsafe impl Send for Lane {}
 
 struct Lane {
-    station: u64,
+    /// Its place among the stations.
+    station: usize,
     endpoint: Option<ucp_ep_h>,
     ours: Nonce,
     theirs: Nonce,
@@ -57,13 +59,13 @@ pub(super) struct Engine {
     commands: Arc<Commands>,
     epoll: Arc<Epoll>,
     contexts: HashMap<Path, Arc<Context>>,
-    stations: BTreeMap<u64, Station>,
-    next_station: u64,
-    network: Option<u64>,
-    lanes: HashMap<LaneId, Lane>,
+    /// None where one has ended and the next one goes.
+    stations: Vec<Option<Station>>,
+    network: Option<usize>,
+    lanes: IdMap<LaneId, Lane>,
     /// Emptied at every turn; kept for its memory.
     taken: VecDeque<Command>,
-    turn: Inbox,
+    happened: Happened,
 }
 
 impl Engine {
@@ -80,12 +82,11 @@ impl Engine {
             commands,
             epoll,
             contexts: HashMap::new(),
-            stations: BTreeMap::new(),
-            next_station: 0,
+            stations: Vec::new(),
             network: None,
-            lanes: HashMap::new(),
+            lanes: IdMap::default(),
             taken: VecDeque::new(),
-            turn: Inbox::default(),
+            happened: Happened::default(),
         }
     }
 
@@ -95,7 +96,7 @@ impl Engine {
     }
 
     /// Lets the calling thread use the device: whoever has a turn may touch its memory.
-    fn enter(&self) {
+    pub(super) fn enter(&self) {
         if let Some(device) = &self.device {
             device.enter();
         }
@@ -103,27 +104,27 @@ impl Engine {
 
     /// Carries out what was commanded; whether there was anything.
     pub(super) fn obey(&mut self) -> bool {
+        if self.commands.is_empty() {
+            return false;
+        }
         let mut commands = std::mem::take(&mut self.taken);
         self.commands.take(&mut commands);
-        let busy = !commands.is_empty();
-        if busy {
-            self.enter();
-        }
+        self.enter();
         for command in commands.drain(..) {
             self.handle(command);
         }
         self.taken = commands;
-        busy
+        true
     }
 
     /// How many operations are under way.
     pub(super) fn under_way(&self) -> usize {
-        self.stations.values().map(|station| station.worker.under_way()).sum()
+        self.stations.iter().flatten().map(|station| station.worker.under_way()).sum()
     }
 
     /// Whether the event descriptors will tell of what comes next.
     pub(super) fn arm(&self) -> bool {
-        self.stations.values().all(|station| station.worker.arm())
+        self.stations.iter().flatten().all(|station| station.worker.arm())
     }
 
     fn handle(&mut self, command: Command) {
@@ -135,6 +136,7 @@ impl Engine {
                 self.connect(lane, &address, nonce, reached);
             }
             Command::Depart { lane, departure } => self.depart(lane, departure),
+            Command::Grant { lane, grant } => self.grant(lane, grant),
             Command::Fail { lane, cause } => self.lost(lane, &cause),
             Command::Close { lane } => self.close(lane),
         }
@@ -151,7 +153,8 @@ impl Engine {
             (Path::Network, Some(number)) => number,
             _ => self.found(path)?,
         };
-        let station = self.stations.get(&number).ok_or_else(|| TransportError::closed("ucx"))?;
+        let station = self.stations.get(number).and_then(Option::as_ref);
+        let station = station.ok_or_else(|| TransportError::closed("ucx"))?;
         let opened =
             Opened { address: station.worker.address()?, device: station.worker.device_offer() };
         station.worker.inbox().borrow_mut().add(nonce, id, Arc::clone(&sink));
@@ -170,7 +173,7 @@ impl Engine {
         Ok(opened)
     }
 
-    fn found(&mut self, path: Path) -> Result<u64, TransportError> {
+    fn found(&mut self, path: Path) -> Result<usize, TransportError> {
         let context = match self.contexts.get(&path) {
             Some(context) => Arc::clone(context),
             None => {
@@ -188,10 +191,16 @@ impl Engine {
         self.epoll
             .add(descriptor, readable())
             .map_err(|error| TransportError::system("watch a worker of UCX", error.into()))?;
-        let number = self.next_station;
-        self.next_station += 1;
         let exclusive = path == Path::SharedMemory;
-        self.stations.insert(number, Station { worker, exclusive });
+        let station = Some(Station { worker, exclusive });
+        let number = match self.stations.iter().position(Option::is_none) {
+            Some(number) => number,
+            None => {
+                self.stations.push(None);
+                self.stations.len() - 1
+            }
+        };
+        self.stations[number] = station;
         if !exclusive {
             self.network = Some(number);
         }
@@ -200,7 +209,7 @@ impl Engine {
 
     fn connect(&mut self, id: LaneId, address: &[u8], nonce: Nonce, reached: Completer<()>) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let Some(station) = self.stations.get_mut(&lane.station) else { return };
+        let Some(Some(station)) = self.stations.get_mut(lane.station) else { return };
         let endpoint = match station.worker.connect(address, !station.exclusive) {
             Ok(endpoint) => endpoint,
             Err(error) => return reached.complete(Err(error)),
@@ -208,8 +217,17 @@ impl Engine {
         lane.endpoint = Some(endpoint);
         lane.theirs = nonce;
         lane.reached = Some(reached);
-        let started = station.worker.probe(endpoint, &nonce, Operation::Probe { lane: id });
-        self.follow(started);
+        let write = |out: &mut Vec<u8>| front::write_name(out, &nonce);
+        match station.worker.tell(endpoint, Notice::Probe, write) {
+            Started::Done => lane.probe_left = true,
+            Started::UnderWay(flight) => {
+                station.worker.keep(flight, Operation::Probe { lane: id });
+            }
+            Started::Failed(status) => {
+                let words = station.worker.words(status);
+                self.lost(id, &words);
+            }
+        }
         self.acquaint(id);
     }
 
@@ -224,9 +242,10 @@ impl Engine {
         }
     }
 
-    fn depart(&mut self, id: LaneId, departure: Departure) {
+    /// Sends a granted frame.
+    pub(super) fn depart(&mut self, id: LaneId, departure: Departure) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let Some(station) = self.stations.get_mut(&lane.station) else { return };
+        let Some(Some(station)) = self.stations.get_mut(lane.station) else { return };
         let place = station.worker.place_of(&departure.payload);
         let (Some(endpoint), Some(place)) = (lane.endpoint, place) else {
             return self.lost(id, "a payload has no address that UCX could send from");
@@ -242,12 +261,34 @@ impl Engine {
             sequence: lane.sequence,
         };
         lane.sequence = lane.sequence.wrapping_add(1);
-        let theirs = lane.theirs;
-        let operation = Operation::Send { lane: id, departure: number, payload };
-        let write = |out: &mut Vec<u8>| front::write(out, &theirs, header, &meta);
-        match station.worker.send(endpoint, place, operation, write) {
-            Ok(started) => self.follow(started),
+        let write = |out: &mut Vec<u8>| front::write(out, &lane.theirs, header, &meta);
+        match station.worker.send(endpoint, place, write) {
+            Ok(Started::Done) => lane.sink.departed(number, payload.len() as u64),
+            Ok(Started::UnderWay(flight)) => {
+                let operation = Operation::Send { lane: id, departure: number, payload };
+                station.worker.keep(flight, operation);
+            }
+            Ok(Started::Failed(status)) => {
+                let words = station.worker.words(status);
+                self.lost(id, &words);
+            }
             Err(error) => lane.sink.broken(&error),
+        }
+    }
+
+    /// Tells the peer of a place.
+    pub(super) fn grant(&mut self, id: LaneId, grant: Grant) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(Some(station)) = self.stations.get_mut(lane.station) else { return };
+        let Some(endpoint) = lane.endpoint else { return };
+        let write = |out: &mut Vec<u8>| front::write_grant(out, &lane.theirs, grant);
+        match station.worker.tell(endpoint, Notice::Grant, write) {
+            Started::Done => {}
+            Started::UnderWay(flight) => station.worker.keep(flight, Operation::Grant { lane: id }),
+            Started::Failed(status) => {
+                let words = station.worker.words(status);
+                self.lost(id, &words);
+            }
         }
     }
 
@@ -255,26 +296,26 @@ impl Engine {
         self.enter();
         let mut busy = false;
         // Lanes may close, and stations end, while what happened is handled.
-        let mut next = 0;
-        while let Some((&number, station)) = self.stations.range(next..).next() {
-            next = number + 1;
+        for number in 0..self.stations.len() {
+            let Some(Some(station)) = self.stations.get(number) else { continue };
             busy |= station.worker.progress();
-            let mut turn = std::mem::take(&mut self.turn);
-            station.worker.inbox().borrow_mut().hand_over(&mut turn);
-            busy |= !turn.is_idle();
-            self.settle(number, &mut turn);
-            self.turn = turn;
+            if station.worker.inbox().borrow_mut().hand_over(&mut self.happened) {
+                busy = true;
+                let mut happened = std::mem::take(&mut self.happened);
+                self.settle(number, &mut happened);
+                self.happened = happened;
+            }
         }
         busy
     }
 
     /// Handles what happened at one station.
-    fn settle(&mut self, number: u64, turn: &mut Inbox) {
+    fn settle(&mut self, number: usize, turn: &mut Happened) {
         for rendezvous in turn.rendezvous.drain(..) {
             self.fetch(number, rendezvous);
         }
         for finished in turn.finished.drain(..) {
-            let Some(station) = self.stations.get_mut(&number) else { continue };
+            let Some(station) = self.station(number) else { continue };
             let operation = station.worker.finish(&finished);
             let Some(operation) = operation else { continue };
             if finished.status == ucx_sys::bindings::UCS_OK {
@@ -291,7 +332,7 @@ impl Engine {
             self.acquaint(id);
         }
         for (endpoint, status) in turn.failed.drain(..) {
-            let Some(station) = self.stations.get(&number) else { continue };
+            let Some(station) = self.station(number) else { continue };
             let words = station.worker.words(status);
             let mut lanes = self.lanes.iter();
             let lane = lanes.find(|(_, lane)| lane.endpoint == Some(endpoint)).map(|(id, _)| *id);
@@ -301,8 +342,12 @@ impl Engine {
         }
     }
 
-    fn fetch(&mut self, number: u64, mut rendezvous: Rendezvous) {
-        let Some(station) = self.stations.get_mut(&number) else { return };
+    fn station(&mut self, number: usize) -> Option<&mut Station> {
+        self.stations.get_mut(number)?.as_mut()
+    }
+
+    fn fetch(&mut self, number: usize, mut rendezvous: Rendezvous) {
+        let Some(Some(station)) = self.stations.get_mut(number) else { return };
         // `deliver` has compared this with what came.
         let len = usize::try_from(rendezvous.header.payload_len).unwrap_or(usize::MAX);
         let place = station.worker.place_in(&mut rendezvous.region, len);
@@ -310,21 +355,14 @@ impl Engine {
             return station.worker.release(rendezvous);
         };
         let Rendezvous { lane, data, header, meta, region } = rendezvous;
-        let started =
-            station.worker.fetch(data, place, Operation::Receive { lane, header, meta, region });
-        self.follow(started);
-    }
-
-    fn follow(&mut self, started: Started) {
+        let started = station.worker.fetch(data, place);
+        let operation = Operation::Receive { lane, header, meta, region };
         match started {
-            Started::UnderWay => {}
-            Started::Done(operation) => self.done(operation),
-            Started::Failed(operation, status) => {
-                let words = match super::library() {
-                    Ok(library) => ucx_sys::status_text(&library.ucp, status),
-                    Err(error) => error.to_string(),
-                };
-                self.failed(&operation, &words);
+            Started::Done => self.done(operation),
+            Started::UnderWay(flight) => station.worker.keep(flight, operation),
+            Started::Failed(status) => {
+                let words = station.worker.words(status);
+                self.lost(lane, &words);
             }
         }
     }
@@ -347,7 +385,7 @@ impl Engine {
                 }
                 self.acquaint(lane);
             }
-            Operation::Close => {}
+            Operation::Grant { .. } | Operation::Close => {}
         }
     }
 
@@ -355,6 +393,7 @@ impl Engine {
         match operation {
             Operation::Send { lane, .. }
             | Operation::Receive { lane, .. }
+            | Operation::Grant { lane }
             | Operation::Probe { lane } => self.lost(*lane, words),
             Operation::Close => {}
         }
@@ -369,10 +408,11 @@ impl Engine {
 
     fn close(&mut self, id: LaneId) {
         let Some(lane) = self.lanes.remove(&id) else { return };
-        let Some(station) = self.stations.get_mut(&lane.station) else { return };
+        let Some(place) = self.stations.get_mut(lane.station) else { return };
+        let Some(station) = place else { return };
         station.worker.inbox().borrow_mut().remove(&lane.ours);
         if station.exclusive {
-            self.stations.remove(&lane.station);
+            *place = None;
         } else if let Some(endpoint) = lane.endpoint {
             station.worker.disconnect(endpoint);
         }

@@ -27,6 +27,9 @@ pub(super) enum Operation {
         meta: FrameMeta,
         region: Region,
     },
+    Grant {
+        lane: LaneId,
+    },
     Probe {
         lane: LaneId,
     },
@@ -102,11 +105,19 @@ impl Flights {
         let mut regions: Vec<_> = left
             .filter_map(|operation| match operation {
                 Operation::Receive { region, .. } => Some(region),
-                Operation::Send { .. } | Operation::Probe { .. } | Operation::Close => None,
+                Operation::Send { .. }
+                | Operation::Grant { .. }
+                | Operation::Probe { .. }
+                | Operation::Close => None,
             })
             .collect();
         regions.iter_mut().for_each(Region::leave_pool);
         regions
+    }
+
+    /// Frees a reserved slot whose operation is not under way.
+    pub(super) fn give_back(&mut self, index: usize) {
+        self.free.push(index);
     }
 
     /// How many operations are under way.
@@ -125,7 +136,7 @@ unsafe fn ended(request: *mut c_void, ticket: *mut c_void, status: ucs_status_t)
     };
     // Borrowed only while no call into UCX is under way.
     if let Ok(mut inbox) = inbox.try_borrow_mut() {
-        inbox.finished.push(Finished { index, status, request });
+        inbox.happened.finished.push(Finished { index, status, request });
     }
 }
 

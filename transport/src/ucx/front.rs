@@ -1,14 +1,20 @@
-//! What travels in front of a payload over UCX: the link's nonce, the frame's header, its metadata.
+//! What travels in front of a payload over UCX: the link's nonce, the frame's header, its metadata;
+//! and what travels without a payload.
 //!
 //! Owns the layout of the active message's header: 16 bytes of nonce, 64 of [`FrameHeader`], then
-//! exactly `meta_len` bytes of metadata. Pure. Invariants: lengths are checked before metadata is
-//! looked at; a buffer that is written again keeps its memory.
+//! exactly `meta_len` bytes of metadata. A grant is 16 bytes of nonce and 28, little-endian: run u64
+//! @16, tag u64 @24, bytes u64 @32, slot u32 @40. Pure. Invariants: lengths are checked before
+//! metadata is looked at; a buffer that is written again keeps its memory.
 
 use crate::error::TransportError;
-use crate::frame::{FRAME_BYTES_MAX, FrameHeader, FrameMeta, HEADER_BYTES, Nonce};
+use crate::frame::{FRAME_BYTES_MAX, FrameHeader, FrameMeta, Grant, HEADER_BYTES, Nonce};
+use crate::ids::{RunId, Tag};
 
 /// Bytes of a nonce.
-pub(super) const NONCE_BYTES: usize = size_of::<Nonce>();
+const NONCE_BYTES: usize = size_of::<Nonce>();
+
+/// Bytes of a grant behind the nonce.
+const GRANT_BYTES: usize = 28;
 
 /// Writes a front into `out`, whatever was there before.
 pub(super) fn write(
@@ -34,6 +40,36 @@ pub(super) fn nonce(front: &[u8]) -> Option<&Nonce> {
     front.first_chunk()
 }
 
+/// Writes nothing but a nonce.
+pub(super) fn write_name(out: &mut Vec<u8>, nonce: &Nonce) {
+    out.clear();
+    out.extend_from_slice(nonce);
+}
+
+pub(super) fn write_grant(out: &mut Vec<u8>, nonce: &Nonce, grant: Grant) {
+    write_name(out, nonce);
+    let Grant { run, tag, slot, bytes } = grant;
+    out.extend_from_slice(&run.0.to_le_bytes());
+    out.extend_from_slice(&tag.0.to_le_bytes());
+    out.extend_from_slice(&bytes.to_le_bytes());
+    out.extend_from_slice(&slot.to_le_bytes());
+}
+
+/// Reads the grant that follows the nonce.
+pub(super) fn read_grant(front: &[u8]) -> Result<Grant, TransportError> {
+    let rest = front.get(NONCE_BYTES..).unwrap_or_default();
+    let whole = <&[u8; GRANT_BYTES]>::try_from(rest);
+    let rest = whole.map_err(|_| {
+        TransportError::malformed(format!("grant: {} bytes of {GRANT_BYTES}", rest.len()))
+    })?;
+    let number = |at: usize| {
+        let bytes = rest.get(at..).and_then(<[u8]>::first_chunk);
+        bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    };
+    let slot = rest.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    Ok(Grant { run: RunId(number(0)), tag: Tag(number(8)), bytes: number(16), slot })
+}
+
 /// Reads what follows the nonce.
 pub(super) fn read(front: &[u8]) -> Result<(FrameHeader, FrameMeta), TransportError> {
     let rest = front.get(NONCE_BYTES..).unwrap_or_default();
@@ -55,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ids::{Epoch, RunId, Tag};
+    use crate::ids::Epoch;
 
     /// Bytes before the metadata.
     const FRONT_BYTES_MIN: usize = NONCE_BYTES + HEADER_BYTES;
@@ -81,6 +117,22 @@ mod tests {
             prop_assert_eq!((read.slot, read.payload_len), (slot, u64::from(len)));
             prop_assert_eq!(meta, FrameMeta::raw(Epoch(3), len));
             prop_assert_eq!(bytes.len(), FRONT_BYTES_MIN + read.meta_len as usize);
+        }
+
+        #[test]
+        fn a_grant_is_read_as_it_was_written_and_no_other_length_is_one(
+            name: Nonce,
+            numbers: (u64, u64, u32, u64),
+            cut in 0_usize..60,
+        ) {
+            let (run, tag, slot, bytes) = numbers;
+            let (grant, mut out) = (Grant { run: RunId(run), tag: Tag(tag), slot, bytes }, vec![7]);
+            write_grant(&mut out, &name, grant);
+            prop_assert_eq!(nonce(&out), Some(&name));
+            prop_assert_eq!(read_grant(&out).unwrap(), grant);
+            let whole = out.len();
+            out.resize(cut, 0);
+            prop_assert!(read_grant(&out).is_err() || cut == whole);
         }
 
         #[test]

@@ -6,7 +6,6 @@
 //! into their place here, large ones wait until the engine fetches them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::slice;
 use std::sync::Arc;
@@ -18,13 +17,24 @@ use super::front;
 use super::lane::LaneId;
 use crate::error::TransportError;
 use crate::frame::{FrameHeader, FrameMeta, Nonce};
+use crate::ids::IdMap;
 use crate::link::lane::FrameSink;
 use crate::region::Region;
 
 /// The active message that carries a frame.
 pub(super) const FRAME_MESSAGE: u32 = 1;
-/// The active message that says "I can reach you"; its header is a nonce.
-pub(super) const PROBE_MESSAGE: u32 = 2;
+
+/// Active messages that are all front.
+#[derive(Clone, Copy)]
+pub(super) enum Notice {
+    /// "I can reach you": a nonce.
+    Probe = 2,
+    /// "There is a place for your frame": a nonce, and which.
+    Grant = 3,
+}
+
+/// Up to this size a payload that is here is copied while its link is locked.
+const SMALL_BYTES_MAX: usize = 4096;
 
 /// A large payload that the sender keeps until it is fetched.
 pub(super) struct Rendezvous {
@@ -46,11 +56,11 @@ pub(super) struct Finished {
 }
 
 // SAFETY: names of UCX's for data of one worker, used with exclusive access to that worker.
-unsafe impl Send for Inbox {}
+unsafe impl Send for Happened {}
 
+/// What happened, in lists whose memory is used again and again.
 #[derive(Default)]
-pub(super) struct Inbox {
-    lanes: HashMap<Nonce, (LaneId, Arc<dyn FrameSink>)>,
+pub(super) struct Happened {
     pub(super) rendezvous: Vec<Rendezvous>,
     /// Operations that have ended.
     pub(super) finished: Vec<Finished>,
@@ -58,6 +68,22 @@ pub(super) struct Inbox {
     pub(super) failed: Vec<(ucp::ucp_ep_h, ucs_status_t)>,
     /// Lanes whose peer has reached this end.
     pub(super) probed: Vec<LaneId>,
+}
+
+impl Happened {
+    fn is_nothing(&self) -> bool {
+        self.rendezvous.is_empty()
+            && self.finished.is_empty()
+            && self.failed.is_empty()
+            && self.probed.is_empty()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Inbox {
+    /// By names of our own making, which no stranger guesses.
+    lanes: IdMap<Nonce, (LaneId, Arc<dyn FrameSink>)>,
+    pub(super) happened: Happened,
     /// Messages of strangers, or of lanes that are closed.
     pub(super) dropped: u64,
 }
@@ -77,24 +103,30 @@ impl Inbox {
         self.lanes.remove(nonce);
     }
 
-    /// Moves what happened into `turn`, which is empty.
-    pub(super) fn hand_over(&mut self, turn: &mut Self) {
-        std::mem::swap(&mut self.rendezvous, &mut turn.rendezvous);
-        std::mem::swap(&mut self.finished, &mut turn.finished);
-        std::mem::swap(&mut self.failed, &mut turn.failed);
-        std::mem::swap(&mut self.probed, &mut turn.probed);
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.rendezvous.is_empty()
-            && self.finished.is_empty()
-            && self.failed.is_empty()
-            && self.probed.is_empty()
+    /// Moves what happened into `turn`, which is empty; false when that is nothing.
+    pub(super) fn hand_over(&mut self, turn: &mut Happened) -> bool {
+        if self.happened.is_nothing() {
+            return false;
+        }
+        std::mem::swap(&mut self.happened, turn);
+        true
     }
 
     fn probe(&mut self, name: &[u8]) {
         match front::nonce(name).and_then(|nonce| self.lanes.get(nonce)) {
-            Some((lane, _)) => self.probed.push(*lane),
+            Some((lane, _)) => self.happened.probed.push(*lane),
+            None => self.dropped += 1,
+        }
+    }
+
+    fn grant(&mut self, front: &[u8]) {
+        match front::nonce(front).and_then(|nonce| self.lanes.get(nonce)) {
+            Some((_, sink)) => {
+                let granted = front::read_grant(front).and_then(|grant| sink.granted(grant));
+                if let Err(error) = granted {
+                    sink.broken(&error);
+                }
+            }
             None => self.dropped += 1,
         }
     }
@@ -106,45 +138,53 @@ impl Inbox {
             self.dropped += 1;
             return false;
         };
-        let (lane, sink) = (*lane, Arc::clone(sink));
-        match self.deliver(lane, &sink, front, payload) {
-            Ok(kept) => kept,
+        match deliver(*lane, &**sink, front, payload) {
+            Ok(None) => false,
+            Ok(Some(rendezvous)) => {
+                self.happened.rendezvous.push(rendezvous);
+                true
+            }
             Err(error) => {
                 sink.broken(&error);
                 false
             }
         }
     }
+}
 
-    fn deliver(
-        &mut self,
-        lane: LaneId,
-        sink: &Arc<dyn FrameSink>,
-        front: &[u8],
-        payload: Payload<'_>,
-    ) -> Result<bool, TransportError> {
-        let (header, meta) = front::read(front)?;
-        let came = match &payload {
-            Payload::Here(bytes) => bytes.len(),
-            Payload::AtTheSender { len, .. } => *len,
-        };
-        if came as u64 != header.payload_len {
-            return Err(TransportError::mismatch("payload bytes", header.payload_len, came));
+/// Puts a frame into its place; what is to be fetched first is given back.
+fn deliver(
+    lane: LaneId,
+    sink: &dyn FrameSink,
+    front: &[u8],
+    payload: Payload<'_>,
+) -> Result<Option<Rendezvous>, TransportError> {
+    let (header, meta) = front::read(front)?;
+    let came = match &payload {
+        Payload::Here(bytes) => bytes.len(),
+        Payload::AtTheSender { len, .. } => *len,
+    };
+    if came as u64 != header.payload_len {
+        return Err(TransportError::mismatch("payload bytes", header.payload_len, came));
+    }
+    if let Payload::Here(bytes) = payload
+        && bytes.len() <= SMALL_BYTES_MAX
+    {
+        sink.came(&header, meta, bytes)?;
+        return Ok(None);
+    }
+    let Some(mut region) = sink.place(&header, &meta)? else { return Ok(None) };
+    match payload {
+        Payload::Here(bytes) => {
+            let Some(into) = region.bytes_mut().get_mut(..bytes.len()) else {
+                return Err(TransportError::malformed("frame: larger than its place"));
+            };
+            into.copy_from_slice(bytes);
+            sink.arrived(&header, region, meta);
+            Ok(None)
         }
-        let Some(mut region) = sink.place(&header, &meta)? else { return Ok(false) };
-        match payload {
-            Payload::Here(bytes) => {
-                let Some(into) = region.bytes_mut().get_mut(..bytes.len()) else {
-                    return Err(TransportError::malformed("frame: larger than its place"));
-                };
-                into.copy_from_slice(bytes);
-                sink.arrived(&header, region, meta);
-                Ok(false)
-            }
-            Payload::AtTheSender { data, .. } => {
-                self.rendezvous.push(Rendezvous { lane, data, header, meta, region });
-                Ok(true)
-            }
+        Payload::AtTheSender { data, .. } => {
+            Ok(Some(Rendezvous { lane, data, header, meta, region }))
         }
     }
 }
@@ -204,13 +244,26 @@ pub(super) unsafe extern "C" fn on_probe(
     ucp::UCS_OK
 }
 
+pub(super) unsafe extern "C" fn on_grant(
+    argument: *mut c_void,
+    header: *const c_void,
+    header_len: usize,
+    _data: *mut c_void,
+    _len: usize,
+    _param: *const ucp::ucp_am_recv_param_t,
+) -> ucs_status_t {
+    // SAFETY: UCX's arguments, valid during this call; the argument was set with this handler.
+    unsafe { with_inbox(argument, |inbox| inbox.grant(bytes(header, header_len))) };
+    ucp::UCS_OK
+}
+
 pub(super) unsafe extern "C" fn on_failure(
     argument: *mut c_void,
     endpoint: ucp::ucp_ep_h,
     status: ucs_status_t,
 ) {
     // SAFETY: the argument was set together with this handler.
-    unsafe { with_inbox(argument, |inbox| inbox.failed.push((endpoint, status))) };
+    unsafe { with_inbox(argument, |inbox| inbox.happened.failed.push((endpoint, status))) };
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::commands::Command;
 use super::driver::Driver;
 use crate::completion::Drive;
 use crate::error::TransportError;
+use crate::frame::Grant;
 use crate::link::lane::{Carrier, FrameLane};
 use crate::link::table::Departure;
 use crate::region::Ready;
@@ -35,10 +36,7 @@ impl UcxLane {
         let then = move |outcome: Result<(), TransportError>| {
             match outcome {
                 // On the thread that waited, with no lock held.
-                Ok(()) => {
-                    driver.commands().add(Command::Depart { lane, departure });
-                    driver.help();
-                }
+                Ok(()) => driver.depart(lane, departure),
                 Err(error) => {
                     driver.commands().push(Command::Fail { lane, cause: error.to_string() });
                 }
@@ -56,6 +54,19 @@ impl FrameLane for UcxLane {
             return self.depart_when_ready(ready, departure);
         }
         self.driver.commands().add(Command::Depart { lane: self.id, departure });
+    }
+
+    fn depart_now(&self, departure: Departure) {
+        if let Some(ready) = departure.payload.ready().cloned()
+            && !departure.payload.is_ready()
+        {
+            return self.depart_when_ready(ready, departure);
+        }
+        self.driver.depart(self.id, departure);
+    }
+
+    fn grant(&self, grant: Grant) {
+        self.driver.grant(self.id, grant);
     }
 
     fn flush(&self) {

@@ -49,13 +49,13 @@ impl Seats {
     }
 
     /// A guest comes; `is_busy` tells, when it leaves, whether somebody must go on at once.
-    pub(super) fn sit_down<F: Fn() -> bool>(&self, is_busy: F) -> Seat<'_, F> {
+    pub(super) fn sit_down<F: Fn() -> bool>(&self, now: Instant, is_busy: F) -> Seat<'_, F> {
         let mut book = self.book();
         if book.guests == 0 {
-            book.again = book.left.elapsed() < PAUSE;
+            book.again = now.saturating_duration_since(book.left) < PAUSE;
         }
         book.guests += 1;
-        Seat { seats: self, is_busy }
+        Seat { seats: self, is_busy, seen: now }
     }
 
     /// A guest wants to sleep on the descriptors; `rouse` ends the thread's sleep there. None where
@@ -132,6 +132,14 @@ impl Seats {
 pub(super) struct Seat<'a, F: Fn() -> bool> {
     seats: &'a Seats,
     is_busy: F,
+    /// When it last looked at the clock: what it leaves at, give or take a few turns.
+    seen: Instant,
+}
+
+impl<F: Fn() -> bool> Seat<'_, F> {
+    pub(super) fn seen(&mut self, now: Instant) {
+        self.seen = now;
+    }
 }
 
 impl<F: Fn() -> bool> Drop for Seat<'_, F> {
@@ -141,7 +149,7 @@ impl<F: Fn() -> bool> Drop for Seat<'_, F> {
         if book.guests > 0 {
             return;
         }
-        book.left = Instant::now();
+        book.left = book.left.max(self.seen);
         let wanted = !book.home && (!book.again || (self.is_busy)());
         drop(book);
         if wanted {
@@ -192,7 +200,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         for _ in 0..200 {
-                            let _seat = seats.sit_down(|| false);
+                            let _seat = seats.sit_down(Instant::now(), || false);
                             let rouse = || roused.store(true, Ordering::SeqCst);
                             let Some(_bed) = seats.lie_down(rouse) else { continue };
                             assert_eq!(sleeping.fetch_add(1, Ordering::SeqCst), 0);
@@ -218,9 +226,9 @@ mod tests {
     #[test]
     fn operations_under_way_call_the_thread_home_between_two_waits() {
         let seats = Seats::new();
-        drop(seats.sit_down(|| false));
+        drop(seats.sit_down(Instant::now(), || false));
         // Soon after: the thread would stay out for a while.
-        let seat = seats.sit_down(|| true);
+        let seat = seats.sit_down(Instant::now(), || true);
         assert!(seats.book().again);
         std::thread::scope(|scope| {
             let out = scope.spawn(|| seats.stay_out(|| true));

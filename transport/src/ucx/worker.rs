@@ -16,22 +16,27 @@ use ucx_sys::{ptr_is_err, ptr_status, status_text, ucs_status_ptr_t, ucs_status_
 
 use super::context::{Context, check};
 use super::flights::{Flights, Operation, on_received, on_sent};
-use super::front::NONCE_BYTES;
 use super::inbox::{
-    FRAME_MESSAGE, Inbox, PROBE_MESSAGE, Rendezvous, on_failure, on_frame, on_probe,
+    FRAME_MESSAGE, Inbox, Notice, Rendezvous, on_failure, on_frame, on_grant, on_probe,
 };
 use super::memory::Place;
 use crate::error::TransportError;
-use crate::frame::{DeviceOffer, Nonce};
+use crate::frame::DeviceOffer;
 use crate::region::{Region, Slice};
 
 /// What came of starting an operation.
+#[derive(Clone, Copy)]
 pub(super) enum Started {
     /// It ended at once.
-    Done(Operation),
-    UnderWay,
-    Failed(Operation, ucs_status_t),
+    Done,
+    /// What it needs is to be given to [`Worker::keep`] before anything else is done with UCX.
+    UnderWay(Flight),
+    Failed(ucs_status_t),
 }
+
+/// An operation that is under way.
+#[derive(Clone, Copy)]
+pub(super) struct Flight(usize);
 
 pub(super) struct Worker {
     raw: ucp::ucp_worker_h,
@@ -61,7 +66,8 @@ impl Worker {
         let flights = Flights::default();
         let mut worker = Self { raw, efd: -1, front_bytes_max: 0, inbox, flights, context };
         worker.listen(FRAME_MESSAGE, Some(on_frame))?;
-        worker.listen(PROBE_MESSAGE, Some(on_probe))?;
+        worker.listen(Notice::Probe as u32, Some(on_probe))?;
+        worker.listen(Notice::Grant as u32, Some(on_grant))?;
         worker.front_bytes_max = worker.query_front_bytes_max()?;
         // SAFETY: the worker lives; writes one number.
         let status = unsafe { library.ucp.ucp_worker_get_efd(worker.raw, &mut worker.efd) };
@@ -153,7 +159,9 @@ impl Worker {
         param.flags = ucp::UCP_EP_CLOSE_FLAG_FORCE;
         // SAFETY: the endpoint was made by `connect` and is closed once; nobody uses it again.
         let request = unsafe { self.context.library.ucp.ucp_ep_close_nbx(endpoint, &param) };
-        self.started(index, request, Operation::Close);
+        if let Started::UnderWay(flight) = self.started(index, request) {
+            self.keep(flight, Operation::Close);
+        }
     }
 
     /// Whether the memory of this process's device is taken.
@@ -171,12 +179,11 @@ impl Worker {
         Place::of_region(region, len, &self.context)
     }
 
-    /// Sends a frame whose front `write` writes.
+    /// Sends a frame whose front `write` writes; the caller has what is in `place`.
     pub(super) fn send(
         &mut self,
         endpoint: ucp::ucp_ep_h,
         place: Place,
-        operation: Operation,
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), TransportError>,
     ) -> Result<Started, TransportError> {
         let index = self.flights.reserve(self.inbox_address());
@@ -191,12 +198,12 @@ impl Worker {
         };
         let (front, front_len) = match written {
             Ok((_, len)) if len > self.front_bytes_max => {
-                self.flights.finish(index);
+                self.flights.give_back(index);
                 return Err(too_large(len, self.front_bytes_max));
             }
             Ok(written) => written,
             Err(error) => {
-                self.flights.finish(index);
+                self.flights.give_back(index);
                 return Err(error);
             }
         };
@@ -208,7 +215,8 @@ impl Worker {
             param.flags = ucp::UCP_AM_SEND_FLAG_RNDV;
         }
         param.cb.send = Some(on_sent);
-        // SAFETY: front and payload stay in the flights until the operation has ended.
+        // SAFETY: the front is in the flights; the payload is the caller's during this call, and
+        // goes to the flights if UCX needs it for longer.
         let request = unsafe {
             self.context.library.ucp.ucp_am_send_nbx(
                 endpoint,
@@ -220,58 +228,56 @@ impl Worker {
                 &param,
             )
         };
-        Ok(self.started(index, request, operation))
+        Ok(self.started(index, request))
     }
 
-    /// Tells the peer that this end reaches it.
-    pub(super) fn probe(
+    /// Sends a message without a payload, which `write` writes.
+    pub(super) fn tell(
         &mut self,
         endpoint: ucp::ucp_ep_h,
-        name: &Nonce,
-        operation: Operation,
+        notice: Notice,
+        write: impl FnOnce(&mut Vec<u8>),
     ) -> Started {
         let index = self.flights.reserve(self.inbox_address());
-        let mut at = ptr::null();
+        let (mut at, mut len) = (ptr::null(), 0);
         if let Some(front) = self.flights.front(index) {
-            front.clear();
-            front.extend_from_slice(name);
-            at = front.as_ptr();
+            write(front);
+            (at, len) = (front.as_ptr(), front.len());
         }
-        let mut param = self.param(index);
-        param.cb.send = Some(on_sent);
+        let param = self.param(index);
         // SAFETY: the header stays in the flights until the operation has ended.
         let request = unsafe {
             self.context.library.ucp.ucp_am_send_nbx(
                 endpoint,
-                PROBE_MESSAGE,
+                notice as u32,
                 at.cast(),
-                NONCE_BYTES,
+                len,
                 ptr::null(),
                 0,
                 &param,
             )
         };
-        self.started(index, request, operation)
+        self.started(index, request)
     }
 
-    /// Fetches a large payload into its place.
-    pub(super) fn fetch(
-        &mut self,
-        data: *mut std::ffi::c_void,
-        place: Place,
-        into: Operation,
-    ) -> Started {
+    /// Fetches a large payload into its place, which the caller has.
+    pub(super) fn fetch(&mut self, data: *mut std::ffi::c_void, place: Place) -> Started {
         let index = self.flights.reserve(self.inbox_address());
         let mut param = self.param(index);
         place.describe(&mut param);
         param.cb.recv_am = Some(on_received);
-        // SAFETY: the descriptor came from UCX and is used once; the region stays in the flights
-        // until the operation has ended, and nobody else touches it.
+        // SAFETY: the descriptor came from UCX and is used once; the region is the caller's during
+        // this call, goes to the flights if UCX needs it for longer, and nobody else touches it.
         let request = unsafe {
             let ucp = &self.context.library.ucp;
             ucp.ucp_am_recv_data_nbx(self.raw, data, place.at.cast(), place.len, &param)
         };
-        self.started(index, request, into)
+        self.started(index, request)
+    }
+
+    /// Keeps what an operation needs until it has ended.
+    pub(super) fn keep(&mut self, flight: Flight, operation: Operation) {
+        self.flights.start(flight.0, operation);
     }
 
     /// Lets a large payload go that nobody wants any more.
@@ -330,22 +336,16 @@ impl Worker {
         param
     }
 
-    fn started(
-        &mut self,
-        index: usize,
-        request: ucs_status_ptr_t,
-        operation: Operation,
-    ) -> Started {
+    fn started(&mut self, index: usize, request: ucs_status_ptr_t) -> Started {
         if request.is_null() {
-            self.flights.finish(index);
-            return Started::Done(operation);
+            self.flights.give_back(index);
+            return Started::Done;
         }
         if ptr_is_err(request) {
-            self.flights.finish(index);
-            return Started::Failed(operation, ptr_status(request));
+            self.flights.give_back(index);
+            return Started::Failed(ptr_status(request));
         }
-        self.flights.start(index, operation);
-        Started::UnderWay
+        Started::UnderWay(Flight(index))
     }
 }
 

@@ -5,12 +5,10 @@
 //! Invariant: a frame leaves only with a grant of exactly its size (or none, for `reuse`); anything
 //! else is refused at both ends.
 
-use std::collections::HashMap;
-
 use crate::completion::Completer;
 use crate::error::TransportError;
 use crate::frame::{FrameMeta, Grant, Refusal};
-use crate::ids::{RunId, Tag};
+use crate::ids::{IdMap, RunId, Tag};
 use crate::link::SendFrame;
 use crate::region::Slice;
 
@@ -28,12 +26,12 @@ pub(crate) struct Departure {
     pub(crate) payload: Slice,
 }
 
+/// What is held has no grant yet, and what is granted is not held: no key is in both.
 #[derive(Default)]
 pub(super) struct Departures {
-    held: HashMap<(RunId, Tag), Held>,
-    grants: HashMap<(RunId, Tag), Grant>,
-    leaving: HashMap<u64, (RunId, Completer<()>)>,
-    next_id: u64,
+    held: IdMap<(RunId, Tag), Held>,
+    grants: IdMap<(RunId, Tag), Grant>,
+    leaving: Leaving,
 }
 
 enum Held {
@@ -53,7 +51,7 @@ struct Disagreement {
 }
 
 impl Departures {
-    pub(super) fn admit(&self, run: RunId, tag: Tag) -> Result<(), TransportError> {
+    fn admit(&self, run: RunId, tag: Tag) -> Result<(), TransportError> {
         if self.held.len() >= LINK_SENDS_MAX {
             return Err(TransportError::TooMany { what: "waiting frames", limit: LINK_SENDS_MAX });
         }
@@ -63,6 +61,7 @@ impl Departures {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn insert(
         &mut self,
         frame: SendFrame,
@@ -70,27 +69,31 @@ impl Departures {
         checked: Result<(), TransportError>,
     ) -> Option<Step> {
         let key = (frame.run, frame.tag);
+        if let Some(grant) = self.grants.remove(&key) {
+            return Some(match checked {
+                Ok(()) => self.join(grant, frame, completer),
+                Err(error) => Disagreement::tell(error, completer).refuse(&grant),
+            });
+        }
+        if let Err(error) = self.admit(frame.run, frame.tag) {
+            completer.complete(Err(error));
+            return None;
+        }
         let held = match checked {
             Ok(()) => Held::Frame { frame, completer },
-            Err(error) => {
-                let disagreement = Disagreement::of(&error);
-                completer.complete(Err(error));
-                Held::Refused(disagreement)
-            }
+            Err(error) => Held::Refused(Disagreement::tell(error, completer)),
         };
-        match self.grants.remove(&key) {
-            Some(grant) => Some(self.join(grant, held)),
-            None => {
-                self.held.insert(key, held);
-                None
-            }
-        }
+        self.held.insert(key, held);
+        None
     }
 
     pub(super) fn granted(&mut self, grant: Grant) -> Result<Option<Step>, TransportError> {
         let key = (grant.run, grant.tag);
         if let Some(held) = self.held.remove(&key) {
-            return Ok(Some(self.join(grant, held)));
+            return Ok(Some(match held {
+                Held::Frame { frame, completer } => self.join(grant, frame, completer),
+                Held::Refused(disagreement) => disagreement.refuse(&grant),
+            }));
         }
         if self.grants.len() >= LINK_POSTS_MAX {
             return Err(TransportError::TooMany { what: "grants", limit: LINK_POSTS_MAX });
@@ -104,7 +107,7 @@ impl Departures {
     }
 
     pub(super) fn departed(&mut self, id: u64) {
-        if let Some((_, completer)) = self.leaving.remove(&id) {
+        if let Some(completer) = self.leaving.remove(id) {
             completer.complete(Ok(()));
         }
     }
@@ -116,9 +119,7 @@ impl Departures {
             held.resolve(error);
         }
         if leaving {
-            for (_, (_, completer)) in self.leaving.extract_if(|_, (of, _)| *of == run) {
-                completer.complete(Err(error()));
-            }
+            self.leaving.cancel(|of| of == run, error);
         }
     }
 
@@ -127,16 +128,11 @@ impl Departures {
         for (_, held) in self.held.drain() {
             held.resolve(error);
         }
-        for (_, (_, completer)) in self.leaving.drain() {
-            completer.complete(Err(error()));
-        }
+        self.leaving.cancel(|_| true, error);
     }
 
-    fn join(&mut self, grant: Grant, held: Held) -> Step {
-        let (frame, completer) = match held {
-            Held::Frame { frame, completer } => (frame, completer),
-            Held::Refused(disagreement) => return disagreement.refuse(&grant),
-        };
+    #[inline]
+    fn join(&mut self, grant: Grant, frame: SendFrame, completer: Completer<()>) -> Step {
         let offered = frame.payload.len() as u64;
         if offered != grant.bytes && !frame.meta.reuse {
             let error = TransportError::mismatch("frame bytes", offered, grant.bytes);
@@ -148,11 +144,55 @@ impl Departures {
             }
             .refuse(&grant);
         }
-        let id = self.next_id;
-        self.next_id += 1;
-        self.leaving.insert(id, (frame.run, completer));
+        let id = self.leaving.insert(frame.run, completer);
         let SendFrame { run, tag, meta, payload } = frame;
         Step::Depart(Departure { id, slot: grant.slot, run, tag, meta, payload })
+    }
+}
+
+/// Frames on their way, by numbers that no other frame ever has.
+#[derive(Default)]
+struct Leaving {
+    slots: Vec<LeavingSlot>,
+    free: Vec<u32>,
+}
+
+#[derive(Default)]
+struct LeavingSlot {
+    /// How often it was used before.
+    uses: u32,
+    frame: Option<(RunId, Completer<()>)>,
+}
+
+impl Leaving {
+    fn insert(&mut self, run: RunId, completer: Completer<()>) -> u64 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(LeavingSlot::default());
+            // At most as many as there are grants.
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let Some(slot) = self.slots.get_mut(index as usize) else { return u64::MAX };
+        slot.frame = Some((run, completer));
+        u64::from(slot.uses) << 32 | u64::from(index)
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Completer<()>> {
+        let (uses, index) = ((id >> 32) as u32, id as u32);
+        let slot = self.slots.get_mut(index as usize).filter(|slot| slot.uses == uses)?;
+        let (_, completer) = slot.frame.take()?;
+        slot.uses = slot.uses.wrapping_add(1);
+        self.free.push(index);
+        Some(completer)
+    }
+
+    fn cancel(&mut self, which: impl Fn(RunId) -> bool, error: &dyn Fn() -> TransportError) {
+        for (index, slot) in (0..).zip(&mut self.slots) {
+            if let Some((_, completer)) = slot.frame.take_if(|(run, _)| which(*run)) {
+                completer.complete(Err(error()));
+                slot.uses = slot.uses.wrapping_add(1);
+                self.free.push(index);
+            }
+        }
     }
 }
 
@@ -165,6 +205,13 @@ impl Held {
 }
 
 impl Disagreement {
+    /// The sender learns it at once, the receiver when it grants.
+    fn tell(error: TransportError, completer: Completer<()>) -> Self {
+        let disagreement = Self::of(&error);
+        completer.complete(Err(error));
+        disagreement
+    }
+
     fn of(error: &TransportError) -> Self {
         match error {
             TransportError::Mismatch { what, ours, theirs } => Self {
@@ -188,5 +235,37 @@ impl Disagreement {
             granted: self.granted.unwrap_or_else(|| format!("{} bytes", grant.bytes)),
             offered: self.offered,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::completion::{Awaited, Completion, completion};
+
+    fn leave(leaving: &mut Leaving, run: u64) -> (u64, Completion<()>) {
+        let (completer, waiting) = completion(Awaited::Other("a frame to leave"));
+        (leaving.insert(RunId(run), completer), waiting)
+    }
+
+    #[test]
+    fn a_cancelled_departure_never_ends_another_one() {
+        let mut leaving = Leaving::default();
+        let (first, mut cancelled) = leave(&mut leaving, 1);
+        let (other, mut stays) = leave(&mut leaving, 2);
+        leaving.cancel(|run| run == RunId(1), &|| TransportError::closed("a run"));
+        assert!(cancelled.try_take().unwrap().is_err());
+        let (second, mut after) = leave(&mut leaving, 1);
+        assert_ne!(first, second);
+        // The transport tells of the first one late.
+        assert!(leaving.remove(first).is_none());
+        assert!(after.try_take().is_none() && stays.try_take().is_none());
+        for (id, waiting) in [(second, &mut after), (other, &mut stays)] {
+            leaving.remove(id).unwrap().complete(Ok(()));
+            waiting.try_take().unwrap().unwrap();
+            assert!(leaving.remove(id).is_none(), "told twice");
+        }
+        assert_eq!(leaving.slots.len(), 2);
     }
 }

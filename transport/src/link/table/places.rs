@@ -3,12 +3,12 @@
 //! Owns the slots and the receivers' completers. Invariants: a slot is used once; a claimed place
 //! keeps its entry until it is filled, so that a cancelled receive does not make its frame unknown.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::completion::Completer;
 use crate::error::TransportError;
-use crate::frame::{FrameHeader, Grant};
-use crate::ids::{RunId, Tag};
+use crate::frame::{FrameHeader, FrameMeta, Grant};
+use crate::ids::{IdMap, RunId, Tag};
 use crate::link::{PostRecv, Received};
 use crate::region::Region;
 
@@ -22,8 +22,8 @@ pub(crate) struct Place {
 
 #[derive(Default)]
 pub(super) struct Places {
-    by_slot: HashMap<u32, Posted>,
-    by_tag: HashMap<(RunId, Tag), u32>,
+    by_slot: IdMap<u32, Posted>,
+    by_tag: IdMap<(RunId, Tag), u32>,
     next_slot: u32,
 }
 
@@ -71,25 +71,36 @@ impl Places {
     /// Takes the region of a header's slot for filling; `None` when the slot is not posted.
     pub(super) fn claim(&mut self, header: &FrameHeader) -> Result<Option<Place>, TransportError> {
         let Some(posted) = self.by_slot.get_mut(&header.slot) else { return Ok(None) };
-        if (posted.run, posted.tag) != (header.run, header.tag) {
-            return Err(TransportError::malformed(format!(
-                "frame: slot {} was granted for {:?} of run {}, not for {:?} of run {}",
-                header.slot, posted.tag, posted.run, header.tag, header.run
-            )));
+        posted.claim(header).map(|region| Some(Place { region }))
+    }
+
+    /// Claims a place and fills it at once, if the frame's description is as `checked` and fits;
+    /// else its receiver learns why it does not. `None` when the slot is not posted, false when the
+    /// receiver is told nothing new.
+    #[inline]
+    pub(super) fn claim_and_fill(
+        &mut self,
+        header: &FrameHeader,
+        checked: Result<(), TransportError>,
+        meta: FrameMeta,
+        payload: &[u8],
+    ) -> Result<Option<bool>, TransportError> {
+        let Entry::Occupied(mut entry) = self.by_slot.entry(header.slot) else { return Ok(None) };
+        let posted = entry.get_mut();
+        let mut region = posted.claim(header)?;
+        let checked = checked.and_then(|()| posted.check_len(header, meta.reuse));
+        if checked.is_ok() {
+            let Some(into) = region.bytes_mut().get_mut(..payload.len()) else {
+                return Err(TransportError::malformed("frame: larger than its place"));
+            };
+            into.copy_from_slice(payload);
         }
-        if header.payload_len > posted.len as u64 {
-            return Err(TransportError::malformed(format!(
-                "frame: {} bytes for a place of {}",
-                header.payload_len, posted.len
-            )));
-        }
-        match posted.region.take() {
-            Some(region) => Ok(Some(Place { region })),
-            None => Err(TransportError::malformed(format!(
-                "frame: slot {} is being filled already",
-                header.slot
-            ))),
-        }
+        let posted = entry.remove();
+        self.forget_tag(header.slot, (posted.run, posted.tag));
+        let Some(completer) = posted.completer else { return Ok(Some(false)) };
+        let filled = checked.is_ok();
+        completer.complete(checked.map(|()| Received { region, len: payload.len(), meta }));
+        Ok(Some(filled))
     }
 
     /// A frame fills its place exactly, unless it brings no payload by intention.
@@ -98,11 +109,7 @@ impl Places {
         header: &FrameHeader,
         reuse: bool,
     ) -> Result<(), TransportError> {
-        let Some(posted) = self.by_slot.get(&header.slot) else { return Ok(()) };
-        if reuse || header.payload_len == posted.len as u64 {
-            return Ok(());
-        }
-        Err(TransportError::mismatch("frame bytes", posted.len, header.payload_len))
+        self.by_slot.get(&header.slot).map_or(Ok(()), |posted| posted.check_len(header, reuse))
     }
 
     /// Delivers; false when the receiver is no longer interested.
@@ -146,9 +153,45 @@ impl Places {
 
     fn remove(&mut self, slot: u32) -> Option<Completer<Received>> {
         let posted = self.by_slot.remove(&slot)?;
-        if self.by_tag.get(&(posted.run, posted.tag)) == Some(&slot) {
-            self.by_tag.remove(&(posted.run, posted.tag));
-        }
+        self.forget_tag(slot, (posted.run, posted.tag));
         posted.completer
+    }
+
+    /// A tag may be another place's by now, where its own was cancelled while it was filled.
+    fn forget_tag(&mut self, slot: u32, tag: (RunId, Tag)) {
+        if let Entry::Occupied(entry) = self.by_tag.entry(tag)
+            && *entry.get() == slot
+        {
+            entry.remove();
+        }
+    }
+}
+
+impl Posted {
+    /// Takes the region for filling.
+    fn claim(&mut self, header: &FrameHeader) -> Result<Region, TransportError> {
+        if (self.run, self.tag) != (header.run, header.tag) {
+            return Err(TransportError::malformed(format!(
+                "frame: slot {} was granted for {:?} of run {}, not for {:?} of run {}",
+                header.slot, self.tag, self.run, header.tag, header.run
+            )));
+        }
+        if header.payload_len > self.len as u64 {
+            return Err(TransportError::malformed(format!(
+                "frame: {} bytes for a place of {}",
+                header.payload_len, self.len
+            )));
+        }
+        self.region.take().ok_or_else(|| {
+            let slot = header.slot;
+            TransportError::malformed(format!("frame: slot {slot} is being filled already"))
+        })
+    }
+
+    fn check_len(&self, header: &FrameHeader, reuse: bool) -> Result<(), TransportError> {
+        if reuse || header.payload_len == self.len as u64 {
+            return Ok(());
+        }
+        Err(TransportError::mismatch("frame bytes", self.len, header.payload_len))
     }
 }

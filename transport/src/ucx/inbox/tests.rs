@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::frame::HEADER_BYTES;
+use crate::frame::{Grant, HEADER_BYTES};
 use crate::ids::{Epoch, RunId, Tag};
 
 /// The link of a test: places of one size for the slots below a bound.
@@ -17,6 +17,7 @@ struct Sink {
     slots: u32,
     place_bytes: usize,
     arrived: Mutex<Vec<Vec<u8>>>,
+    granted: Mutex<Vec<Grant>>,
     broken: Mutex<Vec<String>>,
 }
 
@@ -30,9 +31,32 @@ impl FrameSink for Sink {
         }
     }
 
+    fn came(
+        &self,
+        header: &FrameHeader,
+        meta: FrameMeta,
+        payload: &[u8],
+    ) -> Result<(), TransportError> {
+        let Some(mut region) = self.place(header, &meta)? else { return Ok(()) };
+        let into = region.bytes_mut().get_mut(..payload.len());
+        let larger = || TransportError::malformed("frame: larger than its place");
+        into.ok_or_else(larger)?.copy_from_slice(payload);
+        self.arrived(header, region, meta);
+        Ok(())
+    }
+
     fn arrived(&self, header: &FrameHeader, region: Region, _: FrameMeta) {
         let payload = usize::try_from(header.payload_len).unwrap();
         self.arrived.lock().unwrap().push(region.bytes()[..payload].to_vec());
+    }
+
+    fn granted(&self, grant: Grant) -> Result<(), TransportError> {
+        let mut granted = self.granted.lock().unwrap();
+        if granted.contains(&grant) {
+            return Err(TransportError::Duplicate { what: "a grant".to_owned() });
+        }
+        granted.push(grant);
+        Ok(())
     }
 
     fn departed(&self, _: u64, _: u64) {}
@@ -106,6 +130,12 @@ impl Stage {
         unsafe { on_probe(self.argument(), at, len, ptr::null_mut(), 0, param) };
     }
 
+    fn grant(&self, front: &[u8]) {
+        let (at, len) = (front.as_ptr().cast(), front.len());
+        // SAFETY: as for a probe.
+        unsafe { on_grant(self.argument(), at, len, ptr::null_mut(), 0, ptr::null()) };
+    }
+
     fn dropped(&self) -> u64 {
         self.inbox.borrow().dropped
     }
@@ -113,7 +143,9 @@ impl Stage {
 
 /// Nobody but the link that a message named has noticed it.
 fn undisturbed(sink: &Sink) -> bool {
-    sink.arrived.lock().unwrap().is_empty() && sink.broken.lock().unwrap().is_empty()
+    sink.arrived.lock().unwrap().is_empty()
+        && sink.granted.lock().unwrap().is_empty()
+        && sink.broken.lock().unwrap().is_empty()
 }
 
 #[test]
@@ -128,7 +160,7 @@ fn an_honest_frame_arrives_and_a_strangers_is_counted_and_dropped() {
     stage.probe(&OURS[..3]);
     assert_eq!(stage.dropped(), 5);
     stage.probe(&THEIRS);
-    assert_eq!(stage.inbox.borrow().probed, [LaneId(2)]);
+    assert_eq!(stage.inbox.borrow().happened.probed, [LaneId(2)]);
     assert!(stage.ours.broken.lock().unwrap().is_empty() && undisturbed(&stage.other));
 }
 
@@ -155,13 +187,34 @@ fn lengths_that_lie_and_places_too_small_end_the_link() {
 fn only_what_has_a_place_is_kept_at_its_sender() {
     let stage = stage();
     assert_eq!(stage.announced(&front_of(&OURS, 2, 64), 64), ucp::UCS_INPROGRESS);
-    assert_eq!(stage.inbox.borrow().rendezvous.len(), 1);
+    assert_eq!(stage.inbox.borrow().happened.rendezvous.len(), 1);
     // An ended run's, a stranger's, one that says two lengths.
     assert_eq!(stage.announced(&front_of(&OURS, u32::MAX, 64), 64), ucp::UCS_OK);
     assert_eq!(stage.announced(&front_of(&[0; 16], 2, 64), 64), ucp::UCS_OK);
     assert_eq!(stage.announced(&front_of(&OURS, 2, 64), usize::MAX), ucp::UCS_OK);
-    assert_eq!(stage.inbox.borrow().rendezvous.len(), 1);
+    assert_eq!(stage.inbox.borrow().happened.rendezvous.len(), 1);
     assert_eq!((stage.dropped(), stage.ours.broken.lock().unwrap().len()), (1, 1));
+}
+
+#[test]
+fn a_grant_reaches_the_link_that_it_names_and_what_is_none_ends_it() {
+    let stage = stage();
+    let grant = Grant { run: RunId(7), tag: Tag(9), slot: 3, bytes: 1 << 40 };
+    let mut front = Vec::new();
+    front::write_grant(&mut front, &OURS, grant);
+    stage.grant(&front);
+    assert_eq!(*stage.ours.granted.lock().unwrap(), [grant]);
+    // Twice, too short, too long.
+    stage.grant(&front);
+    stage.grant(&front[..front.len() - 1]);
+    stage.grant(&[&front[..], &[0]].concat());
+    assert_eq!(stage.ours.broken.lock().unwrap().len(), 3);
+    // A stranger's, and nobody's.
+    front[0] ^= 1;
+    stage.grant(&front);
+    stage.grant(&front[..15]);
+    assert_eq!((stage.dropped(), stage.ours.granted.lock().unwrap().len()), (2, 1));
+    assert!(undisturbed(&stage.other));
 }
 
 #[test]
@@ -186,12 +239,15 @@ proptest! {
         stage.eager(&front, &payload);
         stage.announced(&front, len);
         stage.probe(&front);
+        stage.grant(&front);
         prop_assert!(undisturbed(&stage.other) || front.starts_with(&THEIRS));
         let broken = stage.ours.broken.lock().unwrap().len() as u64;
-        let kept = stage.inbox.borrow().rendezvous.len() as u64;
+        let kept = stage.inbox.borrow().happened.rendezvous.len() as u64;
         if named {
-            // Nothing but an honest header, which no random bytes are, is more than an error.
-            prop_assert_eq!((broken, kept, stage.dropped()), (2, 0, 0));
+            // Nothing but an honest header, which no random bytes are, is more than an error; and
+            // whatever has its length is a grant.
+            let granted = stage.ours.granted.lock().unwrap().len() as u64;
+            prop_assert_eq!((broken + granted, kept, stage.dropped()), (3, 0, 0));
         }
     }
 
