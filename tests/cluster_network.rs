@@ -199,3 +199,32 @@ fn a_donor_that_dies_in_the_middle_is_replaced_by_another() {
     let generation = lab.draw(&steps(4));
     assert_eq!(generation.report.resumptions, []);
 }
+
+/// What a run sees of a link that has become slower since it was measured is enough: the link is
+/// measured again in the mesh that is there.
+#[test]
+fn a_link_that_has_become_slower_is_measured_again() {
+    let Some(mut lab) = Lab::new(&["a", "b"], 1, "ring_degree = 2", PATIENT) else { return };
+    let rate = |lab: &Lab, rate| ["a", "b"].iter().for_each(|host| lab.slow_towards(host, rate));
+    rate(&lab, "320mbit");
+    ["a", "b"].into_iter().for_each(|host| lab.agent(host, false));
+    lab.whole(2);
+    let measured = |lab: &Lab| {
+        let status = lab.run(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(status.done()).unwrap();
+        let link = &status["mesh"]["links"][0];
+        assert_eq!(link["transport"], "quic", "{status}");
+        link["measured"]["bytes_per_s"].as_u64().unwrap_or_else(|| panic!("{status}"))
+    };
+    let (epoch, before) = (lab.status().mesh.unwrap().epoch, measured(&lab));
+    // Keys and values of a block of a rank are more than a mebibyte, in each of eight blocks.
+    let large =
+        |number: u32| GenerateRequest { height: Some(256), width: Some(272), ..steps(number) };
+    rate(&lab, "80mbit");
+    lab.draw(&large(3));
+    wait_until("the link is measured again", || measured(&lab) < before / 2);
+    let after = measured(&lab);
+    eprintln!("measured {before} bytes/s before and {after} after");
+    assert!((5_000_000..12_000_000).contains(&after), "{after} bytes/s of 10,000,000");
+    assert_eq!(lab.status().mesh.unwrap().epoch, epoch, "a mesh was formed for that");
+}

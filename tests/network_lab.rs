@@ -310,10 +310,11 @@ impl Lab {
         ditmesh(self.folder.path(), args)
     }
 
-    /// Whatever goes to a host goes at `rate` (in the words of `tc`).
+    /// Whatever goes to a host goes at `rate` from now on (in the words of `tc`).
     pub(crate) fn slow_towards(&self, host: &str, rate: &str) {
         let port = self.switch.port(host);
-        let qdisc = format!("qdisc add dev {port} root tbf rate {rate} burst 16k latency 400ms");
+        let qdisc =
+            format!("qdisc replace dev {port} root tbf rate {rate} burst 16k latency 400ms");
         let mut tc = Command::new("tc");
         assert!(tc.args(qdisc.split_whitespace()).status().unwrap().success(), "{qdisc}");
     }

@@ -8,6 +8,7 @@
 //! with [`UcxConfig::trusted_network`]; a program without UCX runs, and says why it has none.
 
 mod choice;
+mod coming;
 mod commands;
 mod context;
 mod driver;

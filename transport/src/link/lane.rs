@@ -6,6 +6,7 @@
 //! device or peer can write to it any more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::completion::Drive;
 use crate::error::TransportError;
@@ -67,6 +68,9 @@ pub(crate) trait FrameSink: Send + Sync {
 
     /// A place has been filled.
     fn arrived(&self, header: &FrameHeader, region: Region, meta: FrameMeta);
+
+    /// So many bytes came in so long a time, in which nothing but they kept the lane busy.
+    fn observed(&self, bytes: u64, took: Duration);
 
     /// The peer has a place for a frame.
     ///

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use quinn_proto::VarInt;
 use tokio::sync::{Notify, watch};
@@ -301,6 +302,10 @@ impl FrameSink for QuicLink {
 
     fn arrived(&self, header: &FrameHeader, region: Region, meta: FrameMeta) {
         self.core().table.arrived(header, region, meta);
+    }
+
+    fn observed(&self, bytes: u64, took: Duration) {
+        self.core().table.observed(bytes, took);
     }
 
     fn granted(&self, grant: Grant) -> Result<(), TransportError> {

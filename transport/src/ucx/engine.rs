@@ -8,11 +8,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use ucx_sys::bindings::ucp_ep_h;
 
 use super::UcxConfig;
+use super::coming::Coming;
 use super::commands::{Command, Commands, Opened};
 use super::context::{Context, Path};
 use super::flights::Operation;
@@ -41,6 +43,7 @@ struct Station {
 unsafe impl Send for Lane {}
 
 struct Lane {
+    coming: Coming,
     /// Its place among the stations.
     station: usize,
     endpoint: Option<ucp_ep_h>,
@@ -159,6 +162,7 @@ impl Engine {
             Opened { address: station.worker.address()?, device: station.worker.device_offer() };
         station.worker.inbox().borrow_mut().add(nonce, id, Arc::clone(&sink));
         let lane = Lane {
+            coming: Coming::default(),
             station: number,
             endpoint: None,
             ours: nonce,
@@ -355,6 +359,12 @@ impl Engine {
             return station.worker.release(rendezvous);
         };
         let Rendezvous { lane, data, header, meta, region } = rendezvous;
+        // What comes through memory of this host tells nothing of a network.
+        if !station.exclusive
+            && let Some(lane) = self.lanes.get_mut(&lane)
+        {
+            lane.coming.begins(Instant::now());
+        }
         let started = station.worker.fetch(data, place);
         let operation = Operation::Receive { lane, header, meta, region };
         match started {
@@ -375,7 +385,11 @@ impl Engine {
                 }
             }
             Operation::Receive { lane, header, meta, region } => {
-                if let Some(lane) = self.lanes.get(&lane) {
+                if let Some(lane) = self.lanes.get_mut(&lane) {
+                    if let Some((bytes, took)) = lane.coming.ends(header.payload_len, Instant::now)
+                    {
+                        lane.sink.observed(bytes, took);
+                    }
                     lane.sink.arrived(&header, region, meta);
                 }
             }

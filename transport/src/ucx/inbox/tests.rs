@@ -4,6 +4,7 @@
 
 use std::ptr;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -58,6 +59,8 @@ impl FrameSink for Sink {
         granted.push(grant);
         Ok(())
     }
+
+    fn observed(&self, _: u64, _: Duration) {}
 
     fn departed(&self, _: u64, _: u64) {}
 
