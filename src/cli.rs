@@ -82,6 +82,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), Failure> {
         Command::Probe(args) => probe::run(&args),
         Command::Agent(args) => agent::run(&args),
         Command::Worker => worker::run(),
+        Command::Measure => worker::measure(),
         Command::BenchEnd => bench::transport::end::run(),
         Command::Supervisor => supervisor::run(),
     }

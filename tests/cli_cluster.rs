@@ -14,7 +14,8 @@ fn manifest(folder: &Path) {
     let text = format!(
         "schema = 1\n[cluster]\nname = \"demo\"\n[[node]]\nname = \"a\"\n[[node.device]]\n\
          [[node]]\nname = \"b\"\n[[node.device]]\n[[model]]\nname = \"m\"\npath = {:?}\n\
-         [[group]]\nmodel = \"m\"\ndegrees = {{ pipefusion_degree = 2 }}\n",
+         [[group]]\nmodel = \"m\"\ndegrees = {{ pipefusion_degree = 2 }}\n\
+         [launcher]\nmeasure_devices = false\n",
         model.display()
     );
     std::fs::write(folder.join("cluster.toml"), text).unwrap();
@@ -83,8 +84,9 @@ fn up_status_generate_down() {
     ditmesh(folder, &["status"]).refused(3, &["demo"]);
     let left: Vec<String> =
         files(folder).into_iter().filter(|file| !file.contains("certs/")).collect();
-    // What was measured of the links stays for the next start.
-    assert_eq!(left, [".ditmesh/cache/calibration.json", "cluster.toml", "x.png"]);
+    // What was measured of the links stays for the next start, and who writes it locks a file.
+    let kept = [".ditmesh/cache/.calibration.json.lock", ".ditmesh/cache/calibration.json"];
+    assert_eq!(left, [&kept[..], &["cluster.toml", "x.png"]].concat());
 }
 
 #[test]

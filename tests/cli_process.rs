@@ -13,9 +13,14 @@ pub(crate) struct Ended {
 
 /// Runs `ditmesh` with `args` in `folder`.
 pub(crate) fn ditmesh(folder: &Path, args: &[&str]) -> Ended {
+    ditmesh_with(folder, args, &[])
+}
+
+/// The same in an environment with these variables.
+pub(crate) fn ditmesh_with(folder: &Path, args: &[&str], variables: &[(&str, &Path)]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ditmesh"));
     command.args(args).current_dir(folder).env_remove("DITMESH_LOG").env("RUST_BACKTRACE", "1");
-    command.stdin(std::process::Stdio::null());
+    command.stdin(std::process::Stdio::null()).envs(variables.iter().copied());
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }

@@ -13,7 +13,7 @@ use ditmesh_actors::launcher::record::{Role, RunFolder};
 use tempfile::TempDir;
 
 use crate::cli_generate::fixtures;
-use crate::cli_process::{Ended, ditmesh};
+use crate::cli_process::{Ended, ditmesh_with};
 
 /// Longest wait for anything here.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,6 +47,8 @@ pub(crate) struct Settings {
     pub(crate) apart: bool,
     /// Degrees follow the devices that are there, over links so fast that all are of use.
     pub(crate) elastic: bool,
+    /// Devices are measured before their workers start; what is measured is kept in the folder.
+    pub(crate) measured: bool,
 }
 
 /// Nodes `a` (coordinator), `b` and so on, in a folder of their own.
@@ -86,6 +88,7 @@ impl Cluster {
             let degree = if settings.ulysses { "ulysses_degree" } else { "pipefusion_degree" };
             writeln!(text, "[[group]]\nmodel = \"m\"\ndegrees = {{ {degree} = 2 }}").unwrap();
         }
+        writeln!(text, "[launcher]\nmeasure_devices = {}", settings.measured).unwrap();
         text.push_str("[health]\n");
         if !settings.quick {
             text.push_str("suspect_ms = 5000\ndead_ms = 10000\n");
@@ -104,14 +107,25 @@ impl Cluster {
     }
 
     pub(crate) fn run(&self, args: &[&str]) -> Ended {
-        ditmesh(self.folder(), args)
+        ditmesh_with(self.folder(), args, &[("DITMESH_CACHE_DIR", &self.user_cache())])
     }
 
     /// A cluster that is up.
     pub(crate) fn up(settings: Settings) -> Self {
         let cluster = Self::new(settings);
-        cluster.run(&["up", "--detach"]).done();
+        cluster.start();
         cluster
+    }
+
+    /// Brings it up.
+    pub(crate) fn start(&self) {
+        self.run(&["up", "--detach"]).done();
+    }
+
+    /// A folder for caches of its own: what the user of this machine, or another test, has measured
+    /// does not count here.
+    pub(crate) fn user_cache(&self) -> PathBuf {
+        self.folder().join("user/cache")
     }
 
     pub(crate) fn client(&self) -> ClusterClient {

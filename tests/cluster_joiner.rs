@@ -41,6 +41,7 @@ impl Joiner {
         let coordinator = cluster.status().coordinator;
         let mut command = Command::new(PROGRAM);
         join(&mut command, self.folder.path(), &coordinator, &self.name);
+        command.env("DITMESH_CACHE_DIR", self.folder.path());
         self.process = command.stdout(Stdio::null()).spawn().unwrap();
     }
 

@@ -15,7 +15,7 @@ const MANIFEST: &str = "schema = 1\n[cluster]\nname = \"demo\"\n[[node]]\nname =
                         [[node.device]]\n[[node]]\nname = \"b\"\naddress = \"192.0.2.1\"\n\
                         [[node.device]]\n[[group]]\nmodel = \"built-in\"\n\
                         degrees = { pipefusion_degree = 2 }\n[health]\nsuspect_ms = 5000\n\
-                        dead_ms = 10000\n";
+                        dead_ms = 10000\n[launcher]\nmeasure_devices = false\n";
 
 /// One pod: its folder stands for its file system.
 struct Pod {

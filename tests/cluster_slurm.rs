@@ -32,7 +32,7 @@ fn a_job_draws_a_picture_and_ends() {
     let manifest = "schema = 1\n[cluster]\nname = \"job\"\n[[node]]\nname = \"a\"\n[[node.device]]\n\
                     [[node]]\nname = \"b\"\n[[node.device]]\n[[group]]\nmodel = \"built-in\"\n\
                     degrees = { pipefusion_degree = 2 }\n[health]\nsuspect_ms = 5000\n\
-                    dead_ms = 10000\n";
+                    dead_ms = 10000\n[launcher]\nmeasure_devices = false\n";
     std::fs::write(folder.path().join("cluster.toml"), manifest).unwrap();
     let port = free_port(&["127.0.0.1", "127.0.0.2"]).to_string();
     let render = ["render", "slurm", "cluster.toml", "--control-port", &port, "--"];

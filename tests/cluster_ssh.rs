@@ -24,7 +24,8 @@ impl Cluster {
                 &format!("[[node]]\nname = \"{name}\"\naddress = \"{host}\"\n[[node.device]]\n");
         }
         text += "[[group]]\nmodel = \"built-in\"\ndegrees = { pipefusion_degree = 2 }\n[health]\n\
-                 suspect_ms = 5000\ndead_ms = 10000\n[launcher]\nkind = \"ssh\"\n";
+                 suspect_ms = 5000\ndead_ms = 10000\n[launcher]\nkind = \"ssh\"\n\
+                 measure_devices = false\n";
         text += &format!("ssh_config = {:?}\nprogram = {program:?}\n", ssh_config.display());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cluster.toml");

@@ -67,7 +67,8 @@ impl Cluster {
             "schema = 1\n[cluster]\nname = \"far\"\n[[node]]\nname = \"a\"\naddress = \"127.0.0.1\"\n\
              [[node.device]]\n[[node]]\nname = \"b\"\naddress = \"127.0.0.2\"\n[[node.device]]\n\
              [[model]]\nname = \"m\"\npath = {:?}\n[[group]]\nmodel = \"m\"\ndegrees = {{ \
-             pipefusion_degree = 2 }}\n[health]\nsuspect_ms = 5000\ndead_ms = 10000\n",
+             pipefusion_degree = 2 }}\n[health]\nsuspect_ms = 5000\ndead_ms = 10000\n[launcher]\n\
+             measure_devices = false\n",
             model.display()
         );
         std::fs::write(folder.path().join("cluster.toml"), manifest).unwrap();

@@ -26,6 +26,7 @@ mod cluster_network;
 mod cluster_parity;
 mod cluster_pods;
 mod cluster_slurm;
+mod cluster_speeds;
 mod cluster_ssh;
 mod cluster_traces;
 mod cluster_weights;

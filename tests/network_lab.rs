@@ -173,6 +173,7 @@ impl Lab {
         };
         let folder = tempfile::tempdir().unwrap();
         let mut text = String::from("schema = 1\n[cluster]\nname = \"lab\"\n");
+        text.push_str("[launcher]\nmeasure_devices = false\n");
         for host in hosts {
             let address = switch.address(host);
             writeln!(text, "[[node]]\nname = \"{host}\"\naddress = \"{address}\"").unwrap();

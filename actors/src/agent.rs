@@ -15,6 +15,7 @@ pub mod health;
 pub(crate) mod host;
 mod joined;
 mod keeper;
+pub(crate) mod measuring;
 pub(crate) mod node_agent;
 pub(crate) mod restarts;
 mod standalone;
@@ -38,6 +39,7 @@ use data_plane::{DataPlane, DataPlaneConfig, control_config, resolve};
 use health::Health;
 use host::HostedCoordinator;
 use keeper::{End, Keeper, Told};
+use measuring::Measuring;
 use node_agent::{AgentEnd, NodeAgent, NodeAgentArgs, NodeAgentMsg};
 use worker_home::{ProcessHome, ThreadHome, WorkerHome};
 
@@ -145,6 +147,7 @@ async fn live(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError>
     let coordinator = orders.coordinator.clone().unwrap_or_else(local);
     let dialer = dialer(orders, &identity, &endpoint, &coordinator, hosted.as_ref())?;
     let home = home(orders, node, plane, dialer.clone(), &coordinator, &folder)?;
+    let measuring = Some(Measuring::of(&orders.manifest, node).map_err(|error| failed(&error))?);
     let (ended, end) = oneshot::channel();
     let (joined, joins) = watch::channel(false);
     let health = (keeper == Keeper::System).then(|| Health::show(&folder, &orders.node, joins));
@@ -155,6 +158,7 @@ async fn live(orders: &AgentBootstrap, keeper: Keeper) -> Result<(), AgentError>
         restarts_max: orders.manifest.launcher.restarts_max,
         dialer,
         home,
+        measuring,
         joined,
         ended,
     };

@@ -36,6 +36,7 @@ mod run;
 #[cfg(test)]
 mod simulation;
 mod snapshot;
+mod speeds;
 mod switch;
 mod tokens;
 
@@ -62,7 +63,7 @@ use crate::groups::{RankMsg, ReplicaReport};
 use crate::journal::keeper::{Journal, Opened};
 use crate::manifest::Manifest;
 use crate::membership::Now;
-use crate::protocol::{DeviceId, Hello, RequestKey, ToCoordinator};
+use crate::protocol::{DeviceId, DeviceSpeed, Hello, RequestKey, ToCoordinator};
 use crate::request::GenerateRequest;
 use crate::session::SessionEnded;
 use crate::status::ClusterStatus;
@@ -172,6 +173,8 @@ pub(crate) struct State {
     absent: String,
     replicas: BTreeMap<u64, Replica>,
     links: MeasuredLinks,
+    /// What agents said of their nodes' devices.
+    speeds: BTreeMap<String, Vec<DeviceSpeed>>,
     /// Which replica each replica actor is.
     replica_actors: BTreeMap<ActorId, u64>,
     /// By device and epoch: while meshes change a device sits in two.
@@ -227,6 +230,7 @@ impl Actor for Coordinator {
             absent: "looking up the model".into(),
             replicas: BTreeMap::new(),
             links: MeasuredLinks::default(),
+            speeds: BTreeMap::new(),
             replica_actors: BTreeMap::new(),
             proxies: BTreeMap::new(),
             acceptance: Acceptance::default(),

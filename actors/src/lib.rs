@@ -13,6 +13,7 @@ pub mod client;
 pub mod controller;
 pub mod coordinator;
 pub mod cost;
+pub mod device_bench;
 pub mod dispatcher;
 pub mod engine;
 pub mod examine;

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cost::calibration::device_name;
 use crate::cost::link::LinkProfile;
 use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
@@ -146,9 +147,21 @@ pub struct DeviceSection {
     /// where they fit. By default a plan takes what its profile says and runs are not counted.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
-    /// Name of its profile in the calibration; `cpu-<threads>` by default.
+    /// Name of its profile in the calibration; that of its kind by default: `cpu-<threads>`, or
+    /// `cuda`.
     #[serde(default)]
     pub profile: Option<String>,
+}
+
+impl DeviceSection {
+    /// Name of its profile. Devices of one name are alike, as far as nobody knows better.
+    pub fn profile_name(&self) -> String {
+        let kind = || match self.kind {
+            DeviceKind::Cpu => device_name(self.threads.unwrap_or(1)),
+            DeviceKind::Cuda => "cuda".to_owned(),
+        };
+        self.profile.clone().unwrap_or_else(kind)
+    }
 }
 
 /// Which links a [`LinkSection`] is about, when it names no nodes.
@@ -444,6 +457,9 @@ pub struct LauncherSection {
     pub restarts_max: u32,
     /// Longest wait for all nodes at `up`, in milliseconds.
     pub ready_deadline_ms: u32,
+    /// Whether an agent measures devices of which no profile is kept on its machine, before their
+    /// workers start.
+    pub measure_devices: bool,
     /// The program on other hosts.
     pub program: PathBuf,
     /// Configuration of ssh in place of the user's own.
@@ -459,6 +475,7 @@ impl Default for LauncherSection {
             isolation: Isolation::Process,
             restarts_max: 5,
             ready_deadline_ms: 60_000,
+            measure_devices: true,
             program: PathBuf::from("ditmesh"),
             ssh_config: None,
             ssh_host_keys: HostKeys::Strict,

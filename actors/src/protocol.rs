@@ -13,12 +13,14 @@ pub mod copies;
 pub mod examine;
 pub(crate) mod join;
 mod links;
+mod speed;
 
 pub use client::{ClientCall, ClientReply, FailureKind, RequestKey, RequestTensors};
 use copies::{CopyPart, HeldCopy};
 use examine::{Examination, Examine};
 pub use links::{LinkCarrier, LinkMeasured};
 use rkyv::rancor;
+pub use speed::DeviceSpeed;
 
 use crate::request::{Degrees, Dtype, Event, RankReport, StepCache, TextEncoderPolicy, Wire};
 
@@ -34,6 +36,8 @@ pub const SCHEMA: u64 = ditmesh_transport::frame::schema_hash(&[
     include_str!("protocol/examine.rs"),
     include_str!("protocol/join.rs"),
     include_str!("protocol/links.rs"),
+    include_str!("protocol/speed.rs"),
+    include_str!("cost/device.rs"),
     include_str!("request.rs"),
     include_str!("request/op_time.rs"),
     include_str!("request/resumption.rs"),
@@ -130,6 +134,9 @@ pub enum ToCoordinator {
         /// `exit status: 1`, `signal: 9 (SIGKILL)`.
         status: String,
     },
+    /// What an agent knows of its devices' speeds, at the beginning of a session and when it has
+    /// measured.
+    Speeds(Vec<DeviceSpeed>),
     /// An agent's node is to leave the cluster.
     Leave {
         /// Milliseconds in which what runs there may end.

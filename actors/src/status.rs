@@ -155,6 +155,9 @@ pub struct DeviceStatus {
     pub address: String,
     /// Callers there that its worker turned away, as of its last word.
     pub callers_refused: u64,
+    /// FLOP/s that it was measured to sustain in the model's linear layers; none when nobody has
+    /// measured it.
+    pub flops_per_s: Option<u64>,
 }
 
 /// The running mesh.

@@ -9,6 +9,7 @@
 //! a mesh that is dissolved has its links closed and its runs aborted, while weights stay loaded
 //! for the next mesh. There is one mesh, and for a while the next one beside it.
 
+pub(crate) mod affinity;
 mod compute;
 pub(crate) mod device;
 pub(crate) mod forming;

@@ -165,6 +165,7 @@ impl Case {
                 memory_bytes_per_s: 1e30,
                 phase_s: 0.0,
                 memory_bytes,
+                processor: String::new(),
             };
         }
     }

@@ -29,6 +29,7 @@ fn gpu() -> DeviceProfile {
         memory_bytes_per_s: 800e9,
         phase_s: 10e-6,
         memory_bytes: 0,
+        processor: String::new(),
     }
 }
 

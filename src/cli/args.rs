@@ -89,6 +89,9 @@ pub(crate) enum Command {
     /// The process of one device; started by its agent
     #[command(hide = true)]
     Worker,
+    /// Measures one device; started by its agent
+    #[command(hide = true)]
+    Measure,
     /// One end of `bench transport`; started by it
     #[command(hide = true)]
     BenchEnd,

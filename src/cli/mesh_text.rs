@@ -48,7 +48,7 @@ pub(crate) fn describe(status: &ClusterStatus) -> String {
 }
 
 fn devices(status: &ClusterStatus) -> String {
-    let titles = ["node", "state", "process", "incarnation", "data plane"];
+    let titles = ["node", "state", "process", "incarnation", "data plane", "speed"];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     let number = |number: u64| if number == 0 { String::new() } else { number.to_string() };
     for node in &status.nodes {
@@ -65,10 +65,16 @@ fn devices(status: &ClusterStatus) -> String {
                 number(device.process.into()),
                 number(device.incarnation),
                 device.address.clone(),
+                speed(device.flops_per_s.map(|rate| rate as f64)),
             ]);
         }
     }
     table(&rows)
+}
+
+/// What a device was measured to sustain.
+pub(super) fn speed(flops_per_s: Option<f64>) -> String {
+    flops_per_s.map_or_else(|| "not measured".into(), |rate| format!("{:.1} GFLOP/s", rate / 1e9))
 }
 
 fn mesh_text(mesh: &MeshStatus) -> String {
@@ -143,6 +149,7 @@ mod tests {
             process: 4711,
             address: "127.0.0.1:40000".into(),
             callers_refused: 0,
+            flops_per_s: None,
         };
         let rank = |rank: u32| RankStatus {
             rank,
@@ -204,7 +211,7 @@ mod tests {
         let text = describe(&status());
         for part in [
             "cluster demo",
-            "  cpu 0  in mesh  4711     3            127.0.0.1:40000",
+            "  cpu 0  in mesh  4711     3            127.0.0.1:40000  not measured",
             "mesh of epoch 2: built-in in f32, cfg 1 x pipefusion 2",
             "1     a/1     0       1      0         4..8    1.50 MB",
             "links over quic (as told): 0-1",
@@ -214,6 +221,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_device_that_was_measured_says_how_fast_it_is() {
+        let mut measured = status();
+        measured.nodes[0].devices[0].flops_per_s = Some(41_234_000_000);
+        let text = describe(&measured);
+        assert!(text.contains("127.0.0.1:40000  41.2 GFLOP/s\n"), "{text}");
     }
 
     #[test]

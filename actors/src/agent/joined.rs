@@ -17,7 +17,6 @@ use super::bootstrap::AgentBootstrap;
 use super::credentials::Credentials;
 use super::keeper::Keeper;
 use super::{AgentError, run};
-use crate::cost::calibration::Calibration;
 use crate::launcher::lock::Lock;
 use crate::launcher::record::RunFolder;
 use crate::manifest::{CoordinatorSection, Manifest, NodeSection};
@@ -142,17 +141,12 @@ fn ask(orders: &JoinOrders, token: &JoinToken) -> Result<(Joined, Identity), Joi
         node.address = own_address(address).map_err(|e| unreachable(e.to_string()))?.to_string();
     }
     let key = JoinKey::generate()?;
-    let calibration = Calibration::find(&orders.state_dir).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the devices count as not measured");
-        Calibration::default()
-    });
     let question = JoinQuestion {
         schema: SCHEMA,
         build: BUILD.into(),
         token: token.id(),
         secret: token.secret(),
         node: node.clone(),
-        calibration: Calibration { links: None, pairs: Vec::new(), ..calibration },
         key: key.public(),
     };
     let question = serde_json::to_vec(&question).map_err(|e| JoinError::System(e.to_string()))?;

@@ -1,10 +1,11 @@
 //! The actor of one host: keeps its workers alive and the coordinator informed.
 //!
 //! Owns the workers' restart budgets and their incarnations, and the copies of checkpoints that it
-//! holds for the coordinator. How a worker is started is its
-//! home's. Never touches a device or weights.
+//! holds for the coordinator. How a worker is started is its home's, and which devices are measured
+//! before is `measuring`'s. Never touches a device or weights.
 //!
-//! Invariant: it ends only after all its workers have.
+//! Invariants: it ends only after all its workers have; a session's first word is what its devices
+//! sustain, as far as that is known.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,12 +13,13 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 
 use super::copies::HeldCopies;
+use super::measuring::{Measuring, UnderWay};
 use super::restarts::Restarts;
 use super::worker_home::WorkerHome;
 use crate::examine::{clock, host, ports};
 use crate::membership::Incarnation;
 use crate::protocol::examine::{Examination, Examine};
-use crate::protocol::{DeviceId, FromCoordinator, Party, ToCoordinator};
+use crate::protocol::{DeviceId, DeviceSpeed, FromCoordinator, Party, ToCoordinator};
 use crate::session::dial::Dialer;
 use crate::session::handshake;
 use crate::session::uplink::{Uplink, UplinkArgs, UplinkEvent, UplinkMsg};
@@ -45,6 +47,8 @@ pub(crate) struct NodeAgentArgs {
     pub(crate) restarts_max: u32,
     pub(crate) dialer: Dialer,
     pub(crate) home: WorkerHome,
+    /// How it learns what its devices sustain; `None` where nobody asks.
+    pub(crate) measuring: Option<Measuring>,
     /// Told whether there is a session with the coordinator.
     pub(crate) joined: watch::Sender<bool>,
     /// Told once how it ended.
@@ -64,6 +68,8 @@ pub(crate) enum NodeAgentMsg {
     StartWorker {
         index: usize,
     },
+    /// What the devices sustain, as far as that could be measured.
+    Measured(Vec<DeviceSpeed>),
     /// This host was looked at.
     Examined(Box<Examination>),
     /// Leave the cluster, then end.
@@ -95,9 +101,13 @@ pub(crate) struct State {
     copies: HeldCopies,
     /// This host is being looked at.
     examining: bool,
-    /// Workers are started at the first welcome: one that joined before its agent would be taken
+    /// Workers are started after the first welcome: one that joined before its agent would be taken
     /// for a worker of the agent's life before, and lost with it.
     begun: bool,
+    /// Looked at first.
+    measuring: Option<Measuring>,
+    under_way: Option<UnderWay>,
+    speeds: Vec<DeviceSpeed>,
     joined: watch::Sender<bool>,
     /// Told to leave, and waiting for the coordinator to let it go.
     leaving: bool,
@@ -145,7 +155,8 @@ impl Actor for NodeAgent {
         };
         let slots = std::iter::repeat_with(slot).take(args.devices).collect();
         let (ended, ending, begun) = (Some(args.ended), None, false);
-        let NodeAgentArgs { node, home, joined, .. } = args;
+        let NodeAgentArgs { node, home, measuring, joined, .. } = args;
+        let (under_way, speeds) = (None, Vec::new());
         let (leaving, examining, copies) = (false, false, HeldCopies::default());
         Ok(State {
             node,
@@ -155,6 +166,9 @@ impl Actor for NodeAgent {
             copies,
             examining,
             begun,
+            measuring,
+            under_way,
+            speeds,
             joined,
             leaving,
             ended,
@@ -184,15 +198,19 @@ impl Actor for NodeAgent {
             }
             NodeAgentMsg::Uplink(UplinkEvent::Up) => {
                 state.joined.send_replace(true);
+                state.tell_speeds();
                 let held = state.copies.held();
                 if !held.is_empty() {
                     state.say(ToCoordinator::CopiesHeld(held));
                 }
                 if !std::mem::replace(&mut state.begun, true) {
-                    for index in 0..state.slots.len() {
-                        state.start_worker(&myself, index).await;
-                    }
+                    state.begin(&myself).await;
                 }
+            }
+            NodeAgentMsg::Measured(speeds) => {
+                (state.speeds, state.under_way) = (speeds, None);
+                state.tell_speeds();
+                state.start_workers(&myself).await;
             }
             NodeAgentMsg::Leave { drain } => state.leave(&myself, drain),
             NodeAgentMsg::Uplink(UplinkEvent::Down(_)) => {
@@ -296,6 +314,29 @@ impl State {
         myself.send_after(drain + RELEASE_MARGIN, || NodeAgentMsg::Stop);
     }
 
+    /// Looks at the devices, then starts their workers.
+    async fn begin(&mut self, myself: &ActorRef<NodeAgentMsg>) {
+        let Some(measuring) = self.measuring.take() else {
+            return self.start_workers(myself).await;
+        };
+        let agent = myself.clone();
+        // An agent that has ended starts no workers.
+        let done = move |speeds| drop(agent.cast(NodeAgentMsg::Measured(speeds)));
+        self.under_way = Some(measuring.begin(done));
+    }
+
+    fn tell_speeds(&self) {
+        if !self.speeds.is_empty() {
+            self.say(ToCoordinator::Speeds(self.speeds.clone()));
+        }
+    }
+
+    async fn start_workers(&mut self, myself: &ActorRef<NodeAgentMsg>) {
+        for index in 0..self.slots.len() {
+            self.start_worker(myself, index).await;
+        }
+    }
+
     async fn start_worker(&mut self, myself: &ActorRef<NodeAgentMsg>, index: usize) {
         let device = self.device(index);
         let Some(slot) = self.slots.get_mut(index) else { return };
@@ -381,6 +422,7 @@ impl State {
             return;
         }
         self.ending = Some(end);
+        self.under_way = None;
         for slot in &mut self.slots {
             if let Some(life) = slot.life.take() {
                 drop(life);

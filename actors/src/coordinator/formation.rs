@@ -41,6 +41,8 @@ pub(super) enum FormationEvent {
     DeviceLeaving(DeviceId),
     /// Other links count as cut than before: the same devices may make another mesh.
     CutsChanged,
+    /// Devices are faster or slower than was known: the same ones may make another mesh.
+    SpeedsChanged,
     /// Devices that have never come are waited for no longer.
     Settled,
     /// What the devices of a `Plan` make.
@@ -162,6 +164,7 @@ impl Formation {
                 self.link_failures = 0;
                 self.roster.plan_again();
             }
+            FormationEvent::SpeedsChanged => self.roster.plan_again(),
             FormationEvent::Settled => self.roster.settle(),
             FormationEvent::Planned { number, plans } => {
                 if number != self.planned.0 {

@@ -12,13 +12,11 @@ use ditmesh_transport::control::{ControlEndpoint, ControlHoldings};
 use ditmesh_transport::identity::{ClusterCa, Role};
 use ditmesh_transport::join::{JoinToken, Joining};
 use ractor::ActorRef;
-use serde::{Deserialize, Serialize};
 
 use super::tokens::{TOKEN_TTL_MAX, Tokens};
 use super::{CoordinatorMsg, State};
 use crate::agent::certs_dir;
 use crate::agent::node_agent::unix_ms;
-use crate::cost::calibration::Calibration;
 use crate::manifest::{Manifest, NodeSection, validate};
 use crate::membership::MembershipEvent;
 use crate::protocol::SCHEMA;
@@ -35,20 +33,13 @@ pub(crate) struct Door {
     pub(crate) folder: PathBuf,
 }
 
-/// A node that joined, as it is kept.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct JoinedNode {
-    pub(super) node: NodeSection,
-    pub(super) calibration: Calibration,
-}
-
 /// The coordinator's part of joining.
 pub(super) struct Joins {
     door: Option<Door>,
     /// Until when the door is open, in seconds since 1970.
     open_until_s: Option<u64>,
-    /// Nodes that are not in the manifest of the start, and what was measured of their devices.
-    pub(super) joined: Vec<JoinedNode>,
+    /// Nodes that are not in the manifest of the start.
+    pub(super) joined: Vec<NodeSection>,
 }
 
 impl Joins {
@@ -56,7 +47,7 @@ impl Joins {
     pub(super) fn new(door: Option<Door>, manifest: &mut Manifest) -> Self {
         let mut joins = Self { door, open_until_s: None, joined: Vec::new() };
         joins.joined = joins.folder().map(|folder| read_joined(&folder)).unwrap_or_default();
-        for JoinedNode { node, .. } in &joins.joined {
+        for node in &joins.joined {
             put(manifest, node.clone());
         }
         joins.look_at_door();
@@ -101,12 +92,12 @@ impl Joins {
         }
     }
 
-    fn keep(&self, joined: &JoinedNode) -> Result<(), String> {
+    fn keep(&self, node: &NodeSection) -> Result<(), String> {
         let Some(folder) = self.folder() else { return Ok(()) };
-        let path = folder.join(format!("{}.json", joined.node.name));
+        let path = folder.join(format!("{}.json", node.name));
         let partial = path.with_extension("partial");
         let written = fs::create_dir_all(&folder)
-            .and_then(|()| fs::write(&partial, serde_json::to_vec(joined)?))
+            .and_then(|()| fs::write(&partial, serde_json::to_vec(node)?))
             .and_then(|()| fs::File::open(&partial)?.sync_all())
             .and_then(|()| fs::rename(&partial, &path))
             .and_then(|()| fs::File::open(&folder)?.sync_all());
@@ -116,7 +107,7 @@ impl Joins {
     /// Forgets a node that joined and has left; whether it was one.
     pub(super) fn forget(&mut self, name: &str) -> bool {
         let before = self.joined.len();
-        self.joined.retain(|joined| joined.node.name != name);
+        self.joined.retain(|joined| joined.name != name);
         if let Some(folder) = self.folder() {
             // It may never have been written.
             let _ = fs::remove_file(folder.join(format!("{name}.json")));
@@ -156,11 +147,11 @@ impl State {
             Err(error) => Err(format!("the question cannot be read: {error}; run the same build")),
         };
         let reply = match admitted {
-            Ok((admission, joined)) => {
-                let (name, devices) = (joined.node.name.clone(), joined.node.devices.len());
+            Ok((admission, node)) => {
+                let (name, devices) = (node.name.clone(), node.devices.len());
                 tracing::info!(node = name, %from, devices, "node admitted");
                 self.desk.memory.note_forced(&name, false);
-                self.take_in(joined);
+                self.take_in(node);
                 let admitted = MembershipEvent::Admitted { node: name, devices };
                 self.member(myself, admitted).await;
                 JoinAnswer::Admitted(Box::new(admission))
@@ -177,8 +168,8 @@ impl State {
     }
 
     /// Whether a machine may join, and what it then needs.
-    fn admit(&self, question: &JoinQuestion) -> Result<(Admission, JoinedNode), String> {
-        let JoinQuestion { schema, build, token, secret, node, calibration, key } = question;
+    fn admit(&self, question: &JoinQuestion) -> Result<(Admission, NodeSection), String> {
+        let JoinQuestion { schema, build, token, secret, node, key } = question;
         let tokens = self.joins.tokens().ok_or("nobody can join this cluster")?;
         if *schema != SCHEMA {
             return Err(format!(
@@ -193,18 +184,11 @@ impl State {
         let mut manifest = Manifest::clone(&self.manifest);
         put(&mut manifest, node.clone());
         validate::validate(&manifest).map_err(|error| error.to_string())?;
-        let calibration = Calibration {
-            links: None,
-            pairs: Vec::new(),
-            devices: calibration.devices.clone(),
-            schema: calibration.schema,
-        };
-        let joined = JoinedNode { node, calibration };
         // Last: a question that is refused for another reason does not cost its token.
-        tokens.redeem(token, secret, &joined.node.name, now_s()).map_err(|e| e.to_string())?;
-        self.joins.keep(&joined)?;
+        tokens.redeem(token, secret, &node.name, now_s()).map_err(|e| e.to_string())?;
+        self.joins.keep(&node)?;
         let authority = authority.certificate_pem().to_owned();
-        Ok((Admission { certificate, authority, manifest }, joined))
+        Ok((Admission { certificate, authority, manifest }, node))
     }
 
     /// The node as the cluster will know it; its name is checked against manifest and members.
@@ -232,16 +216,18 @@ impl State {
     }
 
     pub(super) fn has_joined(&self, name: &str) -> bool {
-        self.joins.joined.iter().any(|joined| joined.node.name == name)
+        self.joins.joined.iter().any(|joined| joined.name == name)
     }
 
-    fn take_in(&mut self, joined: JoinedNode) {
-        put(Arc::make_mut(&mut self.manifest), joined.node.clone());
+    fn take_in(&mut self, node: NodeSection) {
+        put(Arc::make_mut(&mut self.manifest), node.clone());
+        // It says anew what its devices are.
+        self.speeds.remove(&node.name);
         if let Some(Ok(model)) = &self.model {
-            model.take_in(&joined.node, &joined.calibration);
+            model.take_in(&node);
         }
-        self.joins.joined.retain(|known| known.node.name != joined.node.name);
-        self.joins.joined.push(joined);
+        self.joins.joined.retain(|known| known.name != node.name);
+        self.joins.joined.push(node);
     }
 
     fn authority(&self) -> Result<ClusterCa, String> {
@@ -262,13 +248,13 @@ fn put(manifest: &mut Manifest, node: NodeSection) {
     }
 }
 
-fn read_joined(folder: &Path) -> Vec<JoinedNode> {
+fn read_joined(folder: &Path) -> Vec<NodeSection> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.take(2 * JOINED_MAX).filter_map(|entry| Some(entry.ok()?.path()));
     let json = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-    let mut joined: Vec<JoinedNode> =
+    let mut joined: Vec<NodeSection> =
         json.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect();
-    joined.sort_by(|a, b| a.node.name.cmp(&b.node.name));
+    joined.sort_by(|a, b| a.name.cmp(&b.name));
     joined
 }
 

@@ -65,6 +65,7 @@ impl State {
         if self.joins.forget(node) {
             std::sync::Arc::make_mut(&mut self.manifest).nodes.retain(|known| known.name != node);
             self.desk.membership.forget(node);
+            self.speeds.remove(node);
         }
     }
 }

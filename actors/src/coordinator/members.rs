@@ -216,6 +216,9 @@ impl State {
                     tracing::warn!(cause, "a node cannot leave");
                 }
             }
+            (ToCoordinator::Speeds(speeds), Member::Agent(node)) => {
+                self.learn_speeds(myself, node, speeds).await;
+            }
             (ToCoordinator::LinksObserved { epoch, links }, Member::Worker(device)) => {
                 self.observe_links(&device, epoch, &links);
             }

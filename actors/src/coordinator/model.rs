@@ -34,7 +34,7 @@ use crate::plan::footprint::{self, RankMemory};
 use crate::plan::layout::Layout;
 use crate::plan::resolve::{check_degrees, latent_grid};
 use crate::planner::{self, Candidate, Wish};
-use crate::protocol::{DeviceId, RunSpec};
+use crate::protocol::{DeviceId, DeviceSpeed, RunSpec};
 use crate::request::{Degrees, Dtype, ModelSource, TextEncoderPolicy, Wire};
 
 /// How many times longer than at its own size a step of a model may be planned.
@@ -283,10 +283,22 @@ impl Model {
         self.cluster.read().unwrap_or_else(PoisonError::into_inner).of_devices(&names)
     }
 
-    /// A node has joined, with what was measured of its devices.
-    pub(crate) fn take_in(&self, node: &NodeSection, calibration: &Calibration) {
+    /// A node has joined.
+    pub(crate) fn take_in(&self, node: &NodeSection) {
+        self.cluster.write().unwrap_or_else(PoisonError::into_inner).take_in(node);
+    }
+
+    /// From now on plans reckon with what a node's agent says of its devices; whether that is news.
+    pub(crate) fn learn_speeds(&self, node: &str, speeds: &[DeviceSpeed]) -> bool {
         let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
-        cluster.take_in(node, calibration);
+        cluster.learn_speeds(node, speeds)
+    }
+
+    /// What a device sustains in the linear layers of this model, in FLOP/s; `None` when nobody has
+    /// measured it.
+    pub(crate) fn flops_per_s(&self, device: &DeviceId) -> Option<f64> {
+        let cluster = self.cluster_of(std::slice::from_ref(device));
+        cluster.devices.first()?.flops_per_s(self.dtype)
     }
 
     /// From now on plans reckon with what was measured; returns what the manifest does not

@@ -94,11 +94,12 @@ impl State {
             }
         }
         if let Ok(model) = &model {
-            for joined in &self.joins.joined {
-                model.take_in(&joined.node, &joined.calibration);
+            for node in &self.joins.joined {
+                model.take_in(node);
             }
         }
         self.model = Some(model.map(Arc::new));
+        self.reckon_with_all_speeds();
         for device in self.desk.membership.ready_devices() {
             if let Some(epoch) = self.newest_epoch(&device) {
                 self.form(myself, FormationEvent::DeviceReady { device, epoch }).await;

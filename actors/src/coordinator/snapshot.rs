@@ -93,7 +93,10 @@ impl State {
             alive if alive == "alive" && self.desk.membership.is_ready(&device) => "ready".into(),
             other => other,
         };
+        let model = self.model.as_ref().and_then(|model| model.as_ref().ok());
+        let flops_per_s = model.and_then(|model| model.flops_per_s(&device));
         DeviceStatus {
+            flops_per_s: flops_per_s.map(|rate| rate as u64),
             index: device.index,
             kind: kind.to_string(),
             state,

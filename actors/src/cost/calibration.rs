@@ -1,14 +1,17 @@
 //! What was measured, on disk: one JSON file of device profiles and links.
 //!
 //! Owns the file's format and name. `ditmesh bench device` adds a device profile under a name (the
-//! default is [`device_name`]), `up` adds links; a plan reads both. Two places are looked at, the
-//! cluster's `<state_dir>/cache` before the user's cache folder. Invariant: the file appears whole
-//! or not at all (temporary file and rename).
+//! default is [`device_name`]), an agent those of kinds that it has measured; a coordinator adds
+//! what agents say of their own devices ([`of_device`]), and links. A plan reads all. Two places are
+//! looked at, the cluster's `<state_dir>/cache` before the user's cache folder. Invariants: the file
+//! appears whole or not at all (temporary file and rename); of changes made at the same time none
+//! is lost.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -20,6 +23,10 @@ use super::link::{Links, NodeLink};
 pub const FILE_NAME: &str = "calibration.json";
 /// Version of its format.
 pub const SCHEMA: u32 = 1;
+/// Longest wait for somebody else who changes the file: it is written in milliseconds.
+const UPDATE_MAX: Duration = Duration::from_secs(2);
+/// Between looks at whether they still do.
+const UPDATE_PAUSE: Duration = Duration::from_millis(5);
 /// Largest file read.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
@@ -70,6 +77,11 @@ pub enum CalibrationError {
 /// Name of the profile of a processor with `threads` compute threads.
 pub fn device_name(threads: usize) -> String {
     format!("cpu-{}", threads.max(1))
+}
+
+/// Name of the profile of one device, of the kind of profile `kind`, as its own agent knows it.
+pub fn of_device(node: &str, index: usize, kind: &str) -> String {
+    format!("{node}/{index} {kind}")
 }
 
 /// The folder of a cluster's calibration.
@@ -141,11 +153,22 @@ impl Calibration {
     /// # Errors
     /// When the file is there and cannot be used, or cannot be written.
     pub fn keep(state_dir: &Path, measured: &[NodeLink]) -> Result<(), CalibrationError> {
-        let folder = cluster_folder(state_dir);
-        let mut kept = Self::load(&folder)?.unwrap_or_default();
-        kept.pairs.retain(|old| !measured.iter().any(|new| new.joins(&old.a, &old.b)));
-        kept.pairs.extend(measured.iter().cloned());
-        kept.save(&folder)
+        Self::update(&cluster_folder(state_dir), |kept| {
+            kept.pairs.retain(|old| !measured.iter().any(|new| new.joins(&old.a, &old.b)));
+            kept.pairs.extend(measured.iter().cloned());
+        })
+    }
+
+    /// Changes the calibration in `folder`, which is made when it is not there. Waits while somebody
+    /// else changes it, at most [`UPDATE_MAX`].
+    ///
+    /// # Errors
+    /// When the file is there and cannot be used, or cannot be written.
+    pub fn update(folder: &Path, change: impl FnOnce(&mut Self)) -> Result<(), CalibrationError> {
+        let _alone = alone(folder)?;
+        let mut kept = Self::load(folder)?.unwrap_or_default();
+        change(&mut kept);
+        kept.save(folder)
     }
 
     /// Writes the file into `folder`, which is made when it is not there.
@@ -175,6 +198,26 @@ impl Calibration {
         let mut links = self.links.clone().unwrap_or_else(Links::unmeasured);
         links.pairs.extend(self.pairs.iter().cloned());
         links
+    }
+}
+
+/// The right to change the file in `folder`.
+fn alone(folder: &Path) -> Result<fs::File, CalibrationError> {
+    let path = folder.join(format!(".{FILE_NAME}.lock"));
+    let failed = |source| CalibrationError::Io { path: path.clone(), source };
+    fs::create_dir_all(folder).map_err(failed)?;
+    let file = fs::OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+    let deadline = Instant::now() + UPDATE_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                let cause = format!("somebody else has held it for {} s", UPDATE_MAX.as_secs());
+                return Err(failed(io::Error::new(io::ErrorKind::TimedOut, cause)));
+            }
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(UPDATE_PAUSE),
+        }
     }
 }
 
@@ -215,6 +258,24 @@ mod tests {
         Calibration::keep(state.path(), &[pair("b", "a", 3.0)]).unwrap();
         let found = Calibration::load(&cluster_folder(state.path())).unwrap().unwrap();
         assert_eq!(found.pairs, [pair("a", "c", 2.0), pair("b", "a", 3.0)]);
+    }
+
+    #[test]
+    fn of_changes_made_at_the_same_time_none_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let keep = |number: usize| {
+            let (name, profile) = (device_name(number), DeviceProfile::unmeasured_cpu(number));
+            Calibration::update(folder.path(), |kept| drop(kept.devices.insert(name, profile)))
+        };
+        std::thread::scope(|scope| {
+            let keepers: Vec<_> = (1..=8).map(|number| scope.spawn(move || keep(number))).collect();
+            keepers.into_iter().for_each(|keeper| keeper.join().unwrap().unwrap());
+        });
+        let found = Calibration::load(folder.path()).unwrap().unwrap();
+        assert_eq!(found.devices.len(), 8);
+        let _held = alone(folder.path()).unwrap();
+        let error = keep(9).unwrap_err().to_string();
+        assert!(error.contains("somebody else"), "{error}");
     }
 
     #[test]

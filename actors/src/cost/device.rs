@@ -8,8 +8,19 @@ use serde::{Deserialize, Serialize};
 use crate::request::Dtype;
 
 /// A rate for each precision that weights are held in.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(deny_unknown_fields)]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct Rates {
     /// Weights in 32-bit float.
     pub f32: f64,
@@ -25,6 +36,11 @@ impl Rates {
         Self { f32: rate, f16: rate, bf16: rate }
     }
 
+    /// So many times these.
+    fn times(&self, factor: f64) -> Self {
+        Self { f32: self.f32 * factor, f16: self.f16 * factor, bf16: self.bf16 * factor }
+    }
+
     /// The rate of one precision.
     pub fn of(&self, dtype: Dtype) -> f64 {
         match dtype {
@@ -36,8 +52,18 @@ impl Rates {
 }
 
 /// What one device sustains on the shapes of a transformer block, not its data sheet.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(
+    Clone,
+    Debug,
+    PartialEq,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(deny_unknown_fields)]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct DeviceProfile {
     /// Matrix products of linear layers, FLOP/s.
     pub gemm_flops_per_s: Rates,
@@ -50,6 +76,9 @@ pub struct DeviceProfile {
     /// Memory for weights, caches and activations, bytes; 0 when it is not known.
     #[serde(default)]
     pub memory_bytes: u64,
+    /// Model of the processor that it was measured on; empty when that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub processor: String,
 }
 
 impl DeviceProfile {
@@ -63,6 +92,18 @@ impl DeviceProfile {
             memory_bytes_per_s: 3e9 * threads,
             phase_s: 20e-6,
             memory_bytes: 0,
+            processor: String::new(),
+        }
+    }
+
+    /// What `threads` threads sustain of a processor of which `measured` threads sustain this.
+    pub fn in_proportion(&self, threads: usize, measured: usize) -> Self {
+        let factor = threads.max(1) as f64 / measured.max(1) as f64;
+        Self {
+            gemm_flops_per_s: self.gemm_flops_per_s.times(factor),
+            attention_flops_per_s: self.attention_flops_per_s.times(factor),
+            memory_bytes_per_s: self.memory_bytes_per_s * factor,
+            ..self.clone()
         }
     }
 

@@ -109,6 +109,8 @@ async fn start_agent(
         restarts_max: manifest.launcher.restarts_max,
         dialer,
         home,
+        // All devices are of this machine, and a program that embeds an engine has no such process.
+        measuring: None,
         // Nobody looks.
         joined: watch::Sender::new(false),
         ended,

@@ -6,7 +6,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cost::calibration::Calibration;
 use crate::manifest::{Manifest, NodeSection};
 
 /// Asks to be let in.
@@ -22,8 +21,6 @@ pub(crate) struct JoinQuestion {
     pub(crate) secret: String,
     /// Name, address and devices.
     pub(crate) node: NodeSection,
-    /// What was measured of the devices.
-    pub(crate) calibration: Calibration,
     /// Public half of its key.
     pub(crate) key: Vec<u8>,
 }

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::runs::work_off;
 use super::shared_agenda::SharedAgenda;
-use super::{WorkerConfig, device};
+use super::{WorkerConfig, affinity, device};
 use crate::executor::abort::AbortFlag;
 use crate::plan::Plan;
 use crate::plan::layout::Layout;
@@ -289,23 +289,4 @@ pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
         format!("a bug in ditmesh: {}; please report it", text.unwrap_or_else(|| "a panic".into()))
     })
-}
-
-/// Pinning to cores, where the system has it.
-mod affinity {
-    /// Pins this thread, and those it starts, to `cores`; nothing when the list is empty.
-    pub(super) fn pin(cores: &[usize]) {
-        if cores.is_empty() {
-            return;
-        }
-        let mut set = nix::sched::CpuSet::new();
-        for &core in cores {
-            if set.set(core).is_err() {
-                tracing::warn!(core, "no such core to pin to");
-            }
-        }
-        if let Err(error) = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set) {
-            tracing::warn!(%error, ?cores, "cannot pin the compute thread");
-        }
-    }
 }

@@ -31,7 +31,7 @@ fn gpu_memory(_: usize) -> Option<Arc<dyn DeviceMemory>> {
 ///
 /// # Errors
 /// In words, when it is not there or this build cannot use it.
-pub(super) fn open(kind: DeviceKind, index: usize) -> Result<Device, String> {
+pub(crate) fn open(kind: DeviceKind, index: usize) -> Result<Device, String> {
     match kind {
         DeviceKind::Cpu => Ok(Device::Cpu),
         DeviceKind::Cuda => open_gpu(index),

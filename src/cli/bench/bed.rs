@@ -157,7 +157,8 @@ fn manifest(
     if transport != TransportArg::InProcess {
         let same_host = (transport == TransportArg::Ucx).then_some(CarrierKind::Ucx);
         manifest.transport = TransportSection { same_host, ..TransportSection::default() };
-        manifest.launcher = LauncherSection::default();
+        // Nothing else is to be measured here.
+        manifest.launcher = LauncherSection { measure_devices: false, ..Default::default() };
     }
     manifest.health =
         HealthSection { suspect_ms: SUSPECT_MS, dead_ms: DEAD_MS, ..HealthSection::default() };

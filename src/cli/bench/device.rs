@@ -1,17 +1,19 @@
 //! `bench device`: what a device sustains, kept where the planner looks for it.
 //!
-//! Owns the device's threads while it is measured, the profile made of the figures, and the file.
-//! Does not own the figures (`ditmesh_model::probe`) or the file's format.
+//! Owns what is said of the figures, and the memory that goes with them. Does not own the figures
+//! (`ditmesh_model::probe`), the profile made of them (`ditmesh_actors::device_bench`) or the file's
+//! format.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ditmesh::manifest;
+use ditmesh::manifest::{self, DeviceSection};
 use ditmesh_actors::cost::calibration::{self, Calibration};
-use ditmesh_actors::cost::device::{DeviceProfile, Rates};
+use ditmesh_actors::cost::device::DeviceProfile;
+use ditmesh_actors::device_bench::DeviceBench;
 use ditmesh_model::kernels::Isa;
-use ditmesh_model::probe::{self, AtTokens, BlockSize, Probe};
+use ditmesh_model::probe::{AtTokens, BlockSize, Effort, Probe, TOKENS};
 use serde_json::{Value, json};
 
 use crate::cli::args::DeviceArgs;
@@ -27,16 +29,20 @@ pub(super) fn run(args: &DeviceArgs, terminal: &Terminal) -> Result<(), Failure>
         terminal.note(&format!("{threads} threads on {cores} cores: they will take turns"));
     }
     terminal.note("measuring; what else runs on these cores falsifies it");
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|error| Failure::failed(format!("no threads: {error}")))?;
-    let each = Duration::from_millis(args.each_ms.into());
-    let size = BlockSize { hidden: args.hidden as usize, heads: args.heads as usize };
-    let probe = pool.install(|| probe::measure(size, each)).map_err(Failure::usage)?;
-    let profile = profile(&probe, memory::bytes() * threads.min(cores) as u64 / cores as u64);
+    let device = DeviceSection { threads: Some(threads), ..DeviceSection::default() };
+    let effort = Effort {
+        size: BlockSize { hidden: args.hidden as usize, heads: args.heads as usize },
+        tokens: TOKENS,
+        each: Duration::from_millis(args.each_ms.into()),
+    };
+    let bench = DeviceBench::open(&device).map_err(Failure::failed)?;
+    let probe = bench.measure(&effort).map_err(Failure::usage)?;
+    let memory_bytes = memory::bytes() * threads.min(cores) as u64 / cores as u64;
+    let profile = DeviceProfile { memory_bytes, ..bench.profile(&probe) };
     let name = args.name.clone().unwrap_or_else(|| calibration::device_name(threads));
-    let mut kept = Calibration::load(&folder).map_err(Failure::failed)?.unwrap_or_default();
-    kept.devices.insert(name.clone(), profile.clone());
-    kept.save(&folder).map_err(Failure::failed)?;
+    let (entry, kept) = (name.clone(), profile.clone());
+    Calibration::update(&folder, |calibration| drop(calibration.devices.insert(entry, kept)))
+        .map_err(Failure::failed)?;
     let file = folder.join(calibration::FILE_NAME);
     terminal.note(&format!("kept as \"{name}\" in {}", file.display()));
     if args.json {
@@ -61,23 +67,6 @@ fn folder(args: &DeviceArgs) -> Result<PathBuf, Failure> {
     calibration::user_folder().ok_or_else(|| {
         Failure::failed("no cache folder: HOME is not set; name a manifest with --cluster")
     })
-}
-
-/// The rates of whole pictures; those of smaller patches are shown only.
-fn profile(probe: &Probe, memory_bytes: u64) -> DeviceProfile {
-    let whole = |rates: &[AtTokens]| rates.first().map_or(0.0, |rate| rate.flops_per_s);
-    DeviceProfile {
-        gemm_flops_per_s: Rates {
-            f32: whole(&probe.gemm_f32),
-            f16: whole(&probe.gemm_f16),
-            bf16: whole(&probe.gemm_bf16),
-        },
-        // Activations are f32 whatever the weights are.
-        attention_flops_per_s: Rates::all(whole(&probe.attention)),
-        memory_bytes_per_s: probe.memory_bytes_per_s,
-        phase_s: probe.phase_s,
-        memory_bytes,
-    }
 }
 
 fn rows(probe: &Probe) -> [(&'static str, &[AtTokens]); 4] {

@@ -14,10 +14,12 @@ pub(super) fn of(planned: &Planned) -> String {
         .map(|(rank, memory)| {
             let at = planned.plan.mesh.coordinates(rank);
             let blocks = planned.plan.blocks(at.stage);
+            let device = planned.cluster.devices.get(rank);
             let times = best.and_then(|best| best.ranks.get(rank)).copied().unwrap_or_default();
             json!({
                 "rank": rank,
-                "device": planned.cluster.devices.get(rank).map(|device| &device.name),
+                "device": device.map(|device| &device.name),
+                "flops_per_s": device.and_then(|device| device.flops_per_s(planned.wish.dtype)),
                 "cfg": at.cfg, "stage": at.stage, "sp": at.sp,
                 "blocks": [blocks.start, blocks.end],
                 "bytes": memory, "total_bytes": memory.total(),

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use ditmesh_actors::planner::Trial;
 
 use super::Planned;
-use crate::cli::mesh_text::table;
+use crate::cli::mesh_text::{speed, table};
 
 /// Rows of the table of ranks, of links and of meshes that lost, at most.
 const ROWS_MAX: usize = 32;
@@ -67,6 +67,7 @@ fn ranks(planned: &Planned, best: &Trial) -> String {
     let head = [
         "rank",
         "device",
+        "speed",
         "branch",
         "stage",
         "sp",
@@ -83,12 +84,15 @@ fn ranks(planned: &Planned, best: &Trial) -> String {
     for (rank, memory) in planned.memory.iter().enumerate().take(ROWS_MAX) {
         let at = mesh.coordinates(rank);
         let blocks = planned.plan.blocks(at.stage);
-        let device = planned.cluster.devices.get(rank).map_or("", |device| &device.name);
+        let device = planned.cluster.devices.get(rank);
+        let measured = device.and_then(|device| device.flops_per_s(planned.wish.dtype));
+        let device = device.map_or("", |device| &device.name);
         let times = best.ranks.get(rank).copied().unwrap_or_default();
         let share = |seconds: f64| format!("{:.0}", 100.0 * seconds / best.simulated_seconds);
         rows.push(vec![
             rank.to_string(),
             device.to_owned(),
+            speed(measured),
             at.cfg.to_string(),
             at.stage.to_string(),
             at.sp.to_string(),
@@ -169,8 +173,8 @@ fn foundations(planned: &Planned) -> String {
     if guessed > 0 {
         let _ = writeln!(
             text,
-            "  {guessed} of {} devices were not measured: low guesses for their kind; \
-             `ditmesh bench device` measures them",
+            "  {guessed} of {} devices were not measured: taken for the slowest of their kind that was, \
+             else by low guesses; `ditmesh up` measures them, or `ditmesh bench device`",
             cluster.devices.len()
         );
     }
@@ -184,12 +188,12 @@ fn foundations(planned: &Planned) -> String {
     }
     let mut seen = Vec::new();
     for device in &cluster.devices {
-        let name = device.profile_name.as_deref().unwrap_or("guess");
-        if seen.contains(&name) {
+        let name = device.profile_name.as_deref().unwrap_or("not measured");
+        let (profile, dtype) = (&device.profile, planned.wish.dtype);
+        if seen.contains(&(name, profile)) || seen.len() == ROWS_MAX {
             continue;
         }
-        seen.push(name);
-        let (profile, dtype) = (&device.profile, planned.wish.dtype);
+        seen.push((name, profile));
         let _ = writeln!(
             text,
             "  {name}: {:.1} GFLOP/s in linear layers, {:.1} in attention, {:.1} GB/s of memory",
