@@ -107,7 +107,9 @@ async fn an_agent_that_ends_takes_the_process_that_measures_along() {
     let folder = tempfile::tempdir().expect("a folder");
     let pid = folder.path().join("pid");
     let hangs = format!("echo $$ > {}; exec sleep 60", pid.display());
-    let under_way = agent(folder.path(), &hangs).begin(|_| {});
+    // Longer than this test waits.
+    let longest = Duration::from_secs(60);
+    let under_way = Measuring { longest, ..agent(folder.path(), &hangs) }.begin(|_| {});
     let deadline = Instant::now() + Duration::from_secs(20);
     let written = || std::fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n'));
     while !written() {
