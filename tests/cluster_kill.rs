@@ -21,6 +21,10 @@ const STUCK_LIMIT: Duration = Duration::from_secs(2);
 /// stop, and what a busy machine adds.
 const HUNG_LIMIT: Duration = Duration::from_secs(4);
 
+/// Until a worker ends whose computing has not come back from a mesh that is gone: 10 s, and what it
+/// takes to end and to start another one.
+const LEFT_LIMIT: Duration = Duration::from_secs(12);
+
 /// What a loss may cost after that on a busy machine, loading and the next mesh included.
 const GOES_ON_LIMIT: Duration = Duration::from_secs(3);
 
@@ -214,10 +218,34 @@ fn a_worker_whose_computing_hangs_is_found_by_its_deadline() {
     let before = cluster.status();
     let worker = before.nodes[1].devices[0].process;
     let mut held = None;
-    let (generation, resumption) =
-        disturb_within(HUNG_LIMIT, &cluster, |_| held = HeldThread::hold(worker, "compute-b/0"));
+    let (generation, resumption) = disturb_within(HUNG_LIMIT, &cluster, |_| {
+        held = HeldThread::hold(worker, "compute-b/0");
+        if held.is_none() {
+            signal(worker, "KILL");
+        }
+    });
     let Some(held) = held else { return };
     names(&resumption, &["device b/0"], "did not stop");
+    assert!(relative(&generation, &expected) <= 1e-5);
+    held.ended();
+    draws_again(&cluster, &before);
+}
+
+/// Its mesh is lost for another reason meanwhile, so that nobody waits for it to stop: the next
+/// mesh cannot have it, and it ends by itself.
+#[test]
+fn a_worker_whose_computing_hangs_while_its_mesh_is_lost_ends_by_itself() {
+    let cluster = exact();
+    let expected = undisturbed(&cluster);
+    let before = cluster.status();
+    let [other, worker] = [0, 1].map(|node| before.nodes[node].devices[0].process);
+    let mut held = None;
+    let (generation, resumption) = disturb_within(LEFT_LIMIT, &cluster, |_| {
+        held = HeldThread::hold(worker, "compute-b/0");
+        signal(other, "KILL");
+    });
+    let Some(held) = held else { return };
+    names(&resumption, &["device a/0"], "SIGKILL");
     assert!(relative(&generation, &expected) <= 1e-5);
     held.ended();
     draws_again(&cluster, &before);

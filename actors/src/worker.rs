@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 
 use crate::executor::abort::AbortFlag;
 use crate::executor::agenda::{AgendaError, Retired};
+use crate::groups::conduct::ABORT_DEADLINE;
 use crate::manifest::DeviceKind;
 use crate::plan::Plan;
 use crate::plan::layout::Layout;
@@ -99,6 +100,12 @@ pub enum WorkerMsg {
     /// From the worker to itself: a mesh is up, or is not.
     #[doc(hidden)]
     FormDone(FormDone),
+    /// From the worker to itself: its computing has not come back from a mesh that it left.
+    #[doc(hidden)]
+    Hung {
+        /// The mesh's epoch.
+        epoch: u64,
+    },
 }
 
 /// Starts a worker. What it reports ([`ToCoordinator::Formed`], `FormFailed`, `Progress`,
@@ -134,6 +141,7 @@ struct Mesh {
 }
 
 struct State {
+    myself: ActorRef<WorkerMsg>,
     config: WorkerConfig,
     fabric: Arc<dyn Fabric>,
     reports: mpsc::Sender<ToCoordinator>,
@@ -155,12 +163,13 @@ impl Actor for Worker {
 
     async fn pre_start(
         &self,
-        _: ActorRef<WorkerMsg>,
+        myself: ActorRef<WorkerMsg>,
         args: Args,
     ) -> Result<State, ActorProcessingErr> {
         let compute = ComputeThread::start(&args.config)?;
         let Args { config, fabric, reports } = args;
         Ok(State {
+            myself,
             config,
             fabric,
             reports,
@@ -179,13 +188,21 @@ impl Actor for Worker {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            WorkerMsg::Form(form) => state.form(form, myself).await,
+            WorkerMsg::Form(form) => state.form(form).await,
             WorkerMsg::FormDone(done) => state.formed(done).await,
             WorkerMsg::Start(start) => state.start(start).await,
             WorkerMsg::Enter { run, after } => state.enter(run, after).await,
             WorkerMsg::Abort { run, cause } => state.abort(run, &cause).await,
             WorkerMsg::Measure { epoch, number, pair } => state.measure(epoch, number, pair),
             WorkerMsg::Dissolve { epoch, cause } => state.dissolve(epoch, &cause).await,
+            WorkerMsg::Hung { epoch } => {
+                let within = ABORT_DEADLINE.as_secs();
+                let cause = format!(
+                    "its computing did not come back from the mesh of epoch \
+                                     {epoch} within {within} s"
+                );
+                return Err(cause.into());
+            }
             WorkerMsg::Stop => myself.stop(None),
         }
         Ok(())
@@ -345,7 +362,24 @@ impl State {
         }
         if let Some(mesh) = self.meshes.remove(&epoch) {
             mesh.transport.close(cause);
+            self.await_return(epoch, mesh.agenda);
         }
+    }
+
+    /// A compute thread that does not come back from a mesh that is gone is of no use to the next
+    /// one, and nobody else sees that: this worker ends, and another one is started.
+    fn await_return(&self, epoch: u64, agenda: Arc<SharedAgenda<Run>>) {
+        if !agenda.is_attended() {
+            return;
+        }
+        let myself = self.myself.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(ABORT_DEADLINE).await;
+            if agenda.is_attended() {
+                // A worker that has ended hangs no longer.
+                let _ = myself.cast(WorkerMsg::Hung { epoch });
+            }
+        });
     }
 }
 

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use ditmesh_transport::fabric::{Fabric, MeshForm, PeerAddress};
 use ditmesh_transport::ids::{Epoch, PeerId};
 use ditmesh_transport::{Transport, TransportError};
-use ractor::ActorRef;
 
 use super::compute::{Load, Loaded};
 use super::{Mesh, State, WorkerConfig, WorkerMsg, measure};
@@ -39,7 +38,7 @@ impl std::fmt::Debug for FormDone {
 
 impl State {
     /// Loads the partition and brings up the links at the same time, off the mailbox.
-    pub(super) async fn form(&mut self, form: Form, myself: ActorRef<WorkerMsg>) {
+    pub(super) async fn form(&mut self, form: Form) {
         if form.epoch <= self.newest_epoch {
             let cause = format!("epoch {} is not after {}", form.epoch, self.newest_epoch);
             let (epoch, fault) = (form.epoch, FormFault::Loading);
@@ -54,7 +53,7 @@ impl State {
         let present: Vec<Loaded> = self.meshes.values().map(|mesh| mesh.loaded.clone()).collect();
         let loader = self.compute.loader();
         let (fabric, config) = (Arc::clone(&self.fabric), self.config.clone());
-        let fetchers = self.fetchers.clone();
+        let (fetchers, myself) = (self.fetchers.clone(), self.myself.clone());
         let forming = tokio::spawn(async move {
             let outcome = async {
                 let faulty = |cause| (FormFault::Loading, cause);

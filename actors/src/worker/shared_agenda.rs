@@ -109,6 +109,11 @@ impl<R> SharedAgenda<R> {
         !state.awake
     }
 
+    /// Whether the thread is at the agenda, or was called to it.
+    pub(super) fn is_attended(&self) -> bool {
+        self.state().awake
+    }
+
     /// [`Agenda::turn_to`].
     pub(super) fn turn_to(&self, run: u64) -> bool {
         self.state().agenda.turn_to(run)
