@@ -86,14 +86,28 @@ impl Memory {
         let forced = remembered.forced;
         let journal = Some(journal);
         let mut memory = Self { journal, epochs, members, forced, ..Self::default() };
-        let mut early = Vec::new();
+        let of_key = remembered.requests.iter().map(|(&id, pending)| (pending.key, id));
+        let newest: BTreeMap<_, _> = of_key.collect();
+        let (mut early, mut reached) = (Vec::new(), BTreeMap::new());
         for (id, pending) in remembered.requests {
             next_request.fetch_max(id + 1, Ordering::Relaxed);
             let cause = "it was restarted and read its journal";
+            let earlier = reached.remove(&pending.key);
+            let known = checkpoints.remove(&id).into_iter().chain(earlier);
+            let checkpoint = known.max_by_key(|checkpoint| checkpoint.step);
+            if newest.get(&pending.key) != Some(&id) {
+                // Its client asked again before it was noticed to be cut off; the newer request
+                // goes on from what this one had reached.
+                reached.extend(checkpoint.map(|checkpoint| (pending.key, checkpoint)));
+                if let Some(journal) = &memory.journal {
+                    journal.note(Entry::Ended { request: id });
+                }
+                continue;
+            }
             // What had not begun has lost nothing, and gets what it asked for.
-            let journey = match pending.waits_since_ms {
-                Some(_) => Journey::default(),
-                None => Journey::after_restart(checkpoints.remove(&id), cause),
+            let journey = match (pending.waits_since_ms, checkpoint) {
+                (Some(_), None) => Journey::default(),
+                (_, checkpoint) => Journey::after_restart(checkpoint, cause),
             };
             tracing::info!(
                 request = id,

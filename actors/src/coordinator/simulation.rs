@@ -64,6 +64,8 @@ pub(super) enum Sabotage {
     ForgetEnds,
     /// A rank goes on when what it has just sent is taken, and not before.
     SendsWait,
+    /// Requests that go on begin with their first step.
+    BeginAnew,
 }
 
 fn simulate(seed: u64, sabotage: Option<Sabotage>) -> Ending {
@@ -141,6 +143,7 @@ fn every_guard_is_needed() {
         (Sabotage::KeepExpired, invariants::waits_end::NAME),
         (Sabotage::ForgetEnds, invariants::ends_once::NAME),
         (Sabotage::SendsWait, invariants::go_on::NAME),
+        (Sabotage::BeginAnew, invariants::nothing_again::NAME),
     ] {
         let caught = (0..SEEDS).find(|&seed| {
             let violations = simulate(seed, Some(sabotage)).violations;

@@ -62,6 +62,9 @@ impl World {
         let dropped = coordinator.dropped.clone();
         let (sink, handle) = generation::channel(move || dropped.put(id));
         let request = GenerateRequest { deadline_s, ..GenerateRequest::new("a") };
+        let before_it = coordinator.desk.memory.requests_of(&key);
+        let reached = before_it.iter().filter_map(|id| self.reached.get(id)).max().copied();
+        self.reached.extend(reached.map(|steps| (id, steps)));
         coordinator.desk.accept(now, unix_ms, key, id, &request, Box::new(|_| {}));
         coordinator.callers.insert(client, Caller { request: id, handle });
         let life = coordinator.number;
@@ -145,8 +148,12 @@ impl World {
     pub(super) fn follow_waits(&mut self, event: &DispatcherEvent, said: &[DispatcherCommand]) {
         let now = self.now;
         match event {
-            DispatcherEvent::Submitted { request, deadline: Some(deadline), waited, .. } => {
-                self.waits.insert(*request, Wait { since: now - *waited, deadline: *deadline });
+            DispatcherEvent::Submitted { request, deadline: Some(deadline), .. } => {
+                // One that had begun waits anew, others since they were asked for.
+                let pending = self.remembered.requests.get(request);
+                let asked_ms = pending.and_then(|pending| pending.waits_since_ms);
+                let since = asked_ms.map_or(now, Duration::from_millis);
+                self.waits.insert(*request, Wait { since, deadline: *deadline });
             }
             DispatcherEvent::ReplicaLost { going_on, .. } => {
                 for (id, _) in going_on {

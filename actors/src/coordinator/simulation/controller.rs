@@ -4,6 +4,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
+
 use super::frames::Frame;
 use super::runs::model;
 use super::walker::{Inbox, Next, Untaken, Walker};
@@ -35,13 +38,13 @@ pub(super) struct Task {
     inbox: Inbox,
     checkpoints: Arc<CheckpointStore>,
     pictures: Vec<Picture>,
-    verdict: tokio::sync::oneshot::Receiver<Verdict>,
+    verdict: oneshot::Receiver<Verdict>,
     done: bool,
 }
 
 impl World {
     pub(super) fn start_run(&mut self, run: u64, requests: &[u64], epoch: u64) -> bool {
-        let now = self.now;
+        let (now, begins_anew) = (self.now, self.is(Sabotage::BeginAnew));
         let Some(coordinator) = &mut self.coordinator else { return false };
         let desk = &mut coordinator.desk;
         let Some(mesh) = coordinator.meshes.get(&epoch) else {
@@ -54,6 +57,10 @@ impl World {
         let spec = |request: &Request| Ok(RunSpec { num_pipeline_patch, ..request.spec.clone() });
         let plan = |spec: &RunSpec| Plan::new(degrees, &model(), spec);
         let plan = match desk.plan_run(requests, spec, plan) {
+            Ok((plan, _)) if begins_anew => {
+                let spec = RunSpec { first_step: 0, ..plan.run.clone() };
+                Arc::new(Plan::new(degrees, &model(), &spec).unwrap_or(plan))
+            }
             Ok((plan, _)) => Arc::new(plan),
             Err(error) => {
                 self.watch.violations.push(format!("no plan: {error}"));
@@ -75,6 +82,10 @@ impl World {
             progress: Progress::new(STEP_LIMIT, PLANNED, now),
         });
         let first_step = plan.run.first_step;
+        for id in requests {
+            let reached = self.reached.get(id).copied().unwrap_or(0);
+            self.watch.begins_at(*id, first_step, reached);
+        }
         let start = Start {
             epoch,
             run,
@@ -157,14 +168,18 @@ impl World {
         let Some(coordinator) = &mut self.coordinator else { return };
         let mut over = Vec::new();
         for (&run, task) in &mut coordinator.tasks {
-            let Ok(verdict) = task.verdict.try_recv() else { continue };
-            let verdict = match verdict {
-                Verdict::Moved if deliver_moved && task.done => Verdict::Done(Box::default()),
-                verdict => verdict,
+            let verdict = match task.verdict.try_recv() {
+                Err(TryRecvError::Empty) => continue,
+                // As the product takes it: nobody says any more what becomes of the run.
+                Err(TryRecvError::Closed) => None,
+                Ok(Verdict::Moved) if deliver_moved && task.done => {
+                    Some(Verdict::Done(Box::default()))
+                }
+                Ok(verdict) => Some(verdict),
             };
             let picture = Output::Latents(FloatTensor { shape: Vec::new(), data: Vec::new() });
             let outputs = task.done.then(|| vec![picture; task.pictures.len()]);
-            tell(&task.pictures, Some(verdict), outputs);
+            tell(&task.pictures, verdict, outputs);
             over.push((run, task.done));
         }
         for (run, done) in over {

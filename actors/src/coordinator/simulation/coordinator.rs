@@ -248,6 +248,7 @@ impl World {
         for (request, checkpoint) in kept {
             let (step, digest) = (checkpoint.step as u32, 0);
             self.remembered.add(Entry::Kept { request, step, digest });
+            self.reached.insert(request, step + 1);
             self.checkpoints.insert(request, checkpoint);
         }
         self.hear_results();

@@ -125,6 +125,8 @@ impl World {
                     self.note(|| "its checkpoints are lost".to_owned());
                     self.checkpoints.clear();
                 }
+                let kept = self.checkpoints.iter().map(|(&id, c)| (id, c.step as u32 + 1));
+                self.reached = kept.collect();
                 (Fault::KillCoordinator, self.dice.between(200, 1_500))
             }
         };

@@ -4,6 +4,7 @@ pub(super) mod ends_once;
 pub(super) mod go_on;
 pub(super) mod no_stale_frame;
 pub(super) mod none_lost;
+pub(super) mod nothing_again;
 pub(super) mod one_order;
 pub(super) mod one_plan_per_epoch;
 pub(super) mod waits_end;

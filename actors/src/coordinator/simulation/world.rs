@@ -177,6 +177,8 @@ pub(super) struct World {
     pub(super) remembered: Remembered,
     /// Newest checkpoints on its disk, by request.
     pub(super) checkpoints: BTreeMap<u64, Arc<Checkpoint>>,
+    /// Steps that requests have reached and go on from.
+    pub(super) reached: BTreeMap<u64, u32>,
     /// Requests with deadlines that wait.
     pub(super) waits: BTreeMap<u64, Wait>,
     /// Of each request how many steps it had when it was lost, and how often it was since.
@@ -214,6 +216,7 @@ impl World {
             lives: 0,
             remembered: Remembered::default(),
             checkpoints: BTreeMap::new(),
+            reached: BTreeMap::new(),
             waits: BTreeMap::new(),
             losses: BTreeMap::new(),
             points: BTreeMap::new(),
